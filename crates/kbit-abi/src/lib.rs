@@ -1,0 +1,1 @@
+//! The kbit plugin ABI: C header and its no_std Rust mirror.

@@ -1,0 +1,1 @@
+//! CPU inference over codecs: forward pass, KV cache, kernels, sampling.

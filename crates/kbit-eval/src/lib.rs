@@ -1,0 +1,1 @@
+//! Quality metrics over the engine: perplexity, KL divergence, bits per byte.

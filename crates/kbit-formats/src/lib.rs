@@ -1,0 +1,1 @@
+//! Checkpoints in, packed files out: safetensors and GGUF.

@@ -1,0 +1,1 @@
+//! Finds, pins, inspects, loads and calls quantizer plugins.

@@ -1,0 +1,1 @@
+//! Laws of quality against bits and size: fit, compare, bootstrap, Pareto, advise.

@@ -1,0 +1,1 @@
+//! Model architectures as data: hyper-parameters, tensor names, source expressions, metadata.

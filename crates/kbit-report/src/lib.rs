@@ -1,0 +1,1 @@
+//! Measurements to HTML, Markdown, SVG, CSV and JSON.

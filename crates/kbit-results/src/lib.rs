@@ -1,0 +1,1 @@
+//! The measurement record: JSON lines, schema, merging.

@@ -1,0 +1,1 @@
+//! Text to tokens and back, from GGUF metadata and Hugging Face files.

@@ -1,0 +1,14 @@
+//! The ground floor of kbit: element types, the ggml type table, matrix shapes, and the [`Codec`] trait.
+//!
+//! Every other room speaks in these terms. Nothing here reads files, runs kernels or knows a plugin.
+#![forbid(unsafe_code)]
+
+mod codec;
+mod dtype;
+mod ggml;
+mod shape;
+
+pub use codec::{ActivationKind, Codec, CodecError, FusedDot};
+pub use dtype::{Dtype, WidenError};
+pub use ggml::GgmlType;
+pub use shape::MatrixShape;

@@ -1,0 +1,1 @@
+//! Dynamic-exponent (tree) data type, 3 to 8 bits.

@@ -1,0 +1,1 @@
+//! Integer quantization, 2 to 8 bits.

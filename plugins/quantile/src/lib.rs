@@ -1,0 +1,1 @@
+//! Normal-float and empirical quantile codebooks.

@@ -1,0 +1,1 @@
+//! Absmean ternary weights, five to a byte.
