@@ -1,1 +1,30 @@
 //! Model architectures as data: hyper-parameters, tensor names, source expressions, metadata.
+//!
+//! [`describe`] reads what the engine must know from GGUF metadata. [`convert`] turns a checkpoint into the list of
+//! tensors and the metadata of a GGUF file: each tensor is a [`SourceExpr`], evaluated lazily by slab of rows, so that
+//! no tensor is ever whole in memory.
+#![forbid(unsafe_code)]
+
+pub mod architecture;
+pub mod description;
+
+mod describe;
+mod error;
+
+pub use architecture::{Architecture, ExpectedTensor};
+pub use describe::describe;
+pub use description::Description;
+pub use error::ModelError;
+
+/// What a tensor is, which decides how it may be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The token embedding.
+    TokenEmbedding,
+    /// The output matrix.
+    Output,
+    /// Any other matrix that multiplies activations.
+    Matrix,
+    /// Norms, biases, frequency factors and the like: stay f32.
+    Vector,
+}

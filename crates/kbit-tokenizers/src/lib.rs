@@ -1,1 +1,6 @@
 //! Text to tokens and back, from GGUF metadata and Hugging Face files.
+#![forbid(unsafe_code)]
+
+mod error;
+
+pub use error::TokenizerError;

@@ -1,0 +1,57 @@
+//! What can be wrong with a tokenizer.
+
+use std::path::PathBuf;
+
+/// A tokenizer that cannot be read. Messages name the file and the place, and end in the cure.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// The folder has no tokenizer.
+    #[error("{}: neither tokenizer.json nor tokenizer.model; put the model's tokenizer beside it", folder.display())]
+    Absent {
+        /// Folder.
+        folder: PathBuf,
+    },
+    /// A file could not be read.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// The system's words.
+        error: std::io::Error,
+    },
+    /// A file is damaged or says what no tokenizer can be.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// File.
+        path: PathBuf,
+        /// What is wrong, and the cure.
+        reason: String,
+    },
+    /// The metadata is missing something or contradicts itself.
+    #[error("tokenizer metadata {key}: {reason}; convert the model anew, or check the file's source")]
+    Metadata {
+        /// Full key.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A kind of tokenizer that kbit does not have.
+    #[error("tokenizer model {found:?} is not known; known are {}; convert the model with one of these", known.join(", "))]
+    UnknownModel {
+        /// What was found.
+        found: String,
+        /// What is known.
+        known: Vec<&'static str>,
+    },
+    /// A pre-tokenizer that kbit does not have.
+    #[error("pre-tokenizer {found} is not known; known are {}; if it is one of these under another name, name it by hand (pre-tokenizer option)", known.join(", "))]
+    UnknownPreTokenizer {
+        /// What was found: a name, or the structure in tokenizer.json.
+        found: String,
+        /// What is known.
+        known: Vec<&'static str>,
+    },
+    /// Metadata of a wrong type.
+    #[error(transparent)]
+    Format(#[from] kbit_formats::FormatError),
+}
