@@ -1,1 +1,311 @@
-//! The measurement record: JSON lines, schema, merging.
+//! The measurement record: JSON lines that fit and report read. `docs/results-schema.md` describes every field.
+//!
+//! `results.jsonl` holds figures that repeat ([`Measurement`]), `costs.jsonl` seconds and memory ([`Cost`]). Fields keep their
+//! order, so equal measurements are equal lines. A line with an unknown field or another schema version is refused.
+#![forbid(unsafe_code)]
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+/// Version of both records.
+pub const SCHEMA: u32 = 1;
+
+/// A model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelInfo {
+    /// Name in tables.
+    pub id: String,
+    /// Architecture, as GGUF names it.
+    pub architecture: String,
+    /// Number of weights N.
+    pub params: u64,
+    /// Training tokens D, where known.
+    pub tokens: Option<u64>,
+    /// Training compute C in FLOPs, where known.
+    pub flops: Option<f64>,
+}
+
+/// A scheme with its parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchemeInfo {
+    /// Name in tables, as `int:bits=4,block=64`; `none` for the unquantized model.
+    pub label: String,
+    /// Scheme id.
+    pub id: String,
+    /// Family that laws are fitted to: the scheme's short name.
+    pub family: String,
+    /// Every parameter with its value.
+    pub params: BTreeMap<String, serde_json::Value>,
+    /// Nominal bits a weight k.
+    pub bits: Option<f64>,
+}
+
+/// True bits a weight, scales included.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bpw {
+    /// Of all tensors.
+    pub file: f64,
+    /// Without embedding and output.
+    pub decoder: f64,
+}
+
+/// A text that was measured on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataInfo {
+    /// Name.
+    pub name: String,
+    /// SHA-256 of the text.
+    pub sha256: String,
+    /// Tokens in a window.
+    pub context: u64,
+    /// Windows.
+    pub chunks: u64,
+}
+
+/// One figure.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measurement {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Model.
+    pub model: ModelInfo,
+    /// Scheme.
+    pub scheme: SchemeInfo,
+    /// True bits a weight.
+    pub bpw: Bpw,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Bits of all tensors.
+    pub total_bits: f64,
+    /// Metric: `perplexity`, `nll` (nats a token), `bits_per_byte`, `kl_divergence` (nats), `same_top` (share), `tensor_relative_mse`, ...
+    pub metric: String,
+    /// Tensor, for metrics of one tensor.
+    pub tensor: Option<String>,
+    /// Value.
+    pub value: f64,
+    /// Standard error.
+    pub stderr: Option<f64>,
+    /// Tokens or weights behind the value.
+    pub count: u64,
+    /// Arithmetic of the engine.
+    pub mode: String,
+    /// Text.
+    pub data: Option<DataInfo>,
+    /// SHA-256 of the file.
+    pub file_sha256: Option<String>,
+}
+
+/// What a step took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cost {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Model.
+    pub model: ModelInfo,
+    /// Scheme.
+    pub scheme: SchemeInfo,
+    /// `convert`, `perplexity` or `kl_divergence`.
+    pub stage: String,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// Tokens a second.
+    pub tokens_per_second: Option<f64>,
+    /// Peak resident memory of the process so far (VmHWM), in bytes.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// A record with a schema version.
+pub trait Record: Serialize + DeserializeOwned {
+    /// Its version.
+    fn schema(&self) -> u32;
+}
+
+impl Record for Measurement {
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
+
+impl Record for Cost {
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
+
+/// Records that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ResultsError {
+    /// The system refused.
+    #[error("{}: {error}; give the path of a results.jsonl file", path.display())]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// The system's words.
+        error: std::io::Error,
+    },
+    /// A line is not a record.
+    #[error("{}:{line}: {message}; remove the line, or run the measurement again", path.display())]
+    Line {
+        /// File.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// Reads all records of `path`; empty lines are skipped.
+///
+/// # Errors
+/// The first line that is not a record of this version.
+pub fn read<T: Record>(path: &Path) -> Result<Vec<T>, ResultsError> {
+    let io = |error| ResultsError::Io { path: path.to_owned(), error };
+    let file = File::open(path).map_err(io)?;
+    let mut records = Vec::new();
+    for (index, line) in BufReader::new(file).lines().enumerate() {
+        let line = line.map_err(io)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let fail = |message: String| ResultsError::Line { path: path.to_owned(), line: index + 1, message };
+        let record: T = serde_json::from_str(&line).map_err(|error| fail(error.to_string()))?;
+        if record.schema() != SCHEMA {
+            return Err(fail(format!("schema {} where this kbit reads {SCHEMA}", record.schema())));
+        }
+        records.push(record);
+    }
+    Ok(records)
+}
+
+/// Writes `records` to `path`, one a line; the file appears whole.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write<T: Record>(path: &Path, records: &[T]) -> Result<(), ResultsError> {
+    let mut text = String::new();
+    let io = |error| ResultsError::Io { path: path.to_owned(), error };
+    for record in records {
+        text += &serde_json::to_string(record).map_err(|error| io(error.into()))?;
+        text.push('\n');
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    let temporary = PathBuf::from(name);
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    written.and_then(|()| std::fs::rename(&temporary, path)).map_err(io)
+}
+
+/// What makes two measurements measurements of the same thing.
+#[must_use]
+pub fn key(
+    measurement: &Measurement,
+) -> (String, String, String, Option<String>, String, Option<(String, u64, u64)>) {
+    (
+        measurement.model.id.clone(),
+        measurement.scheme.label.clone(),
+        measurement.metric.clone(),
+        measurement.tensor.clone(),
+        measurement.mode.clone(),
+        measurement.data.as_ref().map(|data| (data.sha256.clone(), data.context, data.chunks)),
+    )
+}
+
+/// Puts several sets together: of two measurements of the same thing, the later one counts, in the earlier one's place.
+#[must_use]
+pub fn merge(sets: impl IntoIterator<Item = Vec<Measurement>>) -> Vec<Measurement> {
+    let mut merged: Vec<Measurement> = Vec::new();
+    let mut places = HashMap::new();
+    for measurement in sets.into_iter().flatten() {
+        match places.entry(key(&measurement)) {
+            std::collections::hash_map::Entry::Occupied(place) => merged[*place.get()] = measurement,
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(merged.len());
+                merged.push(measurement);
+            }
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measurement(label: &str, value: f64) -> Measurement {
+        Measurement {
+            schema: SCHEMA,
+            model: ModelInfo {
+                id: "m".into(),
+                architecture: "llama".into(),
+                params: 10,
+                tokens: Some(5),
+                flops: None,
+            },
+            scheme: SchemeInfo {
+                label: label.into(),
+                id: "org.kbit.int/1".into(),
+                family: "int".into(),
+                params: BTreeMap::from([("bits".into(), 4.into())]),
+                bits: Some(4.0),
+            },
+            bpw: Bpw { file: 4.25, decoder: 4.25 },
+            bytes: 100,
+            total_bits: 800.0,
+            metric: "perplexity".into(),
+            tensor: None,
+            value,
+            stderr: Some(0.1),
+            count: 7,
+            mode: "f32".into(),
+            data: None,
+            file_sha256: None,
+        }
+    }
+
+    #[test]
+    fn records_come_back_as_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.jsonl");
+        let records = [measurement("a", 0.1 + 0.2), measurement("b", 1e-300)];
+        write(&path, &records).unwrap();
+        assert_eq!(read::<Measurement>(&path).unwrap(), records);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_bad_line_is_told_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.jsonl");
+        write(&path, &[measurement("a", 1.0)]).unwrap();
+        let good = std::fs::read_to_string(&path).unwrap();
+        for bad in [
+            "{\"schema\":1}".to_owned(),
+            good.trim().replace("\"schema\":1", "\"schema\":2"),
+            good.trim().replace("\"value\"", "\"valeu\""),
+        ] {
+            std::fs::write(&path, format!("{good}\n{bad}\n")).unwrap();
+            let message = read::<Measurement>(&path).unwrap_err().to_string();
+            assert!(message.contains("results.jsonl:3:"), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_later_of_two_measurements_counts() {
+        let merged = merge([vec![measurement("a", 1.0), measurement("b", 2.0)], vec![measurement("a", 3.0)]]);
+        assert_eq!(merged.iter().map(|m| m.value).collect::<Vec<_>>(), [3.0, 2.0]);
+    }
+}
