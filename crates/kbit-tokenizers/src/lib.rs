@@ -1,6 +1,19 @@
 //! Text to tokens and back, from GGUF metadata and Hugging Face files.
+//!
+//! [`Tokenizer`] is kbit's own encoder and decoder over the `tokenizer.ggml.*` keys of a GGUF file: SentencePiece BPE
+//! (`llama`) and byte-level BPE (`gpt2`) with the pre-tokenizers of llama.cpp.
 #![forbid(unsafe_code)]
 
+mod bpe;
+mod byte_level;
 mod error;
+mod merge;
+mod pre_tokenizer;
+mod special;
+mod spm;
+mod tokenizer;
+mod vocabulary;
 
 pub use error::TokenizerError;
+pub use tokenizer::Tokenizer;
+pub use vocabulary::TokenKind;

@@ -1,0 +1,126 @@
+//! Finding special tokens in text before anything else is done to it.
+
+use crate::vocabulary::{TokenKind, Vocabulary};
+use std::collections::HashMap;
+
+/// A stretch of text, or a token that was found in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fragment<'t> {
+    Text(&'t str),
+    Token(u32),
+}
+
+/// The special tokens of a vocabulary.
+#[derive(Debug)]
+pub(crate) struct Specials {
+    /// Longest first, then by id.
+    tokens: Vec<Special>,
+    /// Indices into `tokens` by their first two bytes (the second 0 for texts of one byte).
+    by_prefix: HashMap<[u8; 2], Vec<usize>>,
+    /// First bytes that any of them has.
+    first_bytes: [bool; 256],
+}
+
+#[derive(Debug)]
+struct Special {
+    id: u32,
+    text: String,
+    /// Found only where special tokens are asked for.
+    on_request: bool,
+    /// White space after it belongs to it.
+    strips_right: bool,
+}
+
+impl Specials {
+    /// `strips_right` says of a token's text whether white space after it belongs to it.
+    pub(crate) fn new(vocabulary: &Vocabulary, strips_right: impl Fn(&str) -> bool) -> Self {
+        let mut tokens: Vec<Special> = (0u32..)
+            .zip(vocabulary.tokens())
+            .filter(|(_, token)| {
+                matches!(token.kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown)
+            })
+            .map(|(id, token)| Special {
+                id,
+                text: token.text.clone(),
+                on_request: token.kind != TokenKind::UserDefined,
+                strips_right: strips_right(&token.text),
+            })
+            .collect();
+        tokens.sort_by_key(|special| std::cmp::Reverse(special.text.len()));
+        let mut by_prefix: HashMap<[u8; 2], Vec<usize>> = HashMap::new();
+        let mut first_bytes = [false; 256];
+        for (index, special) in tokens.iter().enumerate() {
+            let bytes = special.text.as_bytes();
+            let Some(&first) = bytes.first() else { continue };
+            first_bytes[usize::from(first)] = true;
+            by_prefix.entry([first, bytes.get(1).copied().unwrap_or(0)]).or_default().push(index);
+        }
+        Self { tokens, by_prefix, first_bytes }
+    }
+
+    /// Cuts `text` at its special tokens: all occurrences of the longest first, then of the next in what is left.
+    /// Control and unknown tokens are found only where `parse_special` asks for them.
+    pub(crate) fn partition<'t>(&self, text: &'t str, parse_special: bool) -> Vec<Fragment<'t>> {
+        let mut fragments = vec![Fragment::Text(text)];
+        for index in self.occurring(text, parse_special) {
+            let special = &self.tokens[index];
+            let mut finer = Vec::with_capacity(fragments.len() + 2);
+            for fragment in fragments {
+                match fragment {
+                    Fragment::Token(_) => finer.push(fragment),
+                    Fragment::Text(text) => special.cut(text, &mut finer),
+                }
+            }
+            fragments = finer;
+        }
+        fragments
+    }
+
+    /// Indices of the tokens that occur in `text`, in order.
+    fn occurring(&self, text: &str, parse_special: bool) -> Vec<usize> {
+        let bytes = text.as_bytes();
+        let mut found = vec![false; self.tokens.len()];
+        let mut any = false;
+        for (at, &byte) in bytes.iter().enumerate() {
+            if !self.first_bytes[usize::from(byte)] {
+                continue;
+            }
+            let rest = &bytes[at..];
+            let prefixes = [[byte, rest.get(1).copied().unwrap_or(0)], [byte, 0]];
+            let candidates = prefixes.iter().filter_map(|prefix| self.by_prefix.get(prefix)).flatten();
+            for &index in candidates {
+                let special = &self.tokens[index];
+                if !found[index]
+                    && (parse_special || !special.on_request)
+                    && rest.starts_with(special.text.as_bytes())
+                {
+                    found[index] = true;
+                    any = true;
+                }
+            }
+        }
+        if !any {
+            return Vec::new();
+        }
+        found.iter().enumerate().filter_map(|(index, &found)| found.then_some(index)).collect()
+    }
+}
+
+impl Special {
+    fn cut<'t>(&self, text: &'t str, out: &mut Vec<Fragment<'t>>) {
+        let mut rest = text;
+        while let Some(at) = rest.find(&self.text) {
+            if at > 0 {
+                out.push(Fragment::Text(&rest[..at]));
+            }
+            out.push(Fragment::Token(self.id));
+            rest = &rest[at + self.text.len()..];
+            if self.strips_right {
+                rest = rest.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+            }
+        }
+        if !rest.is_empty() {
+            out.push(Fragment::Text(rest));
+        }
+    }
+}
