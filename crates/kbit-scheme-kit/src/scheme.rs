@@ -1,0 +1,630 @@
+//! A block-wise scheme: levels by [`Levels`], everything else here.
+
+use crate::codebook::Codebook;
+use crate::layout::{Granularity, Layout};
+use crate::scale::{DoubleQuantization, ScaleType};
+use kbit_plugin::{Aux, Error, Host, Params, Plan, Scheme, SchemeInfo, Shape, Slab, SlabMut, pack};
+use std::ops::Range;
+
+/// Factors on the ideal scale that a search for the least squared error tries, besides 1.
+const SHRINK_STEPS: u8 = 24;
+/// Largest shrinkage that the search tries.
+const SHRINK_MOST: f32 = 0.48;
+/// Weights that a group should hold where statistics are gathered for each.
+const STATISTICS_GROUP: usize = 1 << 14;
+/// Bins of a histogram over [-1, 1].
+const BINS: usize = 1024;
+
+/// The numbers that belong to a block: a weight is `level(code) * scale + minimum`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Fit {
+    /// Factor.
+    pub scale: f32,
+    /// Summand; 0 without minima.
+    pub minimum: f32,
+}
+
+/// What a fit is made from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Summary {
+    /// Least value.
+    pub min: f32,
+    /// Greatest value.
+    pub max: f32,
+    /// Mean magnitude; only where [`Levels::NEEDS_MEAN`].
+    pub mean_magnitude: f32,
+}
+
+/// How a scheme is set up by its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Bits of a code; 0 packs five codes below 3 to a byte.
+    pub bits: u32,
+    /// What shares a scale.
+    pub granularity: Granularity,
+    /// Type of stored scales.
+    pub scale: ScaleType,
+    /// Scales that are quantized themselves.
+    pub double: Option<DoubleQuantization>,
+    /// A minimum beside each scale.
+    pub with_minimum: bool,
+    /// Shrink each scale to the least squared error.
+    pub search: bool,
+    /// Make the codebook from the matrix itself.
+    pub empirical: bool,
+}
+
+/// The levels of a scheme.
+pub trait Levels: Sized + Send + Sync + 'static {
+    /// What the scheme says of itself.
+    const INFO: SchemeInfo;
+    /// True where [`Summary::mean_magnitude`] is used.
+    const NEEDS_MEAN: bool = false;
+
+    /// Reads the parameters.
+    ///
+    /// # Errors
+    /// Values that do not go together.
+    fn open(params: &Params) -> Result<(Self, Setup), Error>;
+
+    /// The ideal numbers for weights of this range.
+    fn fit(&self, summary: &Summary) -> Fit;
+
+    /// Codes of `values`; `fit.scale` is not zero. `book` is the matrix's own codebook, where the setup asks for one.
+    fn encode(&self, values: &[f32], fit: Fit, book: Option<&Codebook>, codes: &mut [u8]);
+
+    /// The weights of `codes`.
+    fn decode(&self, codes: &[u8], fit: Fit, book: Option<&Codebook>, out: &mut [f32]);
+
+    /// The codebook of a matrix whose weights, divided by their block's scale, have this histogram over [-1, 1].
+    fn codebook(&self, histogram: &[u64]) -> Codebook {
+        let _ = histogram;
+        Codebook::new(vec![0.0])
+    }
+}
+
+/// A scheme over levels `L`.
+pub struct BlockScheme<L> {
+    levels: L,
+    setup: Setup,
+}
+
+/// A matrix being encoded.
+pub struct BlockJob {
+    layout: Layout,
+    tensor: String,
+    fit: Option<Fit>,
+    book: Option<Codebook>,
+}
+
+/// An encoded matrix.
+pub struct BlockTensor {
+    layout: Layout,
+    book: Option<Codebook>,
+}
+
+impl<L: Levels> BlockScheme<L> {
+    fn layout(&self, shape: &Shape<'_>) -> Result<Layout, Error> {
+        let Setup { bits, granularity, scale, double, with_minimum, .. } = self.setup;
+        let mut layout = Layout::new(bits, granularity, scale, double, with_minimum, shape)?;
+        if self.statistics_bytes() > 0 {
+            // Groups of about the same size, so that the last one is hardly shorter than the others.
+            let rows = usize::try_from(shape.rows).unwrap_or(usize::MAX);
+            let groups = (rows.saturating_mul(layout.cols) / STATISTICS_GROUP).clamp(1, rows);
+            let wanted = rows.div_ceil(groups).next_multiple_of(layout.row_group);
+            if wanted.checked_mul(layout.cols).is_some_and(|weights| weights < 1 << 31) {
+                layout.row_group = wanted;
+            }
+        }
+        Ok(layout)
+    }
+
+    const fn statistics_bytes(&self) -> usize {
+        if self.setup.empirical {
+            BINS * 4
+        } else if matches!(self.setup.granularity, Granularity::Tensor) {
+            24
+        } else {
+            0
+        }
+    }
+
+    /// The fit for `values` as it will be stored; before double quantization.
+    fn fit(&self, values: &[f32], book: Option<&Codebook>, place: &Place<'_>) -> Result<Fit, Error> {
+        let fit = self.levels.fit(&summarize::<L>(values, place)?);
+        let rounded = self.round(fit, place)?;
+        if !self.setup.search || rounded.scale == 0.0 {
+            return Ok(rounded);
+        }
+        let mut best = (f32::INFINITY, rounded);
+        let mut codes = vec![0; values.len()];
+        let mut decoded = vec![0.0; values.len()];
+        for step in 0..=SHRINK_STEPS {
+            let factor = 1.0 - SHRINK_MOST * f32::from(step) / f32::from(SHRINK_STEPS);
+            let candidate = self.round(Fit { scale: fit.scale * factor, ..fit }, place)?;
+            if candidate.scale == 0.0 {
+                continue;
+            }
+            self.levels.encode(values, candidate, book, &mut codes);
+            self.levels.decode(&codes, candidate, book, &mut decoded);
+            let error = values.iter().zip(&decoded).fold(0f32, |sum, (w, v)| sum + (w - v) * (w - v));
+            if error < best.0 {
+                best = (error, candidate);
+            }
+        }
+        Ok(best.1)
+    }
+
+    fn round(&self, fit: Fit, place: &Place<'_>) -> Result<Fit, Error> {
+        let rounded = |value: f32| {
+            // Quantized scales are not stored in the scale type.
+            let stored = if self.setup.double.is_some() && !self.setup.with_minimum {
+                value.is_finite().then_some(value)
+            } else {
+                self.setup.scale.round(value)
+            };
+            stored.ok_or_else(|| {
+                Error::numeric(format!(
+                    "tensor {}: a scale of {value:e} near row {} does not fit the scale type; choose scale=f32 or scale=bf16",
+                    place.tensor, place.first_row
+                ))
+            })
+        };
+        Ok(Fit { scale: rounded(fit.scale)?, minimum: rounded(fit.minimum)? })
+    }
+
+    fn encode_group(
+        &self,
+        job: &BlockJob,
+        values: &[f32],
+        place: &Place<'_>,
+        parts: &mut [&mut [u8]],
+        space: &mut Space,
+    ) -> Result<(), Error> {
+        let layout = &job.layout;
+        let book = job.book.as_ref();
+        let rows = values.len() / layout.cols;
+        space.fits.clear();
+        for block in layout.blocks(rows) {
+            space.fits.push(match job.fit {
+                Some(fit) => {
+                    refuse_not_finite(&values[block.clone()], place, block.start)?;
+                    fit
+                }
+                None => self.fit(&values[block.clone()], book, &place.at(block.start))?,
+            });
+        }
+        for part in parts.iter_mut().skip(1) {
+            part.fill(0);
+        }
+        if let Some(double) = layout.double {
+            space.scales.clear();
+            space.scales.extend(space.fits.iter().map(|fit| fit.scale));
+            space.scales.resize(layout.scales(), 0.0);
+            let [_, codes, supers, ..] = parts else { return Err(Error::internal("three parts")) };
+            double.write(&mut space.scales, codes, supers);
+            for (fit, scale) in space.fits.iter_mut().zip(&space.scales) {
+                fit.scale = *scale;
+            }
+        } else {
+            for (index, fit) in space.fits.iter().enumerate() {
+                layout.scale.write(parts[1], index, fit.scale);
+            }
+        }
+        if layout.with_minimum {
+            let last = parts.len() - 1;
+            for (index, fit) in space.fits.iter().enumerate() {
+                layout.scale.write(parts[last], index, fit.minimum);
+            }
+        }
+        space.codes.clear();
+        space.codes.resize(layout.group_weights(), 0);
+        for (block, fit) in layout.blocks(rows).zip(&space.fits) {
+            if fit.scale != 0.0 {
+                self.levels.encode(&values[block.clone()], *fit, book, &mut space.codes[block]);
+            }
+        }
+        if layout.bits == 0 {
+            pack_trits(&space.codes, parts[0]);
+        } else {
+            pack::pack_codes(layout.bits, &space.codes, parts[0]);
+        }
+        Ok(())
+    }
+}
+
+/// Where values come from, for error messages.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    tensor: &'a str,
+    first_row: u64,
+    cols: usize,
+    offset: usize,
+}
+
+impl Place<'_> {
+    const fn at(self, offset: usize) -> Self {
+        Self { offset: self.offset + offset, first_row: self.first_row + (offset / self.cols) as u64, ..self }
+    }
+}
+
+fn refuse_not_finite(values: &[f32], place: &Place<'_>, offset: usize) -> Result<(), Error> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(index) => {
+            let kind = if values[index].is_nan() { "NaN" } else { "infinity" };
+            let index = offset + index;
+            Err(Error::numeric(format!(
+                "tensor {}: {kind} at row {}, column {}; the checkpoint is damaged: get it anew",
+                place.tensor,
+                place.first_row + (index / place.cols) as u64,
+                index % place.cols
+            )))
+        }
+    }
+}
+
+fn summarize<L: Levels>(values: &[f32], place: &Place<'_>) -> Result<Summary, Error> {
+    const LANES: usize = 16;
+    let (mut min, mut max) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    let mut poison = [0f32; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for chunk in whole {
+        for lane in 0..LANES {
+            let value = chunk[lane];
+            min[lane] = if value < min[lane] { value } else { min[lane] };
+            max[lane] = if value > max[lane] { value } else { max[lane] };
+            poison[lane] += value - value;
+        }
+    }
+    let mut summary = Summary { min: f32::INFINITY, max: f32::NEG_INFINITY, mean_magnitude: 0.0 };
+    let mut finite = poison.iter().all(|lane| *lane == 0.0);
+    for value in min.iter().chain(&max).filter(|value| value.is_finite()).chain(rest) {
+        summary.min = if *value < summary.min { *value } else { summary.min };
+        summary.max = if *value > summary.max { *value } else { summary.max };
+    }
+    finite &= rest.iter().all(|value| value.is_finite());
+    if !finite {
+        let start = Place { offset: 0, ..*place };
+        refuse_not_finite(values, &start, place.offset % place.cols)?;
+    }
+    if L::NEEDS_MEAN {
+        let sum: f64 = values.iter().map(|value| f64::from(value.abs())).sum();
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            reason = "a mean in single precision"
+        )]
+        {
+            summary.mean_magnitude = (sum / values.len() as f64) as f32;
+        }
+    }
+    Ok(summary)
+}
+
+/// Buffers of one encode call.
+#[derive(Default)]
+struct Space {
+    fits: Vec<Fit>,
+    scales: Vec<f32>,
+    codes: Vec<u8>,
+    values: Vec<f32>,
+}
+
+/// Five codes below 3 to a byte, the first the least significant.
+fn pack_trits(codes: &[u8], out: &mut [u8]) {
+    for (five, byte) in codes.chunks(5).zip(out) {
+        *byte = five.iter().rev().fold(0, |byte, code| byte * 3 + code);
+    }
+}
+
+fn unpack_trits(bytes: &[u8], codes: &mut [u8]) {
+    for (five, byte) in codes.chunks_mut(5).zip(bytes) {
+        let mut rest = *byte;
+        for code in five {
+            *code = rest % 3;
+            rest /= 3;
+        }
+    }
+}
+
+/// The groups of `slab`: first row and values.
+fn groups<'a>(
+    slab: &'a Slab<'a>,
+    row_group: usize,
+    space: &'a mut Vec<f32>,
+) -> impl FnMut(usize) -> Option<(u64, &'a [f32])> + 'a {
+    let cols = slab.cols();
+    let contiguous = match slab.contiguous() {
+        Some(values) => values,
+        None => {
+            space.clear();
+            for row in 0..slab.len() {
+                space.extend_from_slice(slab.row(row));
+            }
+            &space[..]
+        }
+    };
+    let first = slab.first();
+    move |group| {
+        let start = group * row_group * cols;
+        if start >= contiguous.len() {
+            return None;
+        }
+        let end = (start + row_group * cols).min(contiguous.len());
+        Some((first + (group * row_group) as u64, &contiguous[start..end]))
+    }
+}
+
+impl<L: Levels> Scheme for BlockScheme<L> {
+    const INFO: SchemeInfo = L::INFO;
+    type Job = BlockJob;
+    type Tensor = BlockTensor;
+
+    fn open(_: &Host<'_>, params: &Params) -> Result<Self, Error> {
+        let (levels, setup) = L::open(params)?;
+        let whole = matches!(setup.granularity, Granularity::Tensor);
+        for (clash, what) in [
+            (
+                whole && setup.search,
+                "scale_search=mse needs scales of blocks or rows, not of the whole tensor",
+            ),
+            (
+                whole && setup.double.is_some(),
+                "scale_bits needs scales of blocks or rows, not of the whole tensor",
+            ),
+            (
+                whole && setup.empirical,
+                "codebook=empirical needs scales of blocks or rows, not of the whole tensor",
+            ),
+        ] {
+            if clash {
+                return Err(Error::param(what));
+            }
+        }
+        Ok(Self { levels, setup })
+    }
+
+    fn plan(&self, shape: &Shape<'_>) -> Result<Plan, Error> {
+        let layout = self.layout(shape)?;
+        let mut parts = layout.parts();
+        if self.setup.empirical {
+            parts[0].head_bytes = 4 << self.setup.bits;
+        }
+        let row_group = u32::try_from(layout.row_group)
+            .map_err(|_| Error::unsupported(format!("tensor {}: too many rows in a group", shape.tensor)))?;
+        Ok(Plan { parts, row_group, stat_bytes: self.statistics_bytes() as u64, ..Plan::default() })
+    }
+
+    fn begin(&self, shape: &Shape<'_>, _: Option<Slab<'_>>, _: &Aux<'_>) -> Result<BlockJob, Error> {
+        Ok(BlockJob { layout: self.layout(shape)?, tensor: shape.tensor.to_owned(), fit: None, book: None })
+    }
+
+    fn observe(
+        &self,
+        job: &BlockJob,
+        _: Range<u64>,
+        slab: &Slab<'_>,
+        stats: &mut [u8],
+        _: &mut [u8],
+    ) -> Result<(), Error> {
+        let layout = &job.layout;
+        let mut space = Vec::new();
+        let mut group = groups(slab, layout.row_group, &mut space);
+        for (index, record) in stats.chunks_mut(self.statistics_bytes()).enumerate() {
+            let Some((first_row, values)) = group(index) else { break };
+            let place = Place { tensor: &job.tensor, first_row, cols: layout.cols, offset: 0 };
+            if self.setup.empirical {
+                let mut bins = vec![0u32; BINS];
+                for block in layout.blocks(values.len() / layout.cols) {
+                    let scale = self.fit(&values[block.clone()], None, &place.at(block.start))?.scale;
+                    if scale == 0.0 {
+                        continue;
+                    }
+                    for value in &values[block] {
+                        #[expect(
+                            clippy::cast_possible_truncation,
+                            clippy::cast_sign_loss,
+                            reason = "clamped to the bins"
+                        )]
+                        let bin = ((value / scale + 1.0) * (BINS as f32 / 2.0)).clamp(0.0, (BINS - 1) as f32)
+                            as usize;
+                        bins[bin] += 1;
+                    }
+                }
+                for (out, bin) in record.as_chunks_mut::<4>().0.iter_mut().zip(bins) {
+                    *out = bin.to_le_bytes();
+                }
+            } else {
+                let summary = summarize::<L>(values, &place)?;
+                let sum: f64 =
+                    if L::NEEDS_MEAN { values.iter().map(|value| f64::from(value.abs())).sum() } else { 0.0 };
+                record[..4].copy_from_slice(&summary.min.to_le_bytes());
+                record[4..8].copy_from_slice(&summary.max.to_le_bytes());
+                record[8..16].copy_from_slice(&sum.to_le_bytes());
+                record[16..24].copy_from_slice(&(values.len() as u64).to_le_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, job: &mut BlockJob, stats: &[u8], heads: &mut [&mut [u8]]) -> Result<(), Error> {
+        if self.setup.empirical {
+            let mut histogram = vec![0u64; BINS];
+            for record in stats.chunks(BINS * 4) {
+                for (sum, bin) in histogram.iter_mut().zip(record.as_chunks::<4>().0) {
+                    *sum += u64::from(u32::from_le_bytes(*bin));
+                }
+            }
+            let book = self.levels.codebook(&histogram);
+            let last = book.value(u8::MAX);
+            for (index, out) in heads[0].as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                *out = book.values().get(index).copied().unwrap_or(last).to_le_bytes();
+            }
+            job.book = Some(book);
+        } else if matches!(self.setup.granularity, Granularity::Tensor) {
+            let mut summary = Summary { min: f32::INFINITY, max: f32::NEG_INFINITY, mean_magnitude: 0.0 };
+            let (mut sum, mut count) = (0f64, 0u64);
+            for record in stats.as_chunks::<24>().0 {
+                let [min, max] = [0, 4].map(|at| {
+                    f32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
+                });
+                let [total, weights] = [8, 16].map(|at| {
+                    let mut eight = [0; 8];
+                    eight.copy_from_slice(&record[at..at + 8]);
+                    u64::from_le_bytes(eight)
+                });
+                summary.min = summary.min.min(min);
+                summary.max = summary.max.max(max);
+                sum += f64::from_bits(total);
+                count += weights;
+            }
+            #[expect(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                reason = "a mean in single precision"
+            )]
+            {
+                summary.mean_magnitude = (sum / count.max(1) as f64) as f32;
+            }
+            let place = Place { tensor: &job.tensor, first_row: 0, cols: job.layout.cols, offset: 0 };
+            job.fit = Some(self.round(self.levels.fit(&summary), &place)?);
+        }
+        Ok(())
+    }
+
+    fn encode(
+        &self,
+        job: &BlockJob,
+        _: Range<u64>,
+        slab: &Slab<'_>,
+        parts: &mut [&mut [u8]],
+        _: &mut [u8],
+    ) -> Result<(), Error> {
+        let layout = &job.layout;
+        let mut space = Space::default();
+        let mut copy = std::mem::take(&mut space.values);
+        let mut group = groups(slab, layout.row_group, &mut copy);
+        let group_bytes: Vec<usize> = {
+            let count = slab.len().div_ceil(layout.row_group).max(1);
+            parts.iter().map(|part| part.len() / count).collect()
+        };
+        let mut index = 0;
+        while let Some((first_row, values)) = group(index) {
+            let place = Place { tensor: &job.tensor, first_row, cols: layout.cols, offset: 0 };
+            let mut own: [&mut [u8]; 4] = Default::default();
+            for ((own, part), bytes) in own.iter_mut().zip(parts.iter_mut()).zip(&group_bytes) {
+                *own = &mut part[index * bytes..(index + 1) * bytes];
+            }
+            let own = &mut own[..group_bytes.len()];
+            self.encode_group(job, values, &place, own, &mut space)?;
+            index += 1;
+        }
+        Ok(())
+    }
+
+    fn open_tensor(&self, shape: &Shape<'_>, heads: &[&[u8]]) -> Result<BlockTensor, Error> {
+        let book = self.setup.empirical.then(|| {
+            let values = heads[0].as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+            Codebook::new(values.filter(|value| value.is_finite()).collect())
+        });
+        Ok(BlockTensor { layout: self.layout(shape)?, book })
+    }
+
+    fn decode(
+        &self,
+        tensor: &BlockTensor,
+        shape: &Shape<'_>,
+        parts: &[&[u8]],
+        rows: Range<u64>,
+        out: &mut SlabMut<'_>,
+        _: &mut [u8],
+    ) -> Result<(), Error> {
+        let layout = &tensor.layout;
+        let book = tensor.book.as_ref();
+        let groups = usize::try_from(shape.rows.div_ceil(layout.row_group as u64)).unwrap_or(1).max(1);
+        let part_bytes: Vec<usize> = parts.iter().map(|part| part.len() / groups).collect();
+        let mut codes = vec![0; layout.group_weights()];
+        let mut scales = vec![0.0; layout.scales()];
+        let mut values = vec![0.0; layout.group_weights()];
+        let first_group = usize::try_from(rows.start / layout.row_group as u64).unwrap_or(0);
+        for group in 0..out.len().div_ceil(layout.row_group) {
+            let body = |part: usize| {
+                let bytes = part_bytes[part];
+                let start = (first_group + group) * bytes;
+                &parts[part][start..start + bytes]
+            };
+            let first = group * layout.row_group;
+            let count = layout.row_group.min(out.len() - first);
+            let weights = count * layout.cols;
+            if layout.bits == 0 {
+                unpack_trits(body(0), &mut codes);
+            } else {
+                pack::unpack_codes(layout.bits, body(0), &mut codes);
+            }
+            if let Some(double) = layout.double {
+                double.read(body(1), body(2), &mut scales);
+            }
+            let last = parts.len() - 1;
+            for (index, block) in layout.blocks(count).enumerate() {
+                let fit = Fit {
+                    scale: if layout.double.is_some() {
+                        scales[index]
+                    } else {
+                        layout.scale.read(body(1), index)
+                    },
+                    minimum: if layout.with_minimum { layout.scale.read(body(last), index) } else { 0.0 },
+                };
+                if fit.scale == 0.0 {
+                    values[block].fill(fit.minimum);
+                } else {
+                    self.levels.decode(&codes[block.clone()], fit, book, &mut values[block]);
+                }
+            }
+            for (row, source) in values[..weights].chunks(layout.cols).enumerate() {
+                out.row_mut(first + row).copy_from_slice(source);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Codes of a codebook: the nearest value to each weight over its scale.
+pub fn encode_with(book: &Codebook, values: &[f32], fit: Fit, codes: &mut [u8]) {
+    for (value, code) in values.iter().zip(codes) {
+        *code = book.nearest(value / fit.scale);
+    }
+}
+
+/// Weights of a codebook's codes.
+pub fn decode_with(book: &Codebook, codes: &[u8], fit: Fit, out: &mut [f32]) {
+    let mut table = [0f32; 256];
+    for (code, value) in (0..=u8::MAX).zip(&mut table) {
+        *value = book.value(code) * fit.scale;
+    }
+    for (code, out) in codes.iter().zip(out) {
+        *out = table[usize::from(*code)];
+    }
+}
+
+/// The scale that puts the largest magnitude of a block on the largest value of `book`.
+#[must_use]
+pub fn absmax_fit(book: &Codebook, summary: &Summary) -> Fit {
+    Fit { scale: summary.max.abs().max(summary.min.abs()) / book.largest(), minimum: 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trits_come_back() {
+        let codes: Vec<u8> = (0..13).map(|i| i % 3).collect();
+        let mut bytes = vec![0; 3];
+        pack_trits(&codes, &mut bytes);
+        let mut back = vec![9; 13];
+        unpack_trits(&bytes, &mut back);
+        assert_eq!(back, codes);
+        assert!(bytes.iter().all(|byte| *byte < 243));
+    }
+}

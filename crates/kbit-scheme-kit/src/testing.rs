@@ -1,0 +1,170 @@
+//! What the tests of block-wise schemes share: the rules that every scheme keeps, driven through the safe trait.
+
+use kbit_plugin::{Aux, Error, Host, Params, Plan, Scheme, Shape, Slab, SlabMut};
+
+/// An encoded matrix: the bytes of each part's head and body.
+struct Encoded {
+    plan: Plan,
+    heads: Vec<Vec<u8>>,
+    parts: Vec<Vec<u8>>,
+}
+
+/// Gaussian values with unit variance, from a fixed seed: sums of twelve uniform numbers.
+#[must_use]
+pub fn gaussian(count: usize) -> Vec<f32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    (0..count).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
+}
+
+/// `sum((v - w)^2) / sum(w^2)`.
+#[must_use]
+pub fn relative_mse(source: &[f32], decoded: &[f32]) -> f64 {
+    let error: f64 = source.iter().zip(decoded).map(|(w, v)| f64::from(w - v).powi(2)).sum();
+    error / source.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>()
+}
+
+fn open<S: Scheme>(settings: &str) -> Result<S, Error> {
+    S::open(&Host::none(), &Params::parse(S::INFO.params, settings)?)
+}
+
+const fn shape(rows: usize, cols: usize) -> Shape<'static> {
+    Shape { tensor: "blk.0.test.weight", rows: rows as u64, cols: cols as u64, slice: 0, n_slices: 1 }
+}
+
+/// Encodes in ranges of `step` groups, into buffers that hold rubbish before.
+fn encode<S: Scheme>(
+    scheme: &S,
+    rows: usize,
+    cols: usize,
+    values: &[f32],
+    step: usize,
+) -> Result<Encoded, Error> {
+    let shape = shape(rows, cols);
+    let plan = scheme.plan(&shape)?;
+    let group = plan.row_group as usize;
+    let groups = rows.div_ceil(group);
+    let mut job = scheme.begin(&shape, None, &Aux::default())?;
+    let mut heads: Vec<Vec<u8>> = plan.parts.iter().map(|part| vec![0; part.head_bytes as usize]).collect();
+    let mut parts: Vec<Vec<u8>> =
+        plan.parts.iter().map(|part| vec![0xa5; part.group_bytes as usize * groups]).collect();
+    let ranges: Vec<(usize, usize)> =
+        (0..groups).step_by(step).map(|first| (first * group, ((first + step) * group).min(rows))).collect();
+    let slab = |first: usize, end: usize| {
+        Slab::new(&values[first * cols..end * cols], first as u64, end - first, cols, cols)
+    };
+    if plan.stat_bytes > 0 {
+        let stat = plan.stat_bytes as usize;
+        let mut stats = vec![0xa5; stat * groups];
+        for (first, end) in &ranges {
+            let out = &mut stats[first / group * stat..end.div_ceil(group) * stat];
+            scheme.observe(&job, *first as u64..*end as u64, &slab(*first, *end), out, &mut [])?;
+        }
+        let mut heads: Vec<&mut [u8]> = heads.iter_mut().map(Vec::as_mut_slice).collect();
+        scheme.prepare(&mut job, &stats, &mut heads)?;
+    }
+    for (first, end) in ranges {
+        let mut own: Vec<&mut [u8]> = parts
+            .iter_mut()
+            .zip(&plan.parts)
+            .map(|(bytes, part)| {
+                let size = part.group_bytes as usize;
+                &mut bytes[first / group * size..end.div_ceil(group) * size]
+            })
+            .collect();
+        scheme.encode(&job, first as u64..end as u64, &slab(first, end), &mut own, &mut [])?;
+    }
+    Ok(Encoded { plan, heads, parts })
+}
+
+/// Decodes in ranges of `step` groups, into rows with a gap between them.
+fn decode<S: Scheme>(
+    scheme: &S,
+    rows: usize,
+    cols: usize,
+    encoded: &Encoded,
+    step: usize,
+) -> Result<Vec<f32>, Error> {
+    let shape = shape(rows, cols);
+    let heads: Vec<&[u8]> = encoded.heads.iter().map(Vec::as_slice).collect();
+    let parts: Vec<&[u8]> = encoded.parts.iter().map(Vec::as_slice).collect();
+    let tensor = scheme.open_tensor(&shape, &heads)?;
+    let group = encoded.plan.row_group as usize;
+    let mut all = Vec::new();
+    for first in (0..rows).step_by(step * group) {
+        let end = (first + step * group).min(rows);
+        let stride = cols + 3;
+        let mut out = vec![f32::NAN; (end - first) * stride];
+        let mut slab = SlabMut::new(&mut out, end - first, cols, stride);
+        scheme.decode(&tensor, &shape, &parts, first as u64..end as u64, &mut slab, &mut [])?;
+        all.extend(out.chunks(stride).flat_map(|row| &row[..cols]).copied());
+    }
+    Ok(all)
+}
+
+/// What `values` become under `settings`.
+///
+/// # Panics
+/// When the scheme refuses.
+#[must_use]
+pub fn round_trip<S: Scheme>(settings: &str, rows: usize, cols: usize, values: &[f32]) -> Vec<f32> {
+    let scheme: S = open(settings).expect("the settings are valid");
+    let encoded = encode(&scheme, rows, cols, values, usize::MAX >> 32).expect("it encodes");
+    decode(&scheme, rows, cols, &encoded, usize::MAX >> 32).expect("it decodes")
+}
+
+/// Stored bytes of a matrix under `settings`.
+///
+/// # Panics
+/// When the scheme refuses.
+#[must_use]
+pub fn bytes<S: Scheme>(settings: &str, rows: usize, cols: usize) -> usize {
+    let plan = open::<S>(settings).and_then(|scheme| scheme.plan(&shape(rows, cols))).expect("it plans");
+    let groups = rows.div_ceil(plan.row_group as usize) as u64;
+    plan.parts.iter().map(|part| (part.head_bytes + groups * part.group_bytes) as usize).sum()
+}
+
+/// The rules that hold for every scheme under `settings`: bytes and values do not depend on how rows are split, zeros stay
+/// zeros, constants and outliers survive, short blocks work, NaN and infinity are refused by place.
+///
+/// # Panics
+/// When a rule is broken.
+pub fn keeps_the_rules<S: Scheme>(settings: &str) {
+    let scheme: S = open(settings).expect("the settings are valid");
+    for (rows, cols) in [(1, 1), (1, 64), (3, 100), (37, 64), (50, 96), (130, 33), (5, 4097)] {
+        let mut values = gaussian(rows * cols);
+        values[0] = 30.0;
+        let whole = encode(&scheme, rows, cols, &values, 1 << 20).expect("it encodes");
+        let split = encode(&scheme, rows, cols, &values, 1).expect("it encodes");
+        assert!(
+            whole.parts == split.parts && whole.heads == split.heads,
+            "{settings}: {rows} x {cols} depends on the split"
+        );
+        let decoded = decode(&scheme, rows, cols, &whole, 1 << 20).expect("it decodes");
+        let pieces = decode(&scheme, rows, cols, &whole, 1).expect("it decodes");
+        assert_eq!(decoded, pieces, "{settings}: {rows} x {cols}");
+        assert!(decoded.iter().all(|value| value.is_finite()));
+        assert!(relative_mse(&values, &decoded) < 1.0, "{settings}: {rows} x {cols}: worse than zeros");
+
+        let zeros = encode(&scheme, rows, cols, &vec![0.0; rows * cols], 1 << 20).expect("zeros encode");
+        let decoded = decode(&scheme, rows, cols, &zeros, 1 << 20).expect("zeros decode");
+        assert!(decoded.iter().all(|value| *value == 0.0), "{settings}: zeros");
+
+        let tiny = vec![f32::from_bits(1); rows * cols];
+        let encoded = encode(&scheme, rows, cols, &tiny, 1 << 20).expect("subnormals encode");
+        let decoded = decode(&scheme, rows, cols, &encoded, 1 << 20).expect("subnormals decode");
+        assert!(decoded.iter().all(|value| value.abs() < 1e-37), "{settings}: subnormals");
+
+        for (bad, word) in [(f32::NAN, "NaN"), (f32::INFINITY, "infinity"), (f32::NEG_INFINITY, "infinity")] {
+            let (row, column) = (rows / 2, cols / 2);
+            let mut values = gaussian(rows * cols);
+            values[row * cols + column] = bad;
+            let error = encode(&scheme, rows, cols, &values, 1 << 20).err().expect("it was accepted");
+            let place = format!("{word} at row {row}, column {column}");
+            assert!(error.message.contains(&place), "{settings}: {rows} x {cols}: {error}");
+        }
+    }
+}
