@@ -10,11 +10,13 @@ pub mod description;
 
 mod describe;
 mod error;
+mod expr;
 
 pub use architecture::{Architecture, ExpectedTensor};
 pub use describe::describe;
 pub use description::Description;
 pub use error::ModelError;
+pub use expr::SourceExpr;
 
 /// What a tensor is, which decides how it may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
