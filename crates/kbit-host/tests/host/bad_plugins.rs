@@ -1,0 +1,1 @@
+//! Deliberately bad plugins: each gets its clear message.
