@@ -8,15 +8,19 @@
 pub mod architecture;
 pub mod description;
 
+mod convert;
 mod describe;
 mod error;
 mod expr;
+mod training;
 
 pub use architecture::{Architecture, ExpectedTensor};
+pub use convert::{Conversion, ConvertOptions, OutputTensor, convert};
 pub use describe::describe;
 pub use description::Description;
 pub use error::ModelError;
 pub use expr::SourceExpr;
+pub use training::TrainingInfo;
 
 /// What a tensor is, which decides how it may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,4 +33,6 @@ pub enum Role {
     Matrix,
     /// Norms, biases, frequency factors and the like: stay f32.
     Vector,
+    /// A tensor of another modality, carried over under its own name.
+    Other,
 }

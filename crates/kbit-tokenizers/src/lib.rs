@@ -1,12 +1,14 @@
 //! Text to tokens and back, from GGUF metadata and Hugging Face files.
 //!
 //! [`Tokenizer`] is kbit's own encoder and decoder over the `tokenizer.ggml.*` keys of a GGUF file: SentencePiece BPE
-//! (`llama`) and byte-level BPE (`gpt2`) with the pre-tokenizers of llama.cpp.
+//! (`llama`) and byte-level BPE (`gpt2`) with the pre-tokenizers of llama.cpp. [`metadata_from_folder`] makes these keys from
+//! the tokenizer files of a Hugging Face folder.
 #![forbid(unsafe_code)]
 
 mod bpe;
 mod byte_level;
 mod error;
+mod folder;
 mod merge;
 mod pre_tokenizer;
 mod special;
@@ -15,5 +17,6 @@ mod tokenizer;
 mod vocabulary;
 
 pub use error::TokenizerError;
+pub use folder::{metadata_from_folder, metadata_from_folder_named};
 pub use tokenizer::Tokenizer;
 pub use vocabulary::TokenKind;

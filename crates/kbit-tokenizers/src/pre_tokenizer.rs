@@ -204,7 +204,10 @@ pub(crate) const PRE_TOKENIZERS: &[PreTokenizer] = &[
             &[plain(r"[\r\n]"), plain(r"\s?\p{L}+"), plain(r"\s?\p{P}+"), ASIAN, NUMBER],
         )
     },
-    entry(&["falcon"], &[plain(r"[\p{P}$+<=>^~|`]+"), GPT_2, plain("[0-9][0-9][0-9]")]),
+    PreTokenizer {
+        stages: &[&["Punctuation Contiguous", GPT_2_STAGE, r"\p{N}+", "[0-9][0-9][0-9]"]],
+        ..entry(&["falcon"], &[plain(r"[\p{P}$+<=>^~|`]+"), GPT_2, plain("[0-9][0-9][0-9]")])
+    },
     entry(&["bloom", "poro-chat", "gpt3-finnish"], &[BLOOM]),
     entry(&["viking"], &[BLOOM, NUMBER]),
     entry(

@@ -57,7 +57,7 @@ pub enum From {
     /// U32: the first of these keys of config.json that is there; an error if none.
     Count(&'static [&'static str]),
     /// U32: as [`From::Count`], or this value.
-    CountOr(&'static [&'static str], u64),
+    CountOr(&'static [&'static str], u32),
     /// U32: as [`From::Count`], or the number of query heads.
     CountOrHeads(&'static [&'static str]),
     /// F32: the first of these keys that is there, or this value.
