@@ -1,0 +1,92 @@
+//! Agreement with llama.cpp's converter on the reference checkpoints.
+#![expect(clippy::unwrap_used, reason = "a test that cannot read its data has failed")]
+
+use kbit_formats::Checkpoint;
+use kbit_formats::gguf::{Gguf, Value};
+use kbit_models::{ConvertOptions, convert};
+use kbit_types::GgmlType;
+use std::path::{Path, PathBuf};
+
+/// Shared data beside the repository, or one line saying what was not tested.
+fn shared(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(name);
+    if !path.exists() {
+        eprintln!("skipped: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// Metadata, tensor names, order, shapes and bytes of `--outtype f32`.
+fn reproduces(name: &str) {
+    let Some(folder) = shared(&format!("reference/hf/{name}")) else { return };
+    let expected = Gguf::open(&folder.join("expected-f32.gguf")).unwrap();
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let conversion = convert(&checkpoint, &ConvertOptions::default()).unwrap();
+
+    let found = conversion.metadata_for(Some(0));
+    let keys = |metadata: &kbit_formats::gguf::Metadata| -> Vec<String> {
+        metadata.iter().map(|(key, _)| key.to_owned()).collect()
+    };
+    assert_eq!(keys(&found), keys(expected.metadata()));
+    for (key, value) in expected.metadata().iter() {
+        let ours = found.get(key).unwrap();
+        if let (Value::F32(ours), Value::F32(theirs)) = (ours, value) {
+            assert_eq!(ours.to_bits(), theirs.to_bits(), "{key}");
+        }
+        assert!(ours == value, "{key}: {:.200} against {:.200}", format!("{ours:?}"), format!("{value:?}"));
+    }
+
+    let names: Vec<&str> = conversion.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let wanted: Vec<&str> = expected.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+    assert_eq!(names, wanted);
+    for (ours, theirs) in conversion.tensors.iter().zip(expected.tensors()) {
+        let dims: Vec<u64> = ours.shape.iter().rev().copied().collect();
+        assert_eq!((&dims, theirs.ty), (&theirs.dims, GgmlType::F32), "{}", ours.name);
+        let shape = ours.expr.shape();
+        let mut values = vec![0.0f32; (shape.rows * shape.cols) as usize];
+        ours.expr.read_rows(&checkpoint, 0, 0..shape.rows, &mut values).unwrap();
+        let mut bytes = vec![0; theirs.bytes as usize];
+        expected.read_at(theirs, 0, &mut bytes).unwrap();
+        let bits: Vec<u32> = values.iter().map(|value| value.to_bits()).collect();
+        let wanted: Vec<u32> = bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        assert!(bits == wanted, "{}: values differ", ours.name);
+        // The same by slabs of three rows.
+        for first in (0..shape.rows).step_by(3) {
+            let last = (first + 3).min(shape.rows);
+            let (start, end) = ((first * shape.cols) as usize, (last * shape.cols) as usize);
+            let mut slab = vec![0.0; end - start];
+            ours.expr.read_rows(&checkpoint, 0, first..last, &mut slab).unwrap();
+            assert!(slab == values[start..end], "{}: rows {first}..{last}", ours.name);
+        }
+    }
+}
+
+#[test]
+fn reproduces_the_converter_on_llama() {
+    reproduces("llama");
+}
+
+#[test]
+fn reproduces_the_converter_on_llama_3_rope_scaling() {
+    reproduces("llama3-rope");
+}
+
+#[test]
+fn reproduces_the_converter_on_mistral() {
+    reproduces("mistral");
+}
+
+#[test]
+fn a_gguf_keeps_its_metadata_and_orders_tensors_by_block() {
+    let Some(path) = shared("models/stories260K-f32.gguf") else { return };
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let conversion = convert(&checkpoint, &ConvertOptions::default()).unwrap();
+    assert_eq!(&conversion.metadata, checkpoint.gguf().unwrap().metadata());
+    let names: Vec<&str> = conversion.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let first_block = names.iter().position(|name| name.starts_with("blk.")).unwrap();
+    assert!(names[first_block..].iter().all(|name| name.starts_with("blk.")), "{names:?}");
+    assert!(names[..first_block].is_sorted(), "{names:?}");
+    let model = conversion.description.unwrap();
+    assert_eq!((model.layers, model.hidden, model.vocab), (5, 64, 512));
+}
