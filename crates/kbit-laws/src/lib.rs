@@ -1,1 +1,49 @@
-//! Laws of quality against bits and size: fit, compare, bootstrap, Pareto, advise.
+//! Laws of quality against bits and size: fit, compare, bootstrap, Pareto front, advice.
+//!
+//! Every law is linear in its constants after a change of variables, and fitted by least squares in that space. A fit reports
+//! estimates with bootstrap intervals, R², AIC, leave-one-out error, residuals and the range of the data; a law with fewer
+//! points than constants is refused with the reason. Everything is deterministic: one thread, seeded resampling.
+#![forbid(unsafe_code)]
+
+mod advise;
+mod fit;
+mod linear;
+
+pub use advise::{Candidate, ParetoPoint, Recommendation, pareto, recommend};
+pub use fit::{Comparison, Estimate, Fit, FitOptions, Fits, LAWS, Refusal, Residual, fit_all};
+
+use kbit_results::Measurement;
+
+/// What was measured of one model under one scheme.
+#[derive(Clone, Debug)]
+pub struct Run<'a> {
+    /// Any measurement of the run: model, scheme, sizes.
+    pub about: &'a Measurement,
+    /// Mean negative log-likelihood, nats a token, with its standard error.
+    pub nll: Option<(f64, Option<f64>)>,
+    /// Mean KL divergence from the unquantized model, nats, with its standard error.
+    pub kld: Option<(f64, Option<f64>)>,
+}
+
+/// The runs in `measurements`, in their order; of several texts, the first counts.
+#[must_use]
+pub fn runs(measurements: &[Measurement]) -> Vec<Run<'_>> {
+    let mut runs: Vec<Run<'_>> = Vec::new();
+    for measurement in measurements.iter().filter(|measurement| measurement.tensor.is_none()) {
+        let same = |run: &Run<'_>| {
+            run.about.model.id == measurement.model.id && run.about.scheme.label == measurement.scheme.label
+        };
+        let index = runs.iter().position(same).unwrap_or_else(|| {
+            runs.push(Run { about: measurement, nll: None, kld: None });
+            runs.len() - 1
+        });
+        let run = &mut runs[index];
+        let slot = match measurement.metric.as_str() {
+            "nll" => &mut run.nll,
+            "kl_divergence" => &mut run.kld,
+            _ => continue,
+        };
+        slot.get_or_insert((measurement.value, measurement.stderr));
+    }
+    runs
+}

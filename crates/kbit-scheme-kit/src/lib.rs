@@ -63,14 +63,14 @@ pub const SCALE_BLOCK_PARAM: Param = Param {
 pub fn largest_magnitude(values: &[f32]) -> (f32, bool) {
     const LANES: usize = 16;
     let mut lanes = [0f32; LANES];
-    // A difference with itself is NaN for NaN and infinity, and stays so in the sum.
+    // A product with zero is NaN for NaN and infinity, and stays so in the sum.
     let mut poison = [0f32; LANES];
     let (whole, rest) = values.as_chunks::<LANES>();
     for chunk in whole {
         for lane in 0..LANES {
             let magnitude = chunk[lane].abs();
             lanes[lane] = if magnitude > lanes[lane] { magnitude } else { lanes[lane] };
-            poison[lane] += chunk[lane] - chunk[lane];
+            poison[lane] += chunk[lane] * 0.0;
         }
     }
     let mut largest = lanes.iter().fold(0f32, |a, b| if *b > a { *b } else { a });

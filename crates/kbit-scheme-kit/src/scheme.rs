@@ -274,7 +274,7 @@ fn summarize<L: Levels>(values: &[f32], place: &Place<'_>) -> Result<Summary, Er
             let value = chunk[lane];
             min[lane] = if value < min[lane] { value } else { min[lane] };
             max[lane] = if value > max[lane] { value } else { max[lane] };
-            poison[lane] += value - value;
+            poison[lane] += value * 0.0;
         }
     }
     let mut summary = Summary { min: f32::INFINITY, max: f32::NEG_INFINITY, mean_magnitude: 0.0 };

@@ -1,1 +1,161 @@
-//! ggml block types as kbit schemes.
+//! ggml block types as kbit schemes: one scheme a type, the bytes of ggml's reference code.
+
+use kbit_blocks::BlockError;
+use kbit_plugin::{
+    Aux, Error, Host, Params, Part, PartType, Plan, Scheme, SchemeInfo, Shape, Slab, SlabMut, abi,
+    export_plugin,
+};
+use kbit_types::GgmlType;
+use std::ops::Range;
+
+/// A ggml type, known at compile time.
+pub trait BlockType: Send + Sync + 'static {
+    /// Type.
+    const TYPE: GgmlType;
+    /// What the scheme says of itself.
+    const INFO: SchemeInfo;
+}
+
+/// The scheme of a ggml type.
+pub struct Blocks<T>(std::marker::PhantomData<T>);
+
+/// Importance of the columns, copied from the auxiliary data.
+pub struct Job {
+    tensor: String,
+    importance: Option<Vec<f32>>,
+}
+
+fn row_bytes<T: BlockType>(shape: &Shape<'_>) -> Result<u64, Error> {
+    T::TYPE.bytes_for(shape.cols).ok_or_else(|| {
+        Error::unsupported(format!(
+            "tensor {}: rows of {} weights are not whole blocks of {} ({})",
+            shape.tensor,
+            shape.cols,
+            T::TYPE.block_elements(),
+            T::TYPE
+        ))
+    })
+}
+
+impl<T: BlockType> Scheme for Blocks<T> {
+    const INFO: SchemeInfo = T::INFO;
+    type Job = Job;
+    type Tensor = ();
+
+    fn open(_: &Host<'_>, _: &Params) -> Result<Self, Error> {
+        Ok(Self(std::marker::PhantomData))
+    }
+
+    fn plan(&self, shape: &Shape<'_>) -> Result<Plan, Error> {
+        let dtype = match T::TYPE {
+            GgmlType::F32 => PartType::F32,
+            GgmlType::F16 => PartType::F16,
+            GgmlType::BF16 => PartType::Bf16,
+            _ => PartType::U8,
+        };
+        let aux_used = if kbit_blocks::uses_importance(T::TYPE) { abi::AUX_DIAG } else { 0 };
+        Ok(Plan {
+            parts: vec![Part::new("blocks", dtype, row_bytes::<T>(shape)?)],
+            aux_used,
+            ..Plan::default()
+        })
+    }
+
+    fn begin(&self, shape: &Shape<'_>, _: Option<Slab<'_>>, aux: &Aux<'_>) -> Result<Job, Error> {
+        row_bytes::<T>(shape)?;
+        Ok(Job { tensor: shape.tensor.to_owned(), importance: aux.diag.map(<[f32]>::to_vec) })
+    }
+
+    fn encode(
+        &self,
+        job: &Job,
+        rows: Range<u64>,
+        slab: &Slab<'_>,
+        parts: &mut [&mut [u8]],
+        _: &mut [u8],
+    ) -> Result<(), Error> {
+        let [out] = parts else { return Err(Error::internal("one part")) };
+        let row_bytes = out.len() / slab.len().max(1);
+        let place = |first: u64, error: BlockError| match error {
+            BlockError::NotFinite { value, row, column } => Error::numeric(format!(
+                "tensor {}: {value} at row {}, column {column}; the checkpoint is damaged: get it anew",
+                job.tensor,
+                first + row as u64
+            )),
+            other => Error::internal(format!("tensor {}: {other}", job.tensor)),
+        };
+        let importance = job.importance.as_deref();
+        if let Some(values) = slab.contiguous() {
+            return kbit_blocks::encode_row_range(T::TYPE, values, slab.cols(), importance, out)
+                .map_err(|error| place(rows.start, error));
+        }
+        for (index, out) in out.chunks_mut(row_bytes).enumerate() {
+            kbit_blocks::encode_row_range(T::TYPE, slab.row(index), slab.cols(), importance, out)
+                .map_err(|error| place(rows.start + index as u64, error))?;
+        }
+        Ok(())
+    }
+
+    fn open_tensor(&self, shape: &Shape<'_>, _: &[&[u8]]) -> Result<(), Error> {
+        row_bytes::<T>(shape).map(|_| ())
+    }
+
+    fn decode(
+        &self,
+        (): &(),
+        shape: &Shape<'_>,
+        parts: &[&[u8]],
+        rows: Range<u64>,
+        out: &mut SlabMut<'_>,
+        _: &mut [u8],
+    ) -> Result<(), Error> {
+        let size =
+            |value: u64| usize::try_from(value).map_err(|_| Error::internal("a size that exceeds memory"));
+        let row_bytes = size(row_bytes::<T>(shape)?)?;
+        let first = size(rows.start)?;
+        for index in 0..out.len() {
+            let start = (first + index) * row_bytes;
+            kbit_blocks::decode(T::TYPE, &parts[0][start..start + row_bytes], out.row_mut(index))
+                .map_err(|error| Error::internal(format!("tensor {}: {error}", shape.tensor)))?;
+        }
+        Ok(())
+    }
+}
+
+macro_rules! block_types {
+    ($($name:ident, $ty:ident, $id:literal, $title:literal, $doc:literal;)*) => {
+        $(#[doc = $title]
+        pub struct $name;
+
+        impl BlockType for $name {
+            const TYPE: GgmlType = GgmlType::$ty;
+            const INFO: SchemeInfo = SchemeInfo {
+                id: $id,
+                title: $title,
+                doc: $doc,
+                citation: "ggml 0.25, ggml-quants.c",
+                ggml_type: GgmlType::$ty.id() as i32,
+                params: &[],
+            };
+        })*
+
+        export_plugin! {
+            id: "org.kbit.ggml",
+            vendor: "kbit",
+            url: "https://github.com/kbit-dev/kbit",
+            license: "MIT OR Apache-2.0",
+            schemes: [$(Blocks<$name>),*],
+        }
+    };
+}
+
+block_types! {
+    F32, F32, "org.kbit.ggml.f32/1", "ggml F32", "Single precision: 32 bits a weight.";
+    F16, F16, "org.kbit.ggml.f16/1", "ggml F16", "Half precision, rounded to nearest even: 16 bits a weight.";
+    Bf16, BF16, "org.kbit.ggml.bf16/1", "ggml BF16", "bfloat16, rounded to nearest even: 16 bits a weight.";
+    Q8_0, Q8_0, "org.kbit.ggml.q8_0/1", "ggml Q8_0", "Blocks of 32, 8 bits and a half-precision scale: 8.5 bits a weight.";
+    Q4_0, Q4_0, "org.kbit.ggml.q4_0/1", "ggml Q4_0", "Blocks of 32, 4 bits and a half-precision scale: 4.5 bits a weight.";
+    Q4_1, Q4_1, "org.kbit.ggml.q4_1/1", "ggml Q4_1", "Blocks of 32, 4 bits, a half-precision scale and minimum: 5 bits a weight.";
+    Q5_0, Q5_0, "org.kbit.ggml.q5_0/1", "ggml Q5_0", "Blocks of 32, 5 bits and a half-precision scale: 5.5 bits a weight.";
+    Q5_1, Q5_1, "org.kbit.ggml.q5_1/1", "ggml Q5_1", "Blocks of 32, 5 bits, a half-precision scale and minimum: 6 bits a weight.";
+}
