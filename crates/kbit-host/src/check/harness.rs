@@ -197,7 +197,7 @@ pub(super) struct Scheme {
     pub(super) text: SchemeText,
     pub(super) functions: Functions,
     pub(super) host: &'static HostTable,
-    /// Parameter settings: the base first, then one parameter changed at a time.
+    /// Parameter settings, the base first; see [`settings`].
     pub(super) settings: Vec<(String, ParamValues)>,
 }
 
@@ -211,7 +211,12 @@ pub(super) fn test_host(isa: Isa, threads: usize, cancelled: bool) -> &'static H
     HostTable::leak(context, isa)
 }
 
-/// The base setting and its variations.
+/// Settings with one changed parameter, at most.
+const MAX_SINGLE: usize = 48;
+/// Settings with several changed parameters, at most.
+const COMBINATIONS: usize = 24;
+
+/// The base setting, then one parameter changed at a time, then random combinations.
 pub(super) fn settings(params: &[ParamInfo], given: &ParamValues) -> Vec<(String, ParamValues)> {
     let mut base = ParamValues::new();
     for param in params {
@@ -227,26 +232,44 @@ pub(super) fn settings(params: &[ParamInfo], given: &ParamValues) -> Vec<(String
         });
         base.insert(param.key.clone(), value);
     }
-    let mut all = vec![("defaults".to_owned(), base.clone())];
-    for param in params {
-        let values: Vec<ParamValue> = match &param.kind {
+    let extremes = |param: &ParamInfo| -> Vec<ParamValue> {
+        match &param.kind {
             ParamKind::Bool => vec![ParamValue::Bool(false), ParamValue::Bool(true)],
             ParamKind::Int { min, max } => vec![ParamValue::Int(*min), ParamValue::Int(*max)],
             ParamKind::Float { min, max } => vec![ParamValue::Float(*min), ParamValue::Float(*max)],
             ParamKind::Choice { choices } => choices.iter().cloned().map(ParamValue::Str).collect(),
             ParamKind::Str | ParamKind::Numbers => Vec::new(),
-        };
-        for value in values {
+        }
+    };
+    let mut all = vec![("defaults".to_owned(), base.clone())];
+    for param in params {
+        for value in extremes(param) {
             if base.get(&param.key) != Some(&value) {
                 let mut changed = base.clone();
-                all.push((format!("{}={value}", param.key), {
-                    changed.insert(param.key.clone(), value);
-                    changed
-                }));
+                let label = format!("{}={value}", param.key);
+                changed.insert(param.key.clone(), value);
+                all.push((label, changed));
             }
         }
     }
-    all.truncate(64);
+    all.truncate(MAX_SINGLE);
+    // Values that work one at a time may not work together: some random combinations, the same ones every time.
+    let mut noise = Noise::new(params.len() as u64);
+    for _ in 0..if params.len() > 1 { COMBINATIONS } else { 0 } {
+        let mut values = base.clone();
+        for param in params {
+            let choices = extremes(param);
+            let drawn = noise.bits() % (choices.len() as u64 + 1);
+            if let Some(value) = choices.into_iter().nth(index(drawn)) {
+                values.insert(param.key.clone(), value);
+            }
+        }
+        if all.iter().all(|(_, known)| *known != values) {
+            let label =
+                values.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+            all.push((label, values));
+        }
+    }
     all
 }
 

@@ -49,6 +49,25 @@ fn a_worker_gives_the_same_bytes_and_weights() {
 }
 
 #[test]
+fn slabs_larger_than_what_a_channel_keeps_go_through() {
+    let folder = good_plugin().parent().unwrap();
+    let info = matrix("w", 4200, 4096);
+    let values = weights(4200 * 4096);
+    let results = [Isolation::InProcess, Isolation::Process].map(|isolation| {
+        let job = open(folder, "good", isolation).unwrap().begin(&info, None, &AuxData::default()).unwrap();
+        let (mut codes, mut scales) = (vec![0u8; 4200 * 2048], vec![0u8; 4200 * 512]);
+        // Twice: the second call finds the channel of the first one gone.
+        for _ in 0..2 {
+            codes.fill(0);
+            job.encode(0..4200, &values, &mut [&mut codes, &mut scales]).unwrap();
+        }
+        vec![codes, scales]
+    });
+    assert!(results[0].iter().flatten().any(|byte| *byte != 0));
+    assert!(results[0] == results[1]);
+}
+
+#[test]
 fn many_threads_share_one_job() {
     use rayon::prelude::*;
     let open = open(good_plugin().parent().unwrap(), "good", Isolation::Process).unwrap();

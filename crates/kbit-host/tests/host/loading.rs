@@ -182,6 +182,53 @@ fn executable_stacks_and_other_abi_versions_are_refused_without_running() {
 }
 
 #[test]
+fn damaged_libraries_are_inspected_without_a_panic() {
+    use kbit_host::inspect::inspect;
+    let whole = std::fs::read(good_plugin()).unwrap();
+    inspect(&whole).unwrap();
+    let mut state = 1u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap()
+    };
+    let mut refused = 0;
+    for round in 0..4000 {
+        let mut bytes = whole.clone();
+        // Headers first, where damage tells; then anywhere.
+        let reach = if round % 2 == 0 { 1024 } else { bytes.len() };
+        for _ in 0..=random() % 8 {
+            let at = random() % reach;
+            bytes[at] = [0, 0xff, 0x7f, 0x80, (random() & 0xff) as u8][random() % 5];
+        }
+        refused += usize::from(inspect(&bytes).is_err());
+    }
+    assert!(refused > 400, "{refused} of 4000 refused");
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "a skipped test says so")]
+fn loads_where_memory_files_must_not_be_executable() {
+    // vm.memfd_noexec belongs to a PID namespace, so the rest of the system is left alone.
+    let this = std::env::current_exe().unwrap();
+    let mut command = std::process::Command::new("unshare");
+    command
+        .args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "sh", "-c"])
+        .arg("echo 2 > /proc/sys/vm/memfd_noexec || exit 77; exec \"$0\" --exact loading::the_plugins_words_come_with_tensor_and_scheme")
+        .arg(this);
+    let output = command.output();
+    match output {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.contains("1 passed"), "{text}");
+        }
+        Ok(output) if output.status.code() == Some(101) => {
+            panic!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        }
+        other => println!("skipped: no namespace in which vm.memfd_noexec can be set ({other:?})"),
+    }
+}
+
+#[test]
 fn wrong_calls_of_the_host_are_errors() {
     let good = good_plugin();
     let open = open(good.parent().unwrap(), "good", Isolation::InProcess).unwrap();
