@@ -6,7 +6,7 @@
 
 use crate::ModelError;
 use kbit_formats::{Checkpoint, Element, SourceTensor};
-use kbit_types::{Dtype, MatrixShape};
+use kbit_types::{Dtype, GgmlType, MatrixShape};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -448,14 +448,13 @@ fn read_values(
     })
 }
 
-fn decode_blocks(
-    tensor: &str,
-    ty: kbit_types::GgmlType,
-    _bytes: &[u8],
-    _out: &mut [f32],
-) -> Result<(), ModelError> {
-    let reason = format!("kbit does not decode {ty}; give a checkpoint in a floating-point type");
-    Err(unreadable(tensor, reason))
+fn decode_blocks(tensor: &str, ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), ModelError> {
+    if !kbit_blocks::can_decode(ty) {
+        let reason =
+            format!("kbit does not decode {ty}; give a checkpoint in a type that it does, or in f16");
+        return Err(unreadable(tensor, reason));
+    }
+    kbit_blocks::decode(ty, bytes, out).map_err(|error| unreadable(tensor, error.to_string()))
 }
 
 fn find<'c>(checkpoint: &'c Checkpoint, name: &str) -> Result<&'c SourceTensor, ModelError> {

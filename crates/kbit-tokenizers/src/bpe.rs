@@ -86,24 +86,18 @@ impl Bpe {
 
     /// Appends the tokens of `text`, which holds no special tokens.
     pub(crate) fn encode(&self, text: &str, out: &mut Vec<u32>) {
-        let mut cache: HashMap<&str, (u32, u32)> = HashMap::new();
-        let mut cached: Vec<u32> = Vec::new();
+        // Where in `out` a word was encoded before.
+        let mut cache: HashMap<&str, (usize, usize)> = HashMap::new();
         let mut merger = Merger::new();
         self.splitter.split(text, |word| {
+            let from = out.len();
             if let Some(&(start, end)) = cache.get(word) {
-                out.extend_from_slice(&cached[start as usize..end as usize]);
+                out.extend_from_within(start..end);
                 return;
             }
-            let first = out.len();
             self.encode_word(word, &mut merger, out);
-            let tokens = &out[first..];
-            if word.len() <= CACHED_BYTES
-                && cache.len() < CACHED_WORDS
-                && let (Ok(start), Ok(end)) =
-                    (u32::try_from(cached.len()), u32::try_from(cached.len() + tokens.len()))
-            {
-                cached.extend_from_slice(tokens);
-                cache.insert(word, (start, end));
+            if word.len() <= CACHED_BYTES && cache.len() < CACHED_WORDS {
+                cache.insert(word, (from, out.len()));
             }
         });
     }

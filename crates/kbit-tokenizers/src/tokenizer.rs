@@ -32,8 +32,8 @@ pub struct Tokenizer {
 
 #[derive(Debug)]
 enum Model {
-    Bpe(Bpe),
-    Spm(Spm),
+    Bpe(Box<Bpe>),
+    Spm(Box<Spm>),
 }
 
 impl Tokenizer {
@@ -77,9 +77,10 @@ impl Tokenizer {
                 Some(_) => return Err(bad("merges", "not a list of texts".to_owned())),
                 None => return Err(bad("merges", "is missing".to_owned())),
             };
-            (Model::Bpe(Bpe::new(&vocabulary, merges, pre_tokenizer)?), pre_tokenizer.add_bos)
+            let bpe = Bpe::new(&vocabulary, merges, pre_tokenizer)?;
+            (Model::Bpe(Box::new(bpe)), pre_tokenizer.add_bos)
         } else {
-            (Model::Spm(Spm::new(&vocabulary, unknown)), true)
+            (Model::Spm(Box::new(Spm::new(&vocabulary, unknown))), true)
         };
         let adds_bos = flag("add_bos_token", adds_bos)?;
         if adds_bos && bos.is_none() {

@@ -199,10 +199,11 @@ impl Structure {
             Some("Split") => {
                 let pattern = node["pattern"]["Regex"].as_str();
                 // To keep the matches of a pattern that matches everything is to part the text at them.
-                let parts = match (node["behavior"].as_str(), flag("invert", false)) {
-                    (Some("Isolated"), false) | (Some("Removed"), true) => true,
-                    _ => false,
-                };
+                let behavior = node["behavior"].as_str();
+                let parts = matches!(
+                    (behavior, flag("invert", false)),
+                    (Some("Isolated"), false) | (Some("Removed"), true)
+                );
                 match pattern {
                     Some(pattern) if parts => self.stages.push(written(pattern)),
                     _ => self.odd.push(node.to_string()),
