@@ -9,9 +9,7 @@ use super::harness::{
     settings, test_host,
 };
 use super::{CaseOutcome, CaseTask, DIGEST, LOAD, Outcome};
-use crate::call::{
-    AuxData, CallFailure, RawTensor, Runtime, State, Values, buffer, empty_plan, with_error_capacity,
-};
+use crate::call::{CallFailure, RawTensor, Runtime, State, Values, buffer, empty_plan, with_error_capacity};
 use crate::callbacks::{HostTable, Isa};
 use crate::load::{load_bytes, sha256};
 use crate::plan::TensorPlan;
@@ -952,7 +950,7 @@ fn newer_host(scheme: &Scheme, _: &mut CaseOutcome) -> Checked<String> {
     if checked.as_ref() != Ok(&subject.plan) {
         return fail("a newer host gets another plan");
     }
-    let mut aux = AuxData { seed: 7, ..AuxData::default() }.raw();
+    let mut aux = subject.aux().raw();
     aux.size += EXTRA;
     let aux = Longer { known: aux, more: [0xee; EXTRA] };
     let whole = lengthen(

@@ -187,13 +187,37 @@ fn the_wrong_architecture_is_told_without_running_anything() {
     assert!(report.cases.len() == 1 && report.cases[0].name == "file" && !report.passed());
 }
 
+/// Auxiliary data of 64 columns, as the test scheme wants it.
+const CALIBRATION: AuxData<'static> = AuxData {
+    diag: Some(&[2.0; 64]),
+    hessian: Some((&[2.0; 64 * 64], 64)),
+    producer_std: Some(&[1.0; 64]),
+    n_samples: 10,
+    seed: 1,
+};
+
+#[test]
+fn calibration_data_crosses_over_and_missing_one_is_told() {
+    let file = faulty("");
+    let info = matrix("blk.2.w", 4, 64);
+    let encoded = [Isolation::InProcess, Isolation::Process].map(|isolation| {
+        let open = open(file.parent().unwrap(), "faulty", isolation).unwrap();
+        let missing = open.encode_matrix(&info, &weights(256), &AuxData::default()).unwrap_err();
+        assert!(matches!(missing, HostError::Missing { .. }), "{missing}");
+        assert!(missing.to_string().contains("an importance matrix"), "{missing}");
+        let narrow = AuxData { diag: Some(&[1.0; 63]), ..CALIBRATION };
+        assert!(matches!(open.encode_matrix(&info, &weights(256), &narrow), Err(HostError::Misuse { .. })));
+        open.encode_matrix(&info, &weights(256), &CALIBRATION).unwrap()
+    });
+    assert_eq!(encoded[0], encoded[1]);
+}
+
 #[test]
 fn changed_rounding_is_an_error_here_and_the_callers_mode_is_back() {
     for isolation in [Isolation::InProcess, Isolation::Process] {
         let file = faulty("rounding");
         let open = open(file.parent().unwrap(), "faulty", isolation).unwrap();
-        let error =
-            open.encode_matrix(&matrix("blk.1.w", 4, 64), &weights(256), &AuxData::default()).unwrap_err();
+        let error = open.encode_matrix(&matrix("blk.1.w", 4, 64), &weights(256), &CALIBRATION).unwrap_err();
         assert!(matches!(error, HostError::FloatEnvironment { .. }), "{error}");
         for part in
             ["blk.1.w", "org.example.faulty/1", "libkbit_scheme_faulty.so", "rounding nearest -> toward zero"]
@@ -213,7 +237,7 @@ fn fused_kernels_come_through_the_codec() {
     let file = faulty("");
     let open = open(file.parent().unwrap(), "faulty", Isolation::InProcess).unwrap();
     let info = matrix("w", 5, 64);
-    let encoded = open.encode_matrix(&info, &weights(320), &AuxData::default()).unwrap();
+    let encoded = open.encode_matrix(&info, &weights(320), &CALIBRATION).unwrap();
     let bytes = TensorBytes {
         heads: encoded.heads.into_iter().map(Bytes::from).collect(),
         parts: encoded.parts.into_iter().map(Bytes::from).collect(),

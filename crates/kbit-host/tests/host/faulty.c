@@ -55,6 +55,8 @@ static kbit_status plan(const kbit_state *state, const kbit_matrix *shape, kbit_
     plan->n_parts = 2;
     plan->row_group = GROUP;
     plan->stat_bytes = 4;
+    plan->aux_required = KBIT_AUX_DIAG;
+    plan->aux_used = KBIT_AUX_HESSIAN | KBIT_AUX_PRODUCER;
     plan->scratch_bytes = 64;
     plan->decode_scratch_bytes = 128;
     plan->rows_hint = FAULT_IS("plan-varies") ? (uint64_t)++calls : 32;
@@ -72,6 +74,8 @@ static kbit_status plan(const kbit_state *state, const kbit_matrix *shape, kbit_
 
 static kbit_status begin(const kbit_state *state, const kbit_matrix *m, const kbit_aux *aux, kbit_job **out, kbit_err *err) {
     if (FAULT_IS("new-aux") && aux->size != sizeof *aux) return say(err, KBIT_EINTERNAL, "what a strange host");
+    if (!aux->diag || !aux->hessian || aux->hessian[0] != aux->diag[0] || aux->hessian_ld != m->cols || !aux->producer_std)
+        return say(err, KBIT_EMISSING, "calibration data is missing");
     if (m->rows == 1 && FAULT_IS("one-row")) return say(err, KBIT_EINTERNAL, "one row is too few");
     if (FAULT_IS("cancel") && state->host->cancelled(state->host->ctx)) return say(err, KBIT_EINTERNAL, "somebody cancelled");
     kbit_job *job = calloc(1, sizeof *job);
