@@ -1,6 +1,7 @@
 //! Encodes a text with the tokenizer of a GGUF file, checks that it comes back, and says how fast that was.
 //!
-//! `cargo run --release --example encode -- model.gguf text.txt [ids]`; with `ids`, token ids go to stdout, one a line.
+//! `cargo run --release --example encode -- model.gguf text.txt [ids] [special]`; with `ids`, token ids go to stdout, one a
+//! line; with `special`, the texts of control tokens are taken for these.
 #![expect(clippy::print_stderr, clippy::print_stdout, reason = "this is what the example is for")]
 
 use kbit_formats::gguf::Gguf;
@@ -13,12 +14,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [model, text, rest @ ..] = arguments.as_slice() else {
         return Err("give a GGUF file and a text file".into());
     };
+    let asked = |word: &str| rest.iter().any(|argument| argument == word);
     let begin = Instant::now();
     let tokenizer = Tokenizer::from_metadata(Gguf::open(model.as_ref())?.metadata())?;
     let loaded = begin.elapsed();
     let text = std::fs::read_to_string(text)?;
     let begin = Instant::now();
-    let tokens = tokenizer.encode(&text, false, false);
+    let tokens = tokenizer.encode(&text, false, asked("special"));
     let encoded = begin.elapsed();
     let begin = Instant::now();
     let back = tokenizer.decode(&tokens);
@@ -30,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         text.len() as f64 / 1e6 / encoded.as_secs_f64(),
         back == text,
     );
-    if !rest.is_empty() {
+    if asked("ids") {
         tokens.iter().for_each(|token| println!("{token}"));
     }
     Ok(())

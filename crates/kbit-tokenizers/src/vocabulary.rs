@@ -81,7 +81,8 @@ impl Vocabulary {
         };
         let mut tokens: Vec<Token> = texts.iter().enumerate().map(token).collect();
         for token in &mut tokens {
-            if ENDS_OF_GENERATION.contains(&token.text.as_str()) {
+            let text = token.text.as_str();
+            if ENDS_OF_GENERATION.contains(&text) || FILL_IN_THE_MIDDLE.contains(&text) {
                 token.kind = TokenKind::Control;
             }
         }
@@ -114,15 +115,19 @@ impl TokenKind {
     }
 }
 
-/// Texts of tokens that end a turn or a text, whatever the metadata says of them. Source: llama.cpp's vocabulary.
+/// Texts of tokens that end a turn or a text, and are control tokens, whatever the metadata says of them. Source:
+/// llama.cpp's vocabulary.
 pub(crate) const ENDS_OF_GENERATION: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
     "<|return|>",
     "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
     "<end_of_turn>",
     "<|endoftext|>",
+    "</s>",
     "<|eom_id|>",
     "<EOT>",
     "_<EOT>",
@@ -130,7 +135,41 @@ pub(crate) const ENDS_OF_GENERATION: &[&str] = &[
     "[EOS]",
     "<|end_of_text|>",
     "<end_of_utterance>",
+    "<eos>",
     "<｜end▁of▁sentence｜>",
+];
+
+/// Texts of tokens that part the pieces of a text with a hole, and are control tokens too.
+const FILL_IN_THE_MIDDLE: &[&str] = &[
+    "<|fim_prefix|>",
+    "<fim-prefix>",
+    "<fim_prefix>",
+    "<｜fim▁begin｜>",
+    "<PRE>",
+    "▁<PRE>",
+    "<|fim_suffix|>",
+    "<fim-suffix>",
+    "<fim_suffix>",
+    "<｜fim▁hole｜>",
+    "<SUF>",
+    "▁<SUF>",
+    "<|fim_middle|>",
+    "<fim-middle>",
+    "<fim_middle>",
+    "<｜fim▁end｜>",
+    "<MID>",
+    "▁<MID>",
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
 ];
 
 pub(crate) fn bad(key: &str, reason: String) -> TokenizerError {
