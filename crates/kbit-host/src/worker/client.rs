@@ -128,13 +128,18 @@ impl Tail {
         let text = locked(&self.text);
         let lines: Vec<String> =
             text.split(|byte| *byte == b'\n').map(printable).filter(|line| !line.is_empty()).collect();
-        // Rust ends a panic's report with advice; what happened stands above it.
-        let telling = lines
-            .iter()
-            .rev()
-            .find(|line| !line.starts_with("note:") && !line.starts_with("stack backtrace"));
-        telling.map(|line| line.chars().take(300).collect()).unwrap_or_default()
+        last_words_of(&lines)
     }
+}
+
+/// A panic's place and message, or else the last line. Advice and backtraces that follow a panic say less.
+fn last_words_of(lines: &[String]) -> String {
+    let panic = lines.iter().rposition(|line| line.contains(" panicked at "));
+    let words = match panic {
+        Some(at) => lines[at..].iter().take(2).map(String::as_str).collect::<Vec<_>>().join(" "),
+        None => lines.last().cloned().unwrap_or_default(),
+    };
+    words.chars().take(300).collect()
 }
 
 /// How a worker came to its end, for all calls that were under way.
@@ -725,5 +730,22 @@ impl Isa {
         } else {
             &[Self::Portable, Self::Best]
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_the_panic_or_the_last_line() {
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(last_words_of(&lines("one\nfree(): invalid pointer")), "free(): invalid pointer");
+        let panic = "thread 'x' panicked at src/lib.rs:1:2:\nindex out of bounds\nstack backtrace:\n 0: f\nnote: Some details";
+        assert_eq!(
+            last_words_of(&lines(panic)),
+            "thread 'x' panicked at src/lib.rs:1:2: index out of bounds"
+        );
+        assert_eq!(last_words_of(&[]), "");
     }
 }
