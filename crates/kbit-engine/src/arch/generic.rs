@@ -1,0 +1,314 @@
+//! Arithmetic that every instruction set shares, written so that the compiler vectorises it.
+//!
+//! Each `arch` module compiles these functions again with its own CPU features switched on. They are generic over
+//! [`Arithmetic`], which says whether `a * b + c` rounds once or twice, and do everything else in a fixed order with
+//! 16 partial sums; so all CPUs with fused multiply-add get equal bits, whatever the width of their vectors.
+
+/// Partial sums of every reduction; lane `i` sums the elements with index `i` modulo 16, in order.
+pub(crate) const LANES: usize = 16;
+
+/// Elements of a dot product that are summed in lanes before the lanes are added up: see [`Kernels::dots`].
+///
+/// [`Kernels::dots`]: crate::Kernels::dots
+pub(crate) const DOT_BLOCK: usize = 2048;
+
+/// How `a * b + c` rounds.
+pub(crate) trait Arithmetic {
+    fn mul_add(a: f32, b: f32, c: f32) -> f32;
+    fn mul_add_f64(a: f64, b: f64, c: f64) -> f64;
+}
+
+/// Once: fused multiply-add.
+pub(crate) struct Fused;
+
+impl Arithmetic for Fused {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn mul_add_f64(a: f64, b: f64, c: f64) -> f64 {
+        a.mul_add(b, c)
+    }
+}
+
+/// Twice: for CPUs that would have to emulate the fused form.
+pub(crate) struct Separate;
+
+impl Arithmetic for Separate {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a * b + c
+    }
+
+    #[inline(always)]
+    fn mul_add_f64(a: f64, b: f64, c: f64) -> f64 {
+        a * b + c
+    }
+}
+
+/// Adds up 16 lanes: halves onto each other, as the vector kernels do.
+#[inline(always)]
+pub(crate) fn add_lanes(lanes: [f32; LANES]) -> f32 {
+    let mut sums = lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// As [`add_lanes`].
+#[inline(always)]
+pub(crate) fn add_lanes_f64(lanes: [f64; LANES]) -> f64 {
+    let mut sums = lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// The last, incomplete group of a slice, filled up to 16.
+#[inline(always)]
+fn fill(rest: &[f32], filler: f32) -> [f32; LANES] {
+    let mut group = [filler; LANES];
+    group[..rest.len()].copy_from_slice(rest);
+    group
+}
+
+/// `e^x`, at most 1 unit in the last place from the true value; 0 below -104, infinite above 88.73, NaN for NaN.
+///
+/// `x = n ln 2 + r` with whole `n` and `|r| <= ln(2) / 2`; then `e^r` by a polynomial (coefficients of Cephes'
+/// `expf`, Moshier 1989) and `2^n` in two factors, so that subnormal results are rounded once.
+#[inline(always)]
+pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
+    const TO_WHOLE: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to a whole number
+    const LN2_HIGH: f32 = 0.693_359_4; // 355 / 512
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let x = if x > 89.0 { 89.0 } else { x };
+    let x = if x < -104.0 { -104.0 } else { x };
+    let shifted = A::mul_add(x, std::f32::consts::LOG2_E, TO_WHOLE);
+    let n = shifted - TO_WHOLE;
+    let r = A::mul_add(n, -LN2_LOW, A::mul_add(n, -LN2_HIGH, x));
+    let mut p = 1.987_569_1e-4;
+    p = A::mul_add(p, r, 1.398_2e-3);
+    p = A::mul_add(p, r, 8.333_452e-3);
+    p = A::mul_add(p, r, 4.166_579_6e-2);
+    p = A::mul_add(p, r, 1.666_666_5e-1);
+    p = A::mul_add(p, r, 0.5);
+    let p = A::mul_add(p, r * r, r) + 1.0;
+    // The whole number stands in the low bits of `shifted`.
+    let n = shifted.to_bits().wrapping_sub(TO_WHOLE.to_bits()).cast_signed();
+    let half = n >> 1;
+    p * power_of_two(half) * power_of_two(n - half)
+}
+
+/// `2^n` for `-126 <= n <= 127`; any other `n` (which only a NaN leads to) gives some number.
+#[inline(always)]
+fn power_of_two(n: i32) -> f32 {
+    f32::from_bits((n.wrapping_add(127).cast_unsigned() & 0xff) << 23)
+}
+
+/// `e^x` in double precision for `x <= 0`, at most 2 units in the last place from the true value; 0 below -708.
+///
+/// As [`exp`], with the Taylor polynomial of degree 13 (remainder below 2^-55 for `|r| <= ln(2) / 2`).
+#[inline(always)]
+pub(crate) fn exp_f64<A: Arithmetic>(x: f64) -> f64 {
+    const TO_WHOLE: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
+    const LN2_HIGH: f64 = 6.931_471_803_691_238e-1; // fdlibm: 33 bits, so that n * LN2_HIGH is exact
+    const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
+    let clamped = if x < -708.0 { -708.0 } else { x };
+    let shifted = A::mul_add_f64(clamped, std::f64::consts::LOG2_E, TO_WHOLE);
+    let n = shifted - TO_WHOLE;
+    let r = A::mul_add_f64(n, -LN2_LOW, A::mul_add_f64(n, -LN2_HIGH, clamped));
+    let mut p = 1.0 / 6_227_020_800.0;
+    p = A::mul_add_f64(p, r, 1.0 / 479_001_600.0);
+    p = A::mul_add_f64(p, r, 1.0 / 39_916_800.0);
+    p = A::mul_add_f64(p, r, 1.0 / 3_628_800.0);
+    p = A::mul_add_f64(p, r, 1.0 / 362_880.0);
+    p = A::mul_add_f64(p, r, 1.0 / 40_320.0);
+    p = A::mul_add_f64(p, r, 1.0 / 5_040.0);
+    p = A::mul_add_f64(p, r, 1.0 / 720.0);
+    p = A::mul_add_f64(p, r, 1.0 / 120.0);
+    p = A::mul_add_f64(p, r, 1.0 / 24.0);
+    p = A::mul_add_f64(p, r, 1.0 / 6.0);
+    p = A::mul_add_f64(p, r, 0.5);
+    let p = A::mul_add_f64(p, r * r, r) + 1.0;
+    let n = shifted.to_bits().wrapping_sub(TO_WHOLE.to_bits());
+    let power = f64::from_bits((n.wrapping_add(1023) & 0x7ff) << 52);
+    let value = p * power;
+    if x < -708.0 { 0.0 } else { value }
+}
+
+/// Largest element; NaN where there is one, negative infinity of none.
+#[inline(always)]
+pub(crate) fn max(x: &[f32]) -> f32 {
+    #[inline(always)]
+    fn step(lanes: &mut [f32; LANES], group: &[f32; LANES]) {
+        for (lane, &x) in lanes.iter_mut().zip(group) {
+            // Not `f32::max`, which drops NaN: once a lane holds one, no comparison replaces it.
+            *lane = if x > *lane || x.is_nan() { x } else { *lane };
+        }
+    }
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (groups, rest) = x.as_chunks::<LANES>();
+    for group in groups {
+        step(&mut lanes, group);
+    }
+    step(&mut lanes, &fill(rest, f32::NEG_INFINITY));
+    lanes.into_iter().fold(f32::NEG_INFINITY, |max, x| if x > max || x.is_nan() { x } else { max })
+}
+
+/// `x[i] <- e^(x[i] - max(x))`; the sum of the new values.
+#[inline(always)]
+pub(crate) fn exp_and_sum<A: Arithmetic>(x: &mut [f32]) -> f32 {
+    let max = max(x);
+    let mut lanes = [0.0; LANES];
+    let (groups, rest) = x.as_chunks_mut::<LANES>();
+    for group in groups {
+        for (lane, x) in lanes.iter_mut().zip(group) {
+            *x = exp::<A>(*x - max);
+            *lane += *x;
+        }
+    }
+    let mut group = fill(rest, f32::NEG_INFINITY);
+    for (lane, x) in lanes.iter_mut().zip(&mut group) {
+        *x = exp::<A>(*x - max);
+        *lane += *x;
+    }
+    // Padding is e^-inf = 0 unless everything is -inf or NaN, which is NaN either way.
+    rest.copy_from_slice(&group[..rest.len()]);
+    add_lanes(lanes)
+}
+
+/// `gate[i] <- gate[i] / (1 + e^-gate[i]) * up[i]`.
+#[inline(always)]
+pub(crate) fn silu_mul<A: Arithmetic>(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + exp::<A>(-*gate)) * up;
+    }
+}
+
+/// `x[i] <- x[i] / (1 + e^-x[i])`.
+#[inline(always)]
+pub(crate) fn silu<A: Arithmetic>(x: &mut [f32]) {
+    for x in x {
+        *x /= 1.0 + exp::<A>(-*x);
+    }
+}
+
+/// Sum of `(x[i] - mean)^2` in double precision.
+#[inline(always)]
+pub(crate) fn sum_of_squares<A: Arithmetic>(x: &[f32], mean: f64) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let (groups, rest) = x.as_chunks::<LANES>();
+    for group in groups {
+        for (lane, &x) in lanes.iter_mut().zip(group) {
+            let x = f64::from(x) - mean;
+            *lane = A::mul_add_f64(x, x, *lane);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        let x = f64::from(x) - mean;
+        *lane = A::mul_add_f64(x, x, *lane);
+    }
+    add_lanes_f64(lanes)
+}
+
+/// Sum of `x` in double precision.
+#[inline(always)]
+pub(crate) fn sum(x: &[f32]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let (groups, rest) = x.as_chunks::<LANES>();
+    for group in groups {
+        for (lane, &x) in lanes.iter_mut().zip(group) {
+            *lane += f64::from(x);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += f64::from(x);
+    }
+    add_lanes_f64(lanes)
+}
+
+/// `out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i]`.
+#[inline(always)]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a factor is rounded to f32 once"
+)]
+pub(crate) fn rms_norm<A: Arithmetic>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let mean_square = sum_of_squares::<A>(x, 0.0) / x.len() as f64;
+    let factor = (1.0 / (mean_square + f64::from(epsilon)).sqrt()) as f32;
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * factor * weight;
+    }
+}
+
+/// `out[i] = (x[i] - mean(x)) / sqrt(var(x) + epsilon) * weight[i]`.
+#[inline(always)]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "mean and factor are rounded once"
+)]
+pub(crate) fn layer_norm<A: Arithmetic>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let mean = sum(x) / x.len() as f64;
+    let variance = sum_of_squares::<A>(x, mean) / x.len() as f64;
+    let factor = (1.0 / (variance + f64::from(epsilon)).sqrt()) as f32;
+    let mean = mean as f32;
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = (x - mean) * factor * weight;
+    }
+}
+
+/// `ln(sum(e^x))`, in double precision.
+#[inline(always)]
+pub(crate) fn log_sum_exp<A: Arithmetic>(x: &[f32]) -> f64 {
+    let max = f64::from(max(x));
+    if !max.is_finite() {
+        return max;
+    }
+    let mut lanes = [0.0; LANES];
+    let (groups, rest) = x.as_chunks::<LANES>();
+    for group in groups {
+        for (lane, &x) in lanes.iter_mut().zip(group) {
+            *lane += exp_f64::<A>(f64::from(x) - max);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += exp_f64::<A>(f64::from(x) - max);
+    }
+    max + add_lanes_f64(lanes).ln()
+}
+
+/// `sum(P ln(P / Q))` in nats, where `P = e^(p - p_lse)` and `Q = e^(q - q_lse)`, in double precision.
+#[inline(always)]
+pub(crate) fn kl_divergence<A: Arithmetic>(p: &[f32], p_lse: f64, q: &[f32], q_lse: f64) -> f64 {
+    #[inline(always)]
+    fn step<A: Arithmetic>(sum: f64, p: f32, p_lse: f64, q: f32, q_lse: f64) -> f64 {
+        let log_p = f64::from(p) - p_lse;
+        A::mul_add_f64(exp_f64::<A>(log_p), log_p - (f64::from(q) - q_lse), sum)
+    }
+    let mut lanes = [0.0; LANES];
+    let (p_groups, p_rest) = p.as_chunks::<LANES>();
+    let (q_groups, q_rest) = q.as_chunks::<LANES>();
+    for (p, q) in p_groups.iter().zip(q_groups) {
+        for ((lane, &p), &q) in lanes.iter_mut().zip(p).zip(q) {
+            *lane = step::<A>(*lane, p, p_lse, q, q_lse);
+        }
+    }
+    for ((lane, &p), &q) in lanes.iter_mut().zip(p_rest).zip(q_rest) {
+        *lane = step::<A>(*lane, p, p_lse, q, q_lse);
+    }
+    add_lanes_f64(lanes)
+}

@@ -1,0 +1,100 @@
+//! Kernels by instruction set. A kernel is a method of a value that only exists where the CPU has the feature.
+
+pub(crate) mod generic;
+pub(crate) mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+
+/// The kernels that are [`generic`] code compiled again with the features of one instruction set.
+///
+/// Safe to call only by way of a value that proves the features, so every method is one `unsafe` call.
+macro_rules! shared_kernels {
+    ($kernels:ty, $feature:literal, $arithmetic:ty) => {
+        impl $kernels {
+            /// See [`generic::exp_and_sum`].
+            pub(crate) fn exp_and_sum(self, x: &mut [f32]) -> f32 {
+                #[target_feature(enable = $feature)]
+                fn run(x: &mut [f32]) -> f32 {
+                    generic::exp_and_sum::<$arithmetic>(x)
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x) }
+            }
+
+            /// See [`generic::silu_mul`].
+            pub(crate) fn silu_mul(self, gate: &mut [f32], up: &[f32]) {
+                #[target_feature(enable = $feature)]
+                fn run(gate: &mut [f32], up: &[f32]) {
+                    generic::silu_mul::<$arithmetic>(gate, up);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(gate, up) }
+            }
+
+            /// See [`generic::silu`].
+            pub(crate) fn silu(self, x: &mut [f32]) {
+                #[target_feature(enable = $feature)]
+                fn run(x: &mut [f32]) {
+                    generic::silu::<$arithmetic>(x);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x) }
+            }
+
+            /// See [`generic::rms_norm`].
+            pub(crate) fn rms_norm(self, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+                #[target_feature(enable = $feature)]
+                fn run(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+                    generic::rms_norm::<$arithmetic>(x, weight, epsilon, out);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x, weight, epsilon, out) }
+            }
+
+            /// See [`generic::layer_norm`].
+            pub(crate) fn layer_norm(self, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+                #[target_feature(enable = $feature)]
+                fn run(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+                    generic::layer_norm::<$arithmetic>(x, weight, epsilon, out);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x, weight, epsilon, out) }
+            }
+
+            /// See [`generic::log_sum_exp`].
+            pub(crate) fn log_sum_exp(self, x: &[f32]) -> f64 {
+                #[target_feature(enable = $feature)]
+                fn run(x: &[f32]) -> f64 {
+                    generic::log_sum_exp::<$arithmetic>(x)
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x) }
+            }
+
+            /// See [`generic::kl_divergence`].
+            pub(crate) fn kl_divergence(self, p: &[f32], p_lse: f64, q: &[f32], q_lse: f64) -> f64 {
+                #[target_feature(enable = $feature)]
+                fn run(p: &[f32], p_lse: f64, q: &[f32], q_lse: f64) -> f64 {
+                    generic::kl_divergence::<$arithmetic>(p, p_lse, q, q_lse)
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(p, p_lse, q, q_lse) }
+            }
+
+            /// See [`generic::max`].
+            pub(crate) fn max(self, x: &[f32]) -> f32 {
+                #[target_feature(enable = $feature)]
+                fn run(x: &[f32]) -> f32 {
+                    generic::max(x)
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x) }
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use shared_kernels;

@@ -1,0 +1,435 @@
+//! The kernels of the engine, with the instruction set chosen at run time.
+
+use crate::arch::generic::DOT_BLOCK;
+use crate::arch::portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use crate::arch::{avx2::Avx2, avx512::Avx512};
+use crate::buffer::{Rows, RowsMut};
+
+/// Instruction sets that have kernels of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum InstructionSet {
+    /// What every CPU has.
+    Portable,
+    /// AVX2 with fused multiply-add.
+    Avx2,
+    /// AVX-512F.
+    Avx512,
+}
+
+impl InstructionSet {
+    /// All, from the plainest to the fastest.
+    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+}
+
+impl std::fmt::Display for InstructionSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+        })
+    }
+}
+
+/// The kernels for one instruction set that this CPU has.
+///
+/// Every result depends on its operands alone: sums run in an order that neither the number of rows nor their place
+/// in a batch changes. CPUs with fused multiply-add give equal bits with every instruction set; the portable kernels
+/// of other builds differ from them in the last bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernels(Set);
+
+#[derive(Clone, Copy, Debug)]
+enum Set {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+/// Calls the method of that name of whichever kernels there are.
+macro_rules! with {
+    ($self:ident.$method:ident($($argument:expr),*)) => {
+        match $self.0 {
+            Set::Portable(kernels) => kernels.$method($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2(kernels) => kernels.$method($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(kernels) => kernels.$method($($argument),*),
+        }
+    };
+}
+
+impl Kernels {
+    /// The fastest kernels of this CPU.
+    #[must_use]
+    pub fn best() -> Self {
+        InstructionSet::ALL.into_iter().rev().find_map(Self::of).unwrap_or(Self(Set::Portable(Portable)))
+    }
+
+    /// The kernels for one instruction set; `None` where the CPU has not got it.
+    #[must_use]
+    pub fn of(set: InstructionSet) -> Option<Self> {
+        match set {
+            InstructionSet::Portable => Some(Self(Set::Portable(Portable))),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => Avx2::new().map(|proof| Self(Set::Avx2(proof))),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => Avx512::new().map(|proof| Self(Set::Avx512(proof))),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => None,
+        }
+    }
+
+    /// Which instruction set they use.
+    #[must_use]
+    pub fn instruction_set(&self) -> InstructionSet {
+        match self.0 {
+            Set::Portable(_) => InstructionSet::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2(_) => InstructionSet::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(_) => InstructionSet::Avx512,
+        }
+    }
+
+    /// `out[i][r] = x[i] . w[r]`: `x` `[n, cols]`, `w` `[rows, cols]`, `out` `[n, rows]`, all row-major.
+    ///
+    /// Columns are taken in blocks of 2048: in each, 16 lanes sum every 16th product by multiply-add and are then
+    /// added halves onto each other; the blocks' sums are added in order.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn dots(&self, x: Rows<'_>, w: Rows<'_>, mut out: RowsMut<'_>) {
+        assert_eq!(x.cols(), w.cols(), "rows of x and w differ in length");
+        assert_eq!((out.rows(), out.cols()), (x.rows(), w.rows()), "shape of the result");
+        let cols = x.cols();
+        let mut col = 0;
+        loop {
+            let count = (cols - col).min(DOT_BLOCK);
+            let (x, w) = (x.window(0, x.rows(), col, count), w.window(0, w.rows(), col, count));
+            with!(self.dots(x, w, out.reborrow(), col > 0));
+            col += count;
+            if col >= cols {
+                return;
+            }
+        }
+    }
+
+    /// `out[i] = sum(a[i][k] * b[k])` in the order of `k`, added to `out[i]` if `add`: `a` `[m, terms]`,
+    /// `b` `[terms, cols]`, `out` `[m, cols]`, all row-major.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn combine(&self, a: Rows<'_>, b: Rows<'_>, out: RowsMut<'_>, add: bool) {
+        assert_eq!(a.cols(), b.rows(), "terms");
+        assert_eq!((out.rows(), out.cols()), (a.rows(), b.cols()), "shape of the result");
+        with!(self.combine(a, b, out, add));
+    }
+
+    /// `x[i] <- e^(x[i] - max(x))`; returns the sum of the new values, so that `x / sum` is the softmax.
+    pub fn exp_and_sum(&self, x: &mut [f32]) -> f32 {
+        with!(self.exp_and_sum(x))
+    }
+
+    /// `gate[i] <- silu(gate[i]) * up[i]`, where `silu(x) = x / (1 + e^-x)`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "lengths of gate and up");
+        with!(self.silu_mul(gate, up));
+    }
+
+    /// `x[i] <- silu(x[i])`.
+    pub fn silu(&self, x: &mut [f32]) {
+        with!(self.silu(x));
+    }
+
+    /// `out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i]`, the mean in double precision.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+        assert_eq!((x.len(), weight.len()), (weight.len(), out.len()), "lengths");
+        with!(self.rms_norm(x, weight, epsilon, out));
+    }
+
+    /// `out[i] = (x[i] - mean(x)) / sqrt(var(x) + epsilon) * weight[i]`, mean and variance in double precision.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn layer_norm(&self, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+        assert_eq!((x.len(), weight.len()), (weight.len(), out.len()), "lengths");
+        with!(self.layer_norm(x, weight, epsilon, out));
+    }
+
+    /// `ln(sum(e^x))` in double precision; NaN where `x` has one.
+    #[must_use]
+    pub fn log_sum_exp(&self, x: &[f32]) -> f64 {
+        with!(self.log_sum_exp(x))
+    }
+
+    /// Kullback-Leibler divergence `sum(P ln(P / Q))` in nats, in double precision, of the distributions that the
+    /// logits `p` and `q` stand for; `p_lse` and `q_lse` are their [`Kernels::log_sum_exp`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[must_use]
+    pub fn kl_divergence(&self, p: &[f32], p_lse: f64, q: &[f32], q_lse: f64) -> f64 {
+        assert_eq!(p.len(), q.len(), "lengths of the logits");
+        with!(self.kl_divergence(p, p_lse, q, q_lse))
+    }
+
+    /// Index of the largest element, the first of equals; `None` of no elements or where one is NaN.
+    #[must_use]
+    pub fn argmax(&self, x: &[f32]) -> Option<usize> {
+        let max = with!(self.max(x));
+        x.iter().position(|&value| value == max)
+    }
+
+    /// Does `rounds` rounds of independent multiply-adds at the full speed of the CPU: the yardstick of the bench.
+    /// Returns how many it did, and a number that depends on all of them.
+    #[must_use]
+    pub fn busy(&self, rounds: u64, factor: f32) -> (u64, f32) {
+        with!(self.busy(rounds, factor))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::generic::{self, Fused, Separate};
+    use crate::arch::portable;
+    use proptest::prelude::*;
+
+    /// Every set of kernels that this CPU has.
+    fn all() -> Vec<Kernels> {
+        InstructionSet::ALL.into_iter().filter_map(Kernels::of).collect()
+    }
+
+    /// Those whose multiply-adds round once.
+    fn fused() -> Vec<Kernels> {
+        all()
+            .into_iter()
+            .filter(|k| {
+                k.instruction_set() > InstructionSet::Portable
+                    || cfg!(any(target_arch = "aarch64", target_feature = "fma"))
+            })
+            .collect()
+    }
+
+    /// Floats between -1 and 1, never twice the same.
+    fn noise(len: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        (0..len)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                ((state >> 40) as f32 / 8_388_608.0) - 1.0
+            })
+            .collect()
+    }
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|x| x.to_bits()).collect()
+    }
+
+    fn dots_with(kernels: &Kernels, x: Rows<'_>, w: Rows<'_>) -> Vec<f32> {
+        // NaN around and under the result: everything must be written, nothing beside it.
+        let stride = w.rows() + 3;
+        let mut out = vec![f32::NAN; x.rows() * stride];
+        kernels.dots(x, w, RowsMut::new(&mut out, x.rows(), w.rows(), stride));
+        out.chunks(stride)
+            .flat_map(|row| {
+                assert!(row[w.rows()..].iter().all(|x| x.is_nan()), "wrote past the row");
+                row[..w.rows()].to_vec()
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn dots_agree_with_naive_sums_and_with_each_other(
+            n in 0..14usize, rows in 0..14usize, cols in 0..150usize, extra in 0..4usize, seed: u64,
+        ) {
+            let stride = cols + extra;
+            let (x, w) = (noise(n * stride, seed), noise(rows * stride, !seed));
+            let (x, w) = (Rows::new(&x, n, cols, stride), Rows::new(&w, rows, cols, stride));
+            let mut fused_out = vec![0.0; n * rows];
+            portable::dots::<Fused>(x, w, RowsMut::new(&mut fused_out, n, rows, rows), false);
+            for kernels in all() {
+                let out = dots_with(&kernels, x, w);
+                for (i, out) in out.iter().enumerate() {
+                    let (x, w) = (x.row(i / rows), w.row(i % rows));
+                    let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                    prop_assert!((f64::from(*out) - exact).abs() < 1e-5, "{kernels:?} {out} {exact}");
+                }
+            }
+            for kernels in fused() {
+                prop_assert_eq!(bits(&dots_with(&kernels, x, w)), bits(&fused_out), "{:?}", kernels);
+            }
+        }
+
+        #[test]
+        fn combine_agrees_with_naive_sums_and_with_each_other(
+            m in 1..14usize, terms in 0..40usize, cols in 1..150usize, add: bool, seed: u64,
+        ) {
+            let (a, b, c) = (noise(m * terms, seed), noise(terms * cols, !seed), noise(m * cols, seed ^ 99));
+            let (a, b) = (Rows::new(&a, m, terms, terms), Rows::new(&b, terms, cols, cols));
+            let mut fused_out = c.clone();
+            portable::combine::<Fused>(a, b, RowsMut::new(&mut fused_out, m, cols, cols), add);
+            for kernels in all() {
+                let mut out = c.clone();
+                kernels.combine(a, b, RowsMut::new(&mut out, m, cols, cols), add);
+                for (i, out) in out.iter().enumerate() {
+                    let exact: f64 = (0..terms)
+                        .map(|k| f64::from(a.row(i / cols)[k]) * f64::from(b.row(k)[i % cols]))
+                        .sum::<f64>() + if add { f64::from(c[i]) } else { 0.0 };
+                    prop_assert!((f64::from(*out) - exact).abs() < 1e-5, "{kernels:?} {out} {exact}");
+                }
+            }
+            for kernels in fused() {
+                let mut out = c.clone();
+                kernels.combine(a, b, RowsMut::new(&mut out, m, cols, cols), add);
+                prop_assert_eq!(bits(&out), bits(&fused_out), "{:?}", kernels);
+            }
+        }
+
+        #[test]
+        fn elementwise_kernels_agree_with_double_precision(len in 1..100usize, seed: u64) {
+            let x: Vec<f32> = noise(len, seed).iter().map(|x| x * 20.0).collect();
+            let y = noise(len, !seed);
+            let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+            let max = wide.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = wide.iter().map(|x| (x - max).exp()).sum();
+            let close = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b.abs() + 1e-30;
+            for kernels in all() {
+                let mut exps = x.clone();
+                let sum = kernels.exp_and_sum(&mut exps);
+                prop_assert!((f64::from(sum) - total).abs() < 1e-5 * total);
+                for (e, x) in exps.iter().zip(&x) {
+                    // The difference is rounded to f32, which is no fault of the exponential.
+                    prop_assert!(close(f64::from(*e), f64::from(*x - max as f32).exp()));
+                }
+                let lse = kernels.log_sum_exp(&x);
+                prop_assert!((lse - (max + total.ln())).abs() < 1e-12);
+                prop_assert_eq!(kernels.kl_divergence(&x, lse, &x, lse), 0.0);
+                let y_lse = kernels.log_sum_exp(&y);
+                let kl: f64 = wide.iter().zip(&y)
+                    .map(|(x, y)| (x - lse).exp() * ((x - lse) - (f64::from(*y) - y_lse))).sum();
+                prop_assert!((kernels.kl_divergence(&x, lse, &y, y_lse) - kl).abs() < 1e-10);
+
+                let mut gate = x.clone();
+                kernels.silu_mul(&mut gate, &y);
+                let mut plain = x.clone();
+                kernels.silu(&mut plain);
+                for i in 0..len {
+                    let silu = wide[i] / (1.0 + (-wide[i]).exp());
+                    prop_assert!(close(f64::from(plain[i]), silu));
+                    prop_assert!(close(f64::from(gate[i]), silu * f64::from(y[i])));
+                }
+
+                let mut out = vec![0.0; len];
+                kernels.rms_norm(&x, &y, 1e-5, &mut out);
+                let square: f64 = wide.iter().map(|x| x * x).sum::<f64>() / len as f64;
+                for i in 0..len {
+                    let want = wide[i] / (square + f64::from(1e-5f32)).sqrt() * f64::from(y[i]);
+                    prop_assert!(close(f64::from(out[i]), want));
+                }
+                kernels.layer_norm(&x, &y, 1e-5, &mut out);
+                let mean = wide.iter().sum::<f64>() / len as f64;
+                let variance = wide.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / len as f64;
+                for i in 0..len {
+                    let want = (wide[i] - mean) / (variance + f64::from(1e-5f32)).sqrt() * f64::from(y[i]);
+                    prop_assert!((f64::from(out[i]) - want).abs() < 1e-4);
+                }
+                let best = kernels.argmax(&x).unwrap();
+                prop_assert!(x.iter().all(|v| *v <= x[best]) && x[..best].iter().all(|v| *v < x[best]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_neighbours() {
+        for cols in [1, 16, 33, 2047, 2048, 2049, 5000] {
+            let (x, w) = (noise(7 * cols, 1), noise(9 * cols, 2));
+            let (x, w) = (Rows::new(&x, 7, cols, cols), Rows::new(&w, 9, cols, cols));
+            for kernels in all() {
+                let whole = dots_with(&kernels, x, w);
+                for row in 0..7 {
+                    let alone = dots_with(&kernels, x.band(row, 1), w);
+                    assert_eq!(bits(&alone), bits(&whole[row * 9..][..9]), "{kernels:?} {cols}");
+                }
+                let alone = dots_with(&kernels, x, w.band(8, 1));
+                let last: Vec<f32> = whole.iter().skip(8).step_by(9).copied().collect();
+                assert_eq!(bits(&alone), bits(&last), "{kernels:?} {cols}");
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_within_one_unit_in_the_last_place() {
+        let mut worst: (f64, f32) = (0.0, 0.0);
+        let mut check = |x: f32| {
+            for value in [generic::exp::<Fused>(x), generic::exp::<Separate>(x)] {
+                let exact = f64::from(x).exp();
+                let near = exact as f32;
+                if near.is_infinite() || value.is_infinite() {
+                    assert!(x > 88.72, "{x} gives {value}");
+                    continue;
+                }
+                let unit = f64::from(f32::from_bits(near.to_bits() + 1)) - f64::from(near);
+                let error = (f64::from(value) - exact).abs() / unit;
+                if error > worst.0 {
+                    worst = (error, x);
+                }
+            }
+        };
+        let mut bits = 0u32;
+        while f32::from_bits(bits) < 104.5 {
+            check(f32::from_bits(bits));
+            check(-f32::from_bits(bits));
+            bits += 997;
+        }
+        for x in [0.0, -0.0, 88.722_8, 88.722_84, -87.336_54, -87.4, -103.97, -103.98, -104.0, -1e30, 1e30] {
+            check(x);
+        }
+        assert!(worst.0 < 1.0, "{worst:?}");
+        for exp in [generic::exp::<Fused>, generic::exp::<Separate>] {
+            assert_eq!((exp(0.0), exp(f32::NEG_INFINITY), exp(f32::INFINITY)), (1.0, 0.0, f32::INFINITY));
+            assert!(exp(f32::NAN).is_nan());
+        }
+    }
+
+    #[test]
+    fn exp_f64_is_within_two_units_in_the_last_place() {
+        let mut x = 0.0;
+        while x > -708.0 {
+            let exact = f64::exp(x);
+            for value in [generic::exp_f64::<Fused>(x), generic::exp_f64::<Separate>(x)] {
+                assert!((value - exact).abs() <= 2.0 * f64::EPSILON * exact, "{x} {value} {exact}");
+            }
+            x -= 0.003_1;
+        }
+        assert_eq!(
+            (generic::exp_f64::<Fused>(0.0), generic::exp_f64::<Fused>(f64::NEG_INFINITY)),
+            (1.0, 0.0)
+        );
+        assert!(generic::exp_f64::<Fused>(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn nan_is_never_hidden() {
+        for kernels in all() {
+            for place in [0, 15, 16, 40] {
+                let mut x = vec![1.0; 41];
+                x[place] = f32::NAN;
+                assert!(kernels.log_sum_exp(&x).is_nan(), "{kernels:?} {place}");
+                assert_eq!(kernels.argmax(&x), None, "{kernels:?} {place}");
+                assert!(kernels.exp_and_sum(&mut x.clone()).is_nan(), "{kernels:?} {place}");
+            }
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! The forward pass against a naive one in double precision, and what its results may not depend on.
+#![expect(clippy::print_stdout, reason = "tests say what they measured and what they skipped")]
+
+mod common;
+
+use common::{bits, logits, model, random_tensors, small, tokens, with_threads};
+use kbit_engine::{Description, EngineError, InstructionSet, Kernels, Session};
+use kbit_models::description::{Position, RopeScaling, RopeStyle};
+use kbit_types::{Codec, CodecError, MatrixShape};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A transformer as one would write it on a blackboard: double precision, no batches, no cache, no tricks.
+struct Naive<'a> {
+    d: &'a Description,
+    tensors: &'a common::Tensors,
+}
+
+impl Naive<'_> {
+    fn tensor(&self, name: &str) -> Option<Vec<Vec<f64>>> {
+        let codec = self.tensors.get(name)?;
+        let MatrixShape { rows, cols, .. } = codec.shape();
+        let mut data = vec![0.0; (rows * cols) as usize];
+        codec.decode(0..rows, &mut data, cols as usize).unwrap();
+        Some(data.chunks(cols as usize).map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect())
+    }
+
+    fn linear(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let mut out: Vec<f64> = self
+            .tensor(&format!("{name}.weight"))
+            .unwrap()
+            .iter()
+            .map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum())
+            .collect();
+        if let Some(bias) = self.tensor(&format!("{name}.bias")) {
+            out.iter_mut().zip(&bias[0]).for_each(|(out, bias)| *out += bias);
+        }
+        out
+    }
+
+    fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let weight = self.tensor(&format!("{name}.weight")).unwrap();
+        let square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        let root = (square + f64::from(self.d.norm.epsilon)).sqrt();
+        x.iter().zip(&weight[0]).map(|(x, w)| x / root * w).collect()
+    }
+
+    fn rotate(&self, x: &mut [f64], position: usize) {
+        let Position::Rope(rope) = &self.d.position;
+        let factors = rope.factors.as_ref().map(|name| self.tensor(name).unwrap().remove(0));
+        let stretch = match rope.scaling {
+            RopeScaling::Linear { factor } => f64::from(factor),
+            _ => 1.0,
+        };
+        for head in x.chunks_mut(self.d.head_dim) {
+            for pair in 0..rope.dims / 2 {
+                let (a, b) = match rope.style {
+                    RopeStyle::Adjacent => (2 * pair, 2 * pair + 1),
+                    RopeStyle::Halves => (pair, pair + rope.dims / 2),
+                };
+                let frequency = f64::from(rope.base).powf(-2.0 * pair as f64 / rope.dims as f64) / stretch;
+                let angle = position as f64 * frequency / factors.as_ref().map_or(1.0, |f| f[pair]);
+                (head[a], head[b]) = (
+                    head[a] * angle.cos() - head[b] * angle.sin(),
+                    head[a] * angle.sin() + head[b] * angle.cos(),
+                );
+            }
+        }
+    }
+
+    /// Logits of all tokens.
+    fn logits(&self, tokens: &[u32]) -> Vec<f64> {
+        let d = self.d;
+        let embedding = self.tensor("token_embd.weight").unwrap();
+        let mut stream: Vec<Vec<f64>> = tokens
+            .iter()
+            .map(|&t| embedding[t as usize].iter().map(|x| x * f64::from(d.embedding_scale)).collect())
+            .collect();
+        for layer in 0..d.layers {
+            let name = |part: &str| format!("blk.{layer}.{part}");
+            let normed: Vec<Vec<f64>> = stream.iter().map(|x| self.norm(&name("attn_norm"), x)).collect();
+            let project = |part: &str| -> Vec<Vec<f64>> {
+                normed.iter().map(|x| self.linear(&name(part), x)).collect()
+            };
+            let (mut q, mut k, v) = (project("attn_q"), project("attn_k"), project("attn_v"));
+            q.iter_mut().enumerate().for_each(|(position, x)| self.rotate(x, position));
+            k.iter_mut().enumerate().for_each(|(position, x)| self.rotate(x, position));
+            for (i, x) in stream.iter_mut().enumerate() {
+                let first = d.attention.window.map_or(0, |window| (i + 1).saturating_sub(window));
+                let mut mixed = Vec::new();
+                for head in 0..d.heads {
+                    let key_head = head / (d.heads / d.kv_heads);
+                    let query = &q[i][head * d.head_dim..][..d.head_dim];
+                    let scores: Vec<f64> = (first..=i)
+                        .map(|j| {
+                            let key = &k[j][key_head * d.head_dim..][..d.head_dim];
+                            let dot: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
+                            (dot * f64::from(d.attention.scale)).exp()
+                        })
+                        .collect();
+                    let total: f64 = scores.iter().sum();
+                    for dim in 0..d.value_dim {
+                        let value = |j: usize| v[j][key_head * d.value_dim + dim];
+                        mixed.push((first..=i).zip(&scores).map(|(j, s)| s / total * value(j)).sum());
+                    }
+                }
+                for (x, y) in x.iter_mut().zip(self.linear(&name("attn_output"), &mixed)) {
+                    *x += f64::from(d.residual_scale) * y;
+                }
+                let normed = self.norm(&name("ffn_norm"), x);
+                let silu = |x: f64| x / (1.0 + (-x).exp());
+                let up = self.linear(&name("ffn_up"), &normed);
+                let inner: Vec<f64> = if d.gated {
+                    let gate = self.linear(&name("ffn_gate"), &normed);
+                    gate.iter().zip(up).map(|(&gate, up)| silu(gate) * up).collect()
+                } else {
+                    up.into_iter().map(silu).collect()
+                };
+                for (x, y) in x.iter_mut().zip(self.linear(&name("ffn_down"), &inner)) {
+                    *x += f64::from(d.residual_scale) * y;
+                }
+            }
+        }
+        let output = if d.tied_output { "token_embd" } else { "output" };
+        stream
+            .iter()
+            .flat_map(|x| self.linear(output, &self.norm("output_norm", x)))
+            .map(|logit| logit * f64::from(d.output_scale))
+            .collect()
+    }
+}
+
+/// Descriptions that differ in everything that a description can say.
+fn variants() -> Vec<(&'static str, Description)> {
+    let mut variants = vec![("as it is", small())];
+    let mut add = |name, change: &dyn Fn(&mut Description)| {
+        let mut description = small();
+        change(&mut description);
+        variants.push((name, description));
+    };
+    fn rope(d: &mut Description) -> &mut kbit_models::description::Rope {
+        let Position::Rope(rope) = &mut d.position;
+        rope
+    }
+    add("halves", &|d| rope(d).style = RopeStyle::Halves);
+    add("frequency factors", &|d| rope(d).factors = Some("rope_freqs.weight".to_owned()));
+    add("linear scaling", &|d| rope(d).scaling = RopeScaling::Linear { factor: 3.0 });
+    add("sliding window", &|d| d.attention.window = Some(5));
+    add("one key head", &|d| d.kv_heads = 1);
+    add("as many key heads as query heads", &|d| d.kv_heads = 6);
+    add("untied output", &|d| d.tied_output = false);
+    add("no gate", &|d| d.gated = false);
+    add("scales", &|d| (d.embedding_scale, d.residual_scale, d.output_scale) = (3.0, 0.5, 0.25));
+    add("score scale", &|d| d.attention.scale = 0.1);
+    add("one layer", &|d| d.layers = 1);
+    variants
+}
+
+#[test]
+fn logits_are_those_of_a_naive_transformer() {
+    for (name, d) in variants() {
+        let tensors = random_tensors(&d, 1, true);
+        let tokens = tokens(&d, 40, 7);
+        let expected = Naive { d: &d, tensors: &tensors }.logits(&tokens);
+        let deviation = (expected.iter().map(|x| x * x).sum::<f64>() / expected.len() as f64).sqrt();
+        for set in InstructionSet::ALL {
+            let Some(kernels) = Kernels::of(set) else { continue };
+            let model = model(&d, &tensors).with_kernels(kernels);
+            let worst = logits(&model, &tokens)
+                .iter()
+                .zip(&expected)
+                .map(|(got, want)| (f64::from(*got) - want).abs())
+                .fold(0.0, f64::max);
+            println!("{name}, {set}: {:.1e} of the logits' deviation", worst / deviation);
+            assert!(worst < 1e-5 * deviation, "{name}, {set}: off by {worst} of {deviation}");
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_thread_count() {
+    for (name, d) in variants() {
+        for (group, open) in [(1, true), (1, false), (3, false), (1000, false)] {
+            let tensors = random_tensors(&d, group, open);
+            let model = model(&d, &tensors);
+            let tokens = tokens(&d, 150, 3);
+            let run = |threads| {
+                with_threads(threads, || {
+                    let (mut prompt, mut next) = (Vec::new(), Vec::new());
+                    let mut session = model.session(200);
+                    session.forward(&tokens, 0, &mut prompt).unwrap();
+                    session.forward(&[1], 0, &mut next).unwrap();
+                    prompt.extend(next);
+                    bits(&prompt)
+                })
+            };
+            let one = run(1);
+            assert_eq!(one, run(2), "{name}, groups of {group}: 2 threads");
+            assert_eq!(one, run(3), "{name}, groups of {group}: 3 threads");
+            let mut alone = Vec::new();
+            model.session(200).on_one_thread().forward(&tokens, 0, &mut alone).unwrap();
+            assert_eq!(one[..alone.len()], bits(&alone), "{name}, groups of {group}: no pool");
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_how_the_prompt_is_split() {
+    for (name, d) in variants() {
+        let model = model(&d, &random_tensors(&d, 1, true));
+        let tokens = tokens(&d, 300, 5);
+        let whole = logits(&model, &tokens);
+        for step in [1, 2, 15, 16, 17, 129] {
+            let mut session = model.session(tokens.len());
+            let mut pieces = Vec::new();
+            for chunk in tokens.chunks(step) {
+                let mut part = Vec::new();
+                session.forward(chunk, 0, &mut part).unwrap();
+                pieces.extend(part);
+            }
+            assert_eq!(bits(&whole), bits(&pieces), "{name}: {step} tokens at a time");
+        }
+    }
+}
+
+#[test]
+fn prompts_longer_than_a_batch_are_split() {
+    let d = small();
+    let model = model(&d, &random_tensors(&d, 1, true));
+    let tokens = tokens(&d, 2 * Session::BATCH + 9, 11);
+    let whole = logits(&model, &tokens);
+    let mut session = model.session(tokens.len());
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    session.forward(&tokens[..700], 0, &mut first).unwrap();
+    session.forward(&tokens[700..], 0, &mut second).unwrap();
+    first.extend(second);
+    assert_eq!(bits(&whole), bits(&first));
+}
+
+#[test]
+fn only_the_wanted_logits_are_computed() {
+    let d = small();
+    let model = model(&d, &random_tensors(&d, 1, true));
+    let tokens = tokens(&d, 530, 13);
+    let whole = logits(&model, &tokens);
+    for from in [0, 1, 511, 512, 529, 530, 600] {
+        let mut part = vec![1.0; 3];
+        let mut session = model.session(tokens.len());
+        session.forward(&tokens, from, &mut part).unwrap();
+        assert_eq!(bits(&part), bits(&whole[from.min(530) * d.vocab..]), "from {from}");
+        assert_eq!(session.len(), 530);
+    }
+}
+
+#[test]
+fn texts_together_give_what_each_gives_alone() {
+    for (name, d) in variants() {
+        let model = model(&d, &random_tensors(&d, 1, true));
+        let texts: Vec<Vec<u32>> = [100, 3, 256, 200, 513, 1]
+            .iter()
+            .enumerate()
+            .map(|(i, &len)| tokens(&d, len, i as u64))
+            .collect();
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let mut session = model.session(600);
+        session.forward(&[1, 2, 3], 3, &mut Vec::new()).unwrap();
+        let mut states = Vec::new();
+        session.hidden_states(&texts, 2, &mut states).unwrap();
+        let mut together = vec![0.0; states.len() / d.hidden * d.vocab];
+        session.logits(&states, &mut together).unwrap();
+        let mut alone = Vec::new();
+        for text in &texts {
+            let mut part = Vec::new();
+            model.session(600).forward(text, 2, &mut part).unwrap();
+            alone.extend(part);
+        }
+        assert_eq!(bits(&together), bits(&alone), "{name}");
+    }
+}
+
+#[test]
+fn a_cleared_session_starts_anew() {
+    let d = small();
+    let model = model(&d, &random_tensors(&d, 1, true));
+    let (first, second) = (tokens(&d, 200, 1), tokens(&d, 150, 2));
+    let mut session = model.session(200);
+    let mut out = Vec::new();
+    session.forward(&first, 0, &mut out).unwrap();
+    session.clear();
+    assert!(session.is_empty());
+    session.forward(&second, 0, &mut out).unwrap();
+    assert_eq!(bits(&out), bits(&logits(&model, &second)));
+}
+
+#[test]
+fn instruction_sets_with_fused_multiply_add_agree() {
+    let d = small();
+    let tensors = random_tensors(&d, 1, true);
+    let tokens = tokens(&d, 200, 3);
+    let of = |set| Kernels::of(set).map(|k| bits(&logits(&model(&d, &tensors).with_kernels(k), &tokens)));
+    match (of(InstructionSet::Avx2), of(InstructionSet::Avx512)) {
+        (Some(avx2), Some(avx512)) => assert_eq!(avx2, avx512),
+        _ => println!("skipped: this CPU has not got both AVX2 and AVX-512"),
+    }
+}
+
+#[test]
+fn context_overflow_is_refused_and_changes_nothing() {
+    let d = small();
+    let model = model(&d, &random_tensors(&d, 1, true));
+    let mut session = model.session(10);
+    let mut out = Vec::new();
+    session.forward(&tokens(&d, 8, 1), 8, &mut out).unwrap();
+    let error = session.forward(&[1, 2, 3], 0, &mut out).unwrap_err();
+    assert!(matches!(error, EngineError::ContextOverflow { used: 8, new: 3, capacity: 10 }));
+    assert_eq!(
+        error.to_string(),
+        "8 tokens and 3 more do not fit into a context of 10: use a longer context, or fewer tokens"
+    );
+    session.forward(&[1, 2], 0, &mut out).unwrap();
+    assert_eq!(session.len(), 10);
+}
+
+#[test]
+fn tokens_outside_the_vocabulary_are_refused() {
+    let d = small();
+    let model = model(&d, &random_tensors(&d, 1, true));
+    let error = model.session(10).forward(&[1, 97], 0, &mut Vec::new()).unwrap_err();
+    assert!(matches!(error, EngineError::Token { token: 97, position: 1, vocab: 97 }), "{error}");
+    assert!(model.session(10).hidden_states(&[&[1], &[97]], 0, &mut Vec::new()).is_err());
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let d = small();
+    let mut tensors = random_tensors(&d, 1, true);
+    tensors.remove("blk.1.ffn_up.weight");
+    let error = kbit_engine::Model::new(d, &mut |name| Ok(tensors.get(name).cloned())).unwrap_err();
+    let message = error.to_string();
+    assert!(message.starts_with("tensor blk.1.ffn_up.weight [56, 40] is missing"), "{message}");
+}
+
+#[test]
+fn a_tensor_of_another_shape_is_named() {
+    for (tensor, rows, cols, message) in [
+        ("blk.0.attn_k.weight", 20, 41, "tensor blk.0.attn_k.weight: found [20, 41], wanted [20, 40]"),
+        ("token_embd.weight", 96, 40, "tensor token_embd.weight: found [96, 40], wanted [97, 40]"),
+        ("output_norm.weight", 1, 39, "tensor output_norm.weight: found [39], wanted [40]"),
+        ("output_norm.weight", 40, 1, "tensor output_norm.weight: found [40, 1], wanted [40]"),
+    ] {
+        let d = small();
+        let mut tensors = random_tensors(&d, 1, true);
+        let data = vec![0.5; rows * cols];
+        tensors.insert(tensor.to_owned(), Arc::new(common::Plain { rows, cols, data, group: 1, open: true }));
+        let error = kbit_engine::Model::new(d, &mut |name| Ok(tensors.get(name).cloned())).unwrap_err();
+        assert!(error.to_string().starts_with(message), "{error}");
+    }
+}
+
+#[test]
+fn a_norm_with_nan_is_refused() {
+    let d = small();
+    let mut tensors = random_tensors(&d, 1, true);
+    let mut data = vec![1.0; 40];
+    data[7] = f32::NAN;
+    let plain = common::Plain { rows: 1, cols: 40, data, group: 1, open: true };
+    tensors.insert("blk.0.attn_norm.weight".to_owned(), Arc::new(plain));
+    let error = kbit_engine::Model::new(d, &mut |name| Ok(tensors.get(name).cloned())).unwrap_err();
+    assert!(error.to_string().starts_with("tensor blk.0.attn_norm.weight: element 7 is NaN"), "{error}");
+}
+
+/// A codec that fails from some row on.
+struct Failing;
+
+impl Codec for Failing {
+    fn shape(&self) -> MatrixShape {
+        MatrixShape::dense(40, 56)
+    }
+
+    fn decode(&self, rows: Range<u64>, out: &mut [f32], _: usize) -> Result<(), CodecError> {
+        if rows.end > 30 {
+            return Err(CodecError::Scheme {
+                tensor: "blk.1.ffn_down.weight".to_owned(),
+                scheme: "org.example/1".to_owned(),
+                message: "codebook index 17 of 16".to_owned(),
+            });
+        }
+        out.fill(0.0);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_codec_that_fails_ends_the_pass_with_its_message() {
+    let d = small();
+    let mut tensors = random_tensors(&d, 1, true);
+    tensors.insert("blk.1.ffn_down.weight".to_owned(), Arc::new(Failing));
+    let model = model(&d, &tensors);
+    for len in [1, 5, 100] {
+        let mut session = model.session(200);
+        let error = session.forward(&tokens(&d, len, 1), 0, &mut Vec::new()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "tensor blk.1.ffn_down.weight: scheme org.example/1: codebook index 17 of 16"
+        );
+        assert!(session.is_empty());
+    }
+}
