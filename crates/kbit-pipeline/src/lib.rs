@@ -1,1 +1,22 @@
-//! One YAML file to a plan, a run and a report: cache, resume, progress, provenance.
+//! One YAML file to a plan, a run and a report: grids, cache, resume, progress, provenance.
+//!
+//! `config` reads what was written, `recipe` matches it with the loaded schemes, `plan` decides every byte of every
+//! file, `convert` writes one file, `measure` takes figures, and `run` does it all and remembers what was done.
+#![forbid(unsafe_code)]
+
+pub mod cache;
+pub mod config;
+pub mod convert;
+mod error;
+mod journal;
+pub mod measure;
+pub mod open;
+pub mod plan;
+pub mod progress;
+pub mod recipe;
+pub mod run;
+pub mod schema;
+pub mod statistics;
+pub mod yaml;
+
+pub use error::PipelineError;

@@ -1,0 +1,406 @@
+//! From the YAML tree to a typed configuration: what was written, with every path and expression resolved.
+//!
+//! What the schemes themselves declare (parameters, ranges) is checked by [`crate::recipe`], once plugins are loaded.
+
+use crate::schema::{self, Mistake};
+use crate::yaml::{Node, Place, Tree};
+use regex::Regex;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A checked configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// File that it was read from.
+    pub file: PathBuf,
+    /// Text of that file, for excerpts in later errors.
+    pub text: String,
+    /// Name of the run.
+    pub name: String,
+    /// Output folder, where given.
+    pub output: Option<PathBuf>,
+    /// Models, in the order of the file.
+    pub models: Vec<ModelEntry>,
+    /// Schemes, in the order of the file.
+    pub schemes: Vec<SchemeEntry>,
+    /// Rules for all schemes that have none of their own.
+    pub rules: Vec<RuleEntry>,
+    /// Texts to measure on.
+    pub evaluations: Vec<Evaluation>,
+    /// Plugin files to load beside the installed ones.
+    pub plugins: Vec<PathBuf>,
+    /// Where plugins run.
+    pub isolated: bool,
+    /// Longest time for one call of an isolated plugin.
+    pub timeout: Duration,
+    /// Whether a fallback stops the run.
+    pub fallback_is_error: bool,
+    /// Whether written tensors are decoded and compared.
+    pub error_statistics: bool,
+    /// Whether files carry hashes and the plan.
+    pub provenance: bool,
+    /// Resamples for intervals.
+    pub bootstrap: usize,
+    /// Seed of the resampling.
+    pub seed: u64,
+    /// Report formats.
+    pub formats: Vec<String>,
+}
+
+/// One model.
+#[derive(Debug)]
+pub struct ModelEntry {
+    /// Folder or file.
+    pub path: PathBuf,
+    /// Name in tables and paths.
+    pub name: String,
+    /// Copy tensors of other modalities.
+    pub pass_through: bool,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// A scheme as asked for, not yet matched with a plugin.
+#[derive(Clone, Debug)]
+pub struct SchemeRequest {
+    /// Name with inline parameters, as `int:bits=4`.
+    pub text: String,
+    /// Parameters given as a map: key, its place, and the values of its grid.
+    pub params: Vec<(String, Place, Node)>,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// A line of `schemes`.
+#[derive(Debug)]
+pub struct SchemeEntry {
+    /// The scheme and its parameters.
+    pub request: SchemeRequest,
+    /// Name in tables, where given.
+    pub label: Option<String>,
+    /// Rules of its own.
+    pub rules: Option<Vec<RuleEntry>>,
+    /// Isolation of its own.
+    pub isolated: Option<bool>,
+}
+
+/// A scheme for the tensors that match.
+#[derive(Clone, Debug)]
+pub struct RuleEntry {
+    /// Matched anywhere in the GGUF name.
+    pub pattern: Regex,
+    /// `None` keeps the tensor as f32.
+    pub scheme: Option<SchemeRequest>,
+}
+
+/// A text to measure quality on.
+#[derive(Debug)]
+pub struct Evaluation {
+    /// File.
+    pub text: PathBuf,
+    /// Name in tables.
+    pub name: String,
+    /// Metrics, of [`schema::METRICS`].
+    pub metrics: Vec<String>,
+    /// Tokens in a window; `None`: 512, or what the model takes.
+    pub context: Option<usize>,
+    /// Number of windows; `None`: all.
+    pub chunks: Option<usize>,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// A configuration that cannot be used: every mistake with its place.
+#[derive(Debug)]
+pub struct ConfigError {
+    file: PathBuf,
+    text: String,
+    /// The mistakes, in the order of the file.
+    pub mistakes: Vec<Mistake>,
+}
+
+impl ConfigError {
+    /// The mistakes found in `file`, whose content is `text`.
+    #[must_use]
+    pub fn new(file: &Path, text: &str, mut mistakes: Vec<Mistake>) -> Self {
+        mistakes.sort_by_key(|mistake| (mistake.place.line, mistake.place.column));
+        Self { file: file.to_owned(), text: text.to_owned(), mistakes }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, mistake) in self.mistakes.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n\n")?;
+            }
+            let Place { line, column } = mistake.place;
+            write!(f, "{}:{line}:{column}: {}", self.file.display(), mistake.message)?;
+            let excerpt =
+                usize::try_from(line).ok().and_then(|line| self.text.lines().nth(line.checked_sub(1)?));
+            if let Some(excerpt) = excerpt {
+                let indent = " ".repeat(usize::try_from(column).unwrap_or(1).saturating_sub(1).min(200));
+                write!(f, "\n{line:>5} | {excerpt}\n      | {indent}^")?;
+            }
+            write!(f, "\n      = help: {}", mistake.help)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and checks the configuration file `file`; relative paths inside start at its folder.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every mistake found.
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        const LIMIT: u64 = 4 << 20;
+        let unreadable = |message: String, help: &str| {
+            ConfigError::new(file, "", vec![Mistake::new(Place::default(), message, help)])
+        };
+        let size = std::fs::metadata(file).map_err(|error| {
+            unreadable(format!("cannot read the configuration: {error}"), "give the path of a YAML file")
+        })?;
+        if size.len() > LIMIT {
+            return Err(unreadable(
+                format!("the file has {} bytes, more than a configuration may have ({LIMIT})", size.len()),
+                "give a YAML configuration, not a model file",
+            ));
+        }
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            unreadable(format!("cannot read the configuration: {error}"), "give a YAML file in UTF-8")
+        })?;
+        Self::parse(file, &text)
+    }
+
+    /// Checks the configuration `text`, which stands in `file`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every mistake found.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let root = Node::parse(text).map_err(|(place, message)| {
+            let mistake = Mistake::new(place, message, "mend the YAML at this place");
+            ConfigError::new(file, text, vec![mistake])
+        })?;
+        let mut mistakes = Vec::new();
+        schema::check(&root, &schema::CONFIG, &mut mistakes);
+        if !mistakes.is_empty() {
+            return Err(ConfigError::new(file, text, mistakes));
+        }
+        let folder = file.parent().unwrap_or(Path::new("")).to_owned();
+        let config = Reader { folder: &folder, mistakes: &mut mistakes }.config(&root, file, text);
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::new(file, text, mistakes)) }
+    }
+
+    /// The error for a mistake that shows only later, with an excerpt of this file.
+    #[must_use]
+    pub fn error(&self, mistakes: Vec<Mistake>) -> ConfigError {
+        ConfigError::new(&self.file, &self.text, mistakes)
+    }
+}
+
+/// Reads typed values from a tree that [`schema::check`] accepted, so every shape is known to be right.
+struct Reader<'a> {
+    folder: &'a Path,
+    mistakes: &'a mut Vec<Mistake>,
+}
+
+impl Reader<'_> {
+    fn config(&mut self, root: &Node, file: &Path, text: &str) -> Config {
+        let stem =
+            file.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        let models = many(root, "models").iter().map(|node| self.model(node)).collect();
+        let laws = root.get("laws");
+        let whole = |key: &str, default: i64| {
+            laws.and_then(|laws| laws.get(key)).and_then(Node::as_int).unwrap_or(default)
+        };
+        let formats = match root.get("report") {
+            Some(node) => words(node),
+            None => schema::FORMATS.iter().map(|format| (*format).to_owned()).collect(),
+        };
+        let config = Config {
+            file: file.to_owned(),
+            text: text.to_owned(),
+            name: string(root, "name").unwrap_or(stem),
+            output: root.get("output").and_then(Node::as_str).map(|path| self.folder.join(path)),
+            models,
+            schemes: many(root, "schemes").iter().map(scheme_entry).collect(),
+            rules: root.get("rules").map(rules).unwrap_or_default(),
+            evaluations: many(root, "evaluate").iter().map(|node| self.evaluation(node)).collect(),
+            plugins: many(root, "plugins")
+                .iter()
+                .filter_map(Node::as_str)
+                .map(|path| self.folder.join(path))
+                .collect(),
+            isolated: root.get("isolation").and_then(Node::as_str) == Some("process"),
+            timeout: Duration::from_secs(
+                root.get("timeout_seconds")
+                    .and_then(Node::as_int)
+                    .and_then(|value| u64::try_from(value).ok())
+                    .unwrap_or(60),
+            ),
+            fallback_is_error: root.get("on_fallback").and_then(Node::as_str) == Some("error"),
+            error_statistics: root.get("error_statistics").and_then(Node::as_bool).unwrap_or(true),
+            provenance: root.get("provenance").and_then(Node::as_bool).unwrap_or(true),
+            bootstrap: usize::try_from(whole("bootstrap", 500)).unwrap_or(0),
+            seed: u64::try_from(whole("seed", 1)).unwrap_or(1),
+            formats,
+        };
+        self.refuse_repeated_names(&config);
+        config
+    }
+
+    fn refuse_repeated_names(&mut self, config: &Config) {
+        for (index, model) in config.models.iter().enumerate() {
+            if config.models[..index].iter().any(|earlier| earlier.name == model.name) {
+                let message = format!("two models are named `{}`", model.name);
+                self.mistakes.push(Mistake::new(model.place, message, "give one of them another `name:`"));
+            }
+        }
+        for (index, evaluation) in config.evaluations.iter().enumerate() {
+            if config.evaluations[..index].iter().any(|earlier| earlier.name == evaluation.name) {
+                let message = format!("two texts are named `{}`", evaluation.name);
+                self.mistakes.push(Mistake::new(
+                    evaluation.place,
+                    message,
+                    "give one of them another `name:`",
+                ));
+            }
+        }
+    }
+
+    fn model(&mut self, node: &Node) -> ModelEntry {
+        let written = node.as_str().or_else(|| node.get("path").and_then(Node::as_str)).unwrap_or_default();
+        let path = self.folder.join(written);
+        if !path.exists() {
+            let message = format!("there is no model at `{}`", path.display());
+            let help = "give a folder with config.json and safetensors, or a GGUF file; \
+                        relative paths start at the configuration's folder";
+            self.mistakes.push(Mistake::new(node.place, message, help));
+        }
+        let derived = path
+            .canonicalize()
+            .ok()
+            .as_deref()
+            .unwrap_or(&path)
+            .file_stem()
+            .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+        let name = string(node, "name").unwrap_or(derived);
+        if name.contains(['/', '\\', '\0']) || name.starts_with('.') {
+            let message = format!("a model cannot be named `{name}`");
+            self.mistakes.push(Mistake::new(
+                node.place,
+                message,
+                "its outputs go to a folder of that name: leave out slashes and leading dots",
+            ));
+        }
+        let pass_through = node.get("pass_through").and_then(Node::as_bool).unwrap_or(false);
+        ModelEntry { path, name, pass_through, place: node.place }
+    }
+
+    fn evaluation(&mut self, node: &Node) -> Evaluation {
+        let text = self.folder.join(string(node, "text").unwrap_or_default());
+        if !text.is_file() {
+            let place = node.get("text").map_or(node.place, |text| text.place);
+            let message = format!("there is no text at `{}`", text.display());
+            self.mistakes.push(Mistake::new(
+                place,
+                message,
+                "give a UTF-8 text file; relative paths start at the configuration's folder",
+            ));
+        }
+        let stem =
+            text.file_stem().map_or_else(|| "text".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        let size =
+            |key: &str| node.get(key).and_then(Node::as_int).and_then(|value| usize::try_from(value).ok());
+        Evaluation {
+            name: string(node, "name").unwrap_or(stem),
+            metrics: node
+                .get("metrics")
+                .map_or_else(|| schema::METRICS.iter().map(|metric| (*metric).to_owned()).collect(), words),
+            context: size("context"),
+            chunks: size("chunks"),
+            place: node.place,
+            text,
+        }
+    }
+}
+
+fn string(node: &Node, key: &str) -> Option<String> {
+    node.get(key).and_then(Node::as_str).map(str::to_owned)
+}
+
+fn words(node: &Node) -> Vec<String> {
+    node.items().iter().filter_map(Node::as_str).map(str::to_owned).collect()
+}
+
+fn many<'a>(root: &'a Node, key: &str) -> &'a [Node] {
+    root.get(key).map_or(&[], Node::items)
+}
+
+fn scheme_entry(node: &Node) -> SchemeEntry {
+    let text = node.as_str().map(str::to_owned).or_else(|| string(node, "scheme")).unwrap_or_default();
+    let params = match node.get("params").map(|params| &params.value) {
+        Some(Tree::Map(entries)) => {
+            entries.iter().map(|(key, value)| (key.name.clone(), key.place, value.clone())).collect()
+        }
+        _ => Vec::new(),
+    };
+    let place = node.get("scheme").map_or(node.place, |scheme| scheme.place);
+    SchemeEntry {
+        request: SchemeRequest { text, params, place },
+        label: string(node, "label"),
+        rules: node.get("rules").map(rules),
+        isolated: node.get("isolation").and_then(Node::as_str).map(|word| word == "process"),
+    }
+}
+
+fn rules(node: &Node) -> Vec<RuleEntry> {
+    let rule = |item: &Node| {
+        let pattern = Regex::new(item.get("match")?.as_str()?).ok()?;
+        let scheme = item.get("scheme")?;
+        let text = scheme.as_str()?.to_owned();
+        let request = SchemeRequest { text, params: Vec::new(), place: scheme.place };
+        Some(RuleEntry { pattern, scheme: (request.text != "f32").then_some(request) })
+    };
+    node.items().iter().filter_map(rule).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")), text)
+    }
+
+    #[test]
+    fn resolves_paths_from_the_folder_of_the_file() {
+        let config = parse("models: src\nschemes: [int]\n").unwrap();
+        assert_eq!(config.models[0].path, Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+        assert_eq!(config.models[0].name, "src");
+    }
+
+    #[test]
+    fn refuses_a_model_that_is_not_there_at_its_place() {
+        let error = parse("models:\n  - nowhere\nschemes: [int]\n").unwrap_err();
+        assert_eq!(error.mistakes[0].place, Place { line: 2, column: 5 });
+        assert!(error.to_string().contains("Cargo.toml:2:5: there is no model"), "{error}");
+        assert!(error.to_string().contains("    2 |   - nowhere\n      |     ^"), "{error}");
+    }
+
+    #[test]
+    fn refuses_two_models_of_one_name() {
+        let error = parse("models: [src, src]\nschemes: [int]\n").unwrap_err();
+        assert!(error.mistakes[0].message.contains("two models"), "{error}");
+    }
+
+    #[test]
+    fn refuses_a_name_that_leaves_the_output_folder() {
+        let error = parse("models: {path: src, name: ../up}\nschemes: [int]\n").unwrap_err();
+        assert!(error.mistakes[0].message.contains("cannot be named"), "{error}");
+    }
+}

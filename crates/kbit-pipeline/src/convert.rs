@@ -1,0 +1,606 @@
+//! Runs a [`FilePlan`]: reads the source by slabs, encodes them in parallel, writes each byte to its place, and
+//! finishes the file by an atomic rename. A journal beside the partial file lets a killed run resume at the tensor.
+//!
+//! Work is cut into chunks of a fixed number of weights, whatever the thread count; sums over chunks are merged in
+//! order. So bytes, hashes and error figures are the same for one thread and for many.
+
+use crate::error::PipelineError;
+use crate::journal::{Entry, Journal};
+use crate::plan::{FilePlan, PlannedTensor, Store};
+use crate::progress::Bar;
+use crate::statistics::{ErrorSums, TensorError};
+use kbit_formats::Checkpoint;
+use kbit_formats::gguf::{Gguf, GgufWriter, WriteOptions};
+use kbit_formats::hash::Sha256;
+use kbit_host::{AuxData, Bytes, Job, MatrixInfo, OpenScheme, PluginCodec, TensorBytes, TensorPlan};
+use kbit_models::{Conversion, OutputTensor};
+use kbit_types::Codec;
+use rayon::prelude::*;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Weights in one unit of parallel work: its f32 form stays in a core's second-level cache.
+const CHUNK_WEIGHTS: u64 = 1 << 16;
+/// Weights in memory at once, twice (one slab is hashed while the next is encoded).
+const SLAB_WEIGHTS: u64 = 1 << 22;
+/// Written bytes after which the journal is brought up to date.
+const SYNC_BYTES: u64 = 256 << 20;
+
+/// Choices for running a plan.
+#[derive(Clone, Default)]
+pub struct RunOptions {
+    /// Replace an existing output.
+    pub overwrite: bool,
+    /// Decode what was written and compare.
+    pub error_statistics: bool,
+    /// Set from another thread to stop.
+    pub cancel: Arc<AtomicBool>,
+}
+
+/// What writing a file gave.
+#[derive(Debug)]
+pub struct Written {
+    /// The file.
+    pub path: PathBuf,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Error of each quantized tensor, in file order; empty where statistics are off.
+    pub errors: Vec<(String, TensorError)>,
+    /// Tensors taken over from an interrupted run.
+    pub resumed: usize,
+}
+
+/// Writes `plan` to `out`.
+///
+/// # Errors
+/// A source that cannot be read, a weight that is NaN or infinite, a scheme that refuses, a full disk, an existing
+/// output. Nothing stands at `out` then; the partial file goes too, except where the run was cancelled.
+pub fn write_file(
+    checkpoint: &Checkpoint,
+    conversion: &Conversion,
+    plan: &FilePlan,
+    out: &Path,
+    options: &RunOptions,
+    bar: &Bar,
+) -> Result<Written, PipelineError> {
+    let mut journal = Journal::open(out, &plan_fingerprint(checkpoint, plan)?)?;
+    let write_options = WriteOptions { overwrite: options.overwrite, keep_partial: true };
+    let resumed =
+        if journal.is_empty() { None } else { GgufWriter::resume(&plan.layout, out, &write_options).ok() };
+    let writer = match resumed {
+        Some(writer) => writer,
+        None => {
+            journal.clear()?;
+            GgufWriter::create(&plan.layout, out, &write_options)?
+        }
+    };
+    let mut run = FileRun {
+        checkpoint,
+        conversion,
+        plan,
+        options,
+        bar,
+        writer,
+        journal,
+        written: OnceLock::new(),
+        resumed: 0,
+    };
+    match run.all_tensors() {
+        Ok(entries) => run.finish(out, entries),
+        Err(PipelineError::Cancelled) => Err(PipelineError::Cancelled),
+        Err(error) => {
+            run.journal.remove()?;
+            run.writer.discard()?;
+            Err(error)
+        }
+    }
+}
+
+/// Equal for equal headers (names, plan, plugin hashes) and unchanged source files.
+fn plan_fingerprint(checkpoint: &Checkpoint, plan: &FilePlan) -> Result<String, PipelineError> {
+    let mut hash = Sha256::new();
+    hash.update(plan.layout.header());
+    hash.update(checkpoint.fingerprint()?.as_bytes());
+    Ok(hash.hex())
+}
+
+/// Checksums of the stored tensors, checksum of the source's values, error figures.
+type Hashes = (Vec<String>, String, Option<TensorError>);
+
+struct FileRun<'a> {
+    checkpoint: &'a Checkpoint,
+    conversion: &'a Conversion,
+    plan: &'a FilePlan,
+    options: &'a RunOptions,
+    bar: &'a Bar,
+    writer: GgufWriter,
+    journal: Journal,
+    /// The partial file, opened for decoding what was written.
+    written: OnceLock<Gguf>,
+    resumed: usize,
+}
+
+impl FileRun<'_> {
+    fn all_tensors(&mut self) -> Result<Vec<Entry>, PipelineError> {
+        let mut entries: Vec<Entry> = Vec::with_capacity(self.plan.tensors.len());
+        let mut journaled = 0;
+        let mut unsynced = 0;
+        for (index, tensor) in self.plan.tensors.iter().enumerate() {
+            let entry = match self.resume(index)? {
+                Some(entry) => {
+                    self.bar.advance(tensor.shape.elements().unwrap_or(0).saturating_mul(4));
+                    self.resumed += 1;
+                    entry
+                }
+                None => {
+                    unsynced += tensor.bytes;
+                    self.tensor(index, tensor)?
+                }
+            };
+            entries.push(entry);
+            if unsynced >= SYNC_BYTES {
+                self.writer.sync_data()?;
+                self.journal.append(&entries[journaled..])?;
+                (journaled, unsynced) = (entries.len(), 0);
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The journal's entry for tensor `index`, if what stands in the partial file still has its checksum.
+    fn resume(&self, index: usize) -> Result<Option<Entry>, PipelineError> {
+        let Some(entry) = self.journal.entry(index) else { return Ok(None) };
+        let tensor = &self.plan.tensors[index];
+        if self.options.error_statistics
+            && entry.error.is_none()
+            && matches!(tensor.store, Store::Scheme { .. })
+        {
+            return Ok(None);
+        }
+        for (offset, expected) in entry.stored_sha256.iter().enumerate() {
+            if &self.writer.tensor_sha256(tensor.first_stored + offset)? != expected {
+                return Ok(None);
+            }
+        }
+        Ok(Some(entry.clone()))
+    }
+
+    fn tensor(&self, index: usize, tensor: &PlannedTensor) -> Result<Entry, PipelineError> {
+        let output = &self.conversion.tensors[tensor.source];
+        let (stored_sha256, source_sha256, error) = match &tensor.store {
+            Store::F32 => self.plain(output, tensor)?,
+            Store::Scheme { scheme, plan, parts } => self.encoded(output, tensor, *scheme, plan, parts)?,
+        };
+        Ok(Entry { tensor: index, stored_sha256, source_sha256, error })
+    }
+
+    /// Stores the values themselves.
+    fn plain(&self, output: &OutputTensor, tensor: &PlannedTensor) -> Result<Hashes, PipelineError> {
+        let shape = tensor.shape;
+        let mut hash = Sha256::new();
+        let mut values = Vec::new();
+        let mut bytes = Vec::new();
+        let mut offset = 0;
+        for slice in 0..shape.slices {
+            for rows in ranges(0..shape.rows, rows_for(SLAB_WEIGHTS, shape.cols, 1)) {
+                self.check_cancelled()?;
+                values.resize(weights(&rows, shape.cols), 0.0);
+                output.expr.read_rows(self.checkpoint, slice, rows.clone(), &mut values)?;
+                refuse_not_finite(&values, output, rows.start, shape.cols)?;
+                bytes.clear();
+                bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+                hash.update(&bytes);
+                self.writer.write_at(tensor.first_stored, offset, &bytes)?;
+                offset += bytes.len() as u64;
+                self.bar.advance(bytes.len() as u64);
+            }
+        }
+        let hash = hash.hex();
+        Ok((vec![hash.clone()], hash, None))
+    }
+
+    fn encoded(
+        &self,
+        output: &OutputTensor,
+        tensor: &PlannedTensor,
+        scheme: usize,
+        plan: &TensorPlan,
+        parts: &[(usize, Option<usize>)],
+    ) -> Result<Hashes, PipelineError> {
+        let mut hashes = SlabHashes::new(tensor, parts);
+        let mut sums = ErrorSums::default();
+        for slice in 0..tensor.shape.slices {
+            let info = MatrixInfo { tensor: output.name.clone(), shape: tensor.shape, slice };
+            let open = &self.plan.schemes[scheme].open;
+            let work = SliceWork { run: self, output, tensor, open, plan, parts, info };
+            let whole = if plan.whole_matrix { Some(work.read_whole()?) } else { None };
+            let (job, heads) = work.begin(whole.as_deref())?;
+            for ((_, head), bytes) in parts.iter().zip(&heads) {
+                if let Some(head) = head {
+                    self.writer.write_at(tensor.first_stored + head, slice * bytes.len() as u64, bytes)?;
+                    hashes.stored[*head].update(bytes);
+                }
+            }
+            let codec = if self.options.error_statistics { Some(work.open_written(heads)?) } else { None };
+            work.encode(&job, whole.as_deref(), codec.as_ref(), &mut hashes, &mut sums)?;
+        }
+        let error = self.options.error_statistics.then(|| sums.finish());
+        Ok((hashes.stored.into_iter().map(Sha256::hex).collect(), hashes.source.hex(), error))
+    }
+
+    fn check_cancelled(&self) -> Result<(), PipelineError> {
+        if self.options.cancel.load(Ordering::Relaxed) { Err(PipelineError::Cancelled) } else { Ok(()) }
+    }
+
+    fn finish(self, out: &Path, entries: Vec<Entry>) -> Result<Written, PipelineError> {
+        if self.plan.provenance {
+            let mut root = Sha256::new();
+            let mut stored = 0;
+            for (index, entry) in entries.iter().enumerate() {
+                self.writer.patch_metadata_string("kbit.source.sha256", Some(index), &entry.source_sha256)?;
+                root.update(entry.source_sha256.as_bytes());
+                for hash in &entry.stored_sha256 {
+                    self.writer.patch_metadata_string("kbit.tensor_sha256", Some(stored), hash)?;
+                    stored += 1;
+                }
+            }
+            self.writer.patch_metadata_string("kbit.source.root", None, &root.hex())?;
+        }
+        self.writer.finish()?;
+        self.journal.remove()?;
+        let name =
+            |entry: &Entry| self.conversion.tensors[self.plan.tensors[entry.tensor].source].name.clone();
+        Ok(Written {
+            path: out.to_owned(),
+            bytes: self.plan.layout.file_bytes(),
+            errors: entries.iter().filter_map(|entry| Some((name(entry), entry.error?))).collect(),
+            resumed: self.resumed,
+        })
+    }
+}
+
+/// Running checksums of one tensor: of its values, and of each array that stores it.
+struct SlabHashes {
+    source: Sha256,
+    stored: Vec<Sha256>,
+    /// For each part, which of `stored` its body is.
+    bodies: Vec<usize>,
+}
+
+impl SlabHashes {
+    fn new(tensor: &PlannedTensor, parts: &[(usize, Option<usize>)]) -> Self {
+        let arrays = parts.iter().map(|(body, head)| 1 + head.unwrap_or(0).max(*body)).max().unwrap_or(0);
+        debug_assert!(tensor.bytes > 0 || arrays > 0);
+        Self {
+            source: Sha256::new(),
+            stored: (0..arrays).map(|_| Sha256::new()).collect(),
+            bodies: parts.iter().map(|(body, _)| *body).collect(),
+        }
+    }
+
+    fn update(&mut self, slab: &Slab, values: &[f32]) {
+        let source = &mut self.source;
+        let stored = &mut self.stored;
+        let bodies = &self.bodies;
+        rayon::join(
+            || source.update(bytemuck::cast_slice(values)),
+            || {
+                for (body, bytes) in bodies.iter().zip(&slab.parts) {
+                    stored[*body].update(bytes);
+                }
+            },
+        );
+    }
+}
+
+/// Rows in memory: their values, and the bytes of each part that encodes them.
+#[derive(Default)]
+struct Slab {
+    rows: Range<u64>,
+    values: Vec<f32>,
+    parts: Vec<Vec<u8>>,
+}
+
+impl Slab {
+    fn values<'a>(&'a self, whole: Option<&'a [f32]>, cols: u64) -> &'a [f32] {
+        match whole {
+            Some(whole) => &whole[weights(&(0..self.rows.start), cols)..weights(&(0..self.rows.end), cols)],
+            None => &self.values,
+        }
+    }
+}
+
+/// The encoding of one slice of a tensor.
+struct SliceWork<'a> {
+    run: &'a FileRun<'a>,
+    output: &'a OutputTensor,
+    tensor: &'a PlannedTensor,
+    open: &'a OpenScheme,
+    plan: &'a TensorPlan,
+    parts: &'a [(usize, Option<usize>)],
+    info: MatrixInfo,
+}
+
+impl SliceWork<'_> {
+    fn group(&self) -> u64 {
+        u64::from(self.plan.row_group)
+    }
+
+    fn chunk_rows(&self) -> u64 {
+        rows_for(CHUNK_WEIGHTS, self.tensor.shape.cols, self.group())
+    }
+
+    /// Rows of a slab: whole chunks.
+    fn slabs(&self) -> impl Iterator<Item = Range<u64>> {
+        let chunk = self.chunk_rows();
+        let rows = rows_for(SLAB_WEIGHTS, self.tensor.shape.cols, chunk);
+        ranges(0..self.tensor.shape.rows, rows)
+    }
+
+    fn read(&self, rows: Range<u64>, values: &mut [f32]) -> Result<(), PipelineError> {
+        Ok(self.output.expr.read_rows(self.run.checkpoint, self.info.slice, rows, values)?)
+    }
+
+    /// Reads `rows` into `values`, chunks in parallel.
+    fn read_parallel(&self, rows: Range<u64>, values: &mut Vec<f32>) -> Result<(), PipelineError> {
+        let cols = self.tensor.shape.cols;
+        values.resize(weights(&rows, cols), 0.0);
+        let chunk = self.chunk_rows();
+        let chunks: Vec<_> = ranges(rows, chunk).zip(values.chunks_mut(weights(&(0..chunk), cols))).collect();
+        chunks.into_par_iter().try_for_each(|(rows, values)| self.read(rows, values))
+    }
+
+    fn read_whole(&self) -> Result<Vec<f32>, PipelineError> {
+        let mut values = Vec::new();
+        self.read_parallel(0..self.tensor.shape.rows, &mut values)?;
+        Ok(values)
+    }
+
+    /// Opens the job; observes all groups and prepares where the plan asks for it.
+    fn begin(&self, whole: Option<&[f32]>) -> Result<(Job, Vec<Vec<u8>>), PipelineError> {
+        let mut job = self.open.begin(&self.info, whole, &AuxData::default())?;
+        let mut stats = Vec::new();
+        if self.plan.stat_bytes > 0 {
+            let cols = self.tensor.shape.cols;
+            let bytes = self.plan.groups(self.tensor.shape.rows).checked_mul(self.plan.stat_bytes);
+            let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
+                PipelineError::TooLarge { tensor: self.output.name.clone(), shape: self.output.shape.clone() }
+            })?;
+            stats.resize(bytes, 0u8);
+            let mut rest = stats.as_mut_slice();
+            let mut read = Vec::new();
+            for rows in self.slabs() {
+                self.run.check_cancelled()?;
+                let values = match whole {
+                    Some(whole) => &whole[weights(&(0..rows.start), cols)..weights(&(0..rows.end), cols)],
+                    None => {
+                        self.read_parallel(rows.clone(), &mut read)?;
+                        &read
+                    }
+                };
+                let slab_stats;
+                (slab_stats, rest) = rest.split_at_mut(self.stat_bytes(&rows));
+                let chunk = self.chunk_rows();
+                let chunks: Vec<_> = ranges(rows, chunk)
+                    .zip(values.chunks(weights(&(0..chunk), cols)))
+                    .zip(slab_stats.chunks_mut(self.stat_bytes(&(0..chunk))))
+                    .collect();
+                chunks
+                    .into_par_iter()
+                    .try_for_each(|((rows, values), stats)| job.observe(rows, values, stats))?;
+            }
+        }
+        let needs_prepare =
+            self.plan.stat_bytes > 0 || self.plan.parts.iter().any(|part| part.head_bytes > 0);
+        let heads =
+            if needs_prepare { job.prepare(&stats)? } else { vec![Vec::new(); self.plan.parts.len()] };
+        Ok((job, heads))
+    }
+
+    fn stat_bytes(&self, rows: &Range<u64>) -> usize {
+        bounded(self.plan.groups(rows.end - rows.start) * self.plan.stat_bytes)
+    }
+
+    /// The slice as it stands in the partial file, to decode what was written.
+    fn open_written(&self, heads: Vec<Vec<u8>>) -> Result<PluginCodec, PipelineError> {
+        let gguf = match self.run.written.get() {
+            Some(gguf) => gguf,
+            None => {
+                let opened = Gguf::open(self.run.writer.partial_path())?;
+                self.run.written.get_or_init(|| opened)
+            }
+        };
+        let map = gguf.map()?;
+        let mut bodies = Vec::new();
+        for ((body, _), part) in self.parts.iter().zip(&self.plan.parts) {
+            let stored = &gguf.tensors()[self.tensor.first_stored + body];
+            let bytes = self.plan.groups(self.tensor.shape.rows) * part.group_bytes;
+            let start = stored.offset + self.info.slice * bytes;
+            bodies.push(Bytes::new(Arc::clone(&map), bounded(start)..bounded(start + bytes)));
+        }
+        let heads = heads.into_iter().map(Bytes::from).collect();
+        Ok(self.open.open_tensor(&self.info, TensorBytes { heads, parts: bodies })?)
+    }
+
+    fn encode(
+        &self,
+        job: &Job,
+        whole: Option<&[f32]>,
+        codec: Option<&PluginCodec>,
+        hashes: &mut SlabHashes,
+        sums: &mut ErrorSums,
+    ) -> Result<(), PipelineError> {
+        let cols = self.tensor.shape.cols;
+        let mut previous: Option<Slab> = None;
+        let mut spare = Slab::default();
+        for rows in self.slabs() {
+            self.run.check_cancelled()?;
+            let mut current = std::mem::take(&mut spare);
+            current.rows = rows;
+            let (slab_sums, ()) = rayon::join(
+                || self.encode_slab(job, whole, codec, &mut current),
+                || {
+                    if let Some(slab) = &previous {
+                        hashes.update(slab, slab.values(whole, cols));
+                    }
+                },
+            );
+            for chunk_sums in &slab_sums? {
+                sums.merge(chunk_sums);
+            }
+            self.run.bar.advance(weights(&current.rows, cols) as u64 * 4);
+            spare = previous.replace(current).unwrap_or_default();
+        }
+        if let Some(slab) = &previous {
+            hashes.update(slab, slab.values(whole, cols));
+        }
+        Ok(())
+    }
+
+    /// Reads, encodes and writes the rows of `slab`, chunks in parallel; error sums of its chunks in order.
+    fn encode_slab(
+        &self,
+        job: &Job,
+        whole: Option<&[f32]>,
+        codec: Option<&PluginCodec>,
+        slab: &mut Slab,
+    ) -> Result<Vec<ErrorSums>, PipelineError> {
+        let cols = self.tensor.shape.cols;
+        let rows = slab.rows.clone();
+        let groups = self.plan.groups(rows.end - rows.start);
+        slab.parts.resize_with(self.plan.parts.len(), Vec::new);
+        for (bytes, part) in slab.parts.iter_mut().zip(&self.plan.parts) {
+            bytes.resize(bounded(groups * part.group_bytes), 0);
+        }
+        if whole.is_none() {
+            slab.values.resize(weights(&rows, cols), 0.0);
+        }
+        let chunk = self.chunk_rows();
+        let chunk_weights = weights(&(0..chunk), cols);
+        let mut pieces: Vec<_> = slab
+            .parts
+            .iter_mut()
+            .zip(&self.plan.parts)
+            .map(|(bytes, part)| bytes.chunks_mut(bounded(self.plan.groups(chunk) * part.group_bytes).max(1)))
+            .collect();
+        let mut values = slab.values.chunks_mut(chunk_weights);
+        let chunks: Vec<_> = ranges(rows, chunk)
+            .map(|rows| Chunk {
+                rows,
+                values: values.next().unwrap_or_default(),
+                parts: pieces.iter_mut().map(|piece| piece.next().unwrap_or_default()).collect(),
+            })
+            .collect();
+        chunks.into_par_iter().map(|chunk| self.encode_chunk(job, whole, codec, chunk)).collect()
+    }
+
+    fn encode_chunk(
+        &self,
+        job: &Job,
+        whole: Option<&[f32]>,
+        codec: Option<&PluginCodec>,
+        chunk: Chunk<'_>,
+    ) -> Result<ErrorSums, PipelineError> {
+        let cols = self.tensor.shape.cols;
+        let Chunk { rows, values, mut parts } = chunk;
+        let values: &[f32] = match whole {
+            Some(whole) => &whole[weights(&(0..rows.start), cols)..weights(&(0..rows.end), cols)],
+            None => {
+                self.read(rows.clone(), values)?;
+                values
+            }
+        };
+        job.encode(rows.clone(), values, &mut parts)?;
+        let first_group = rows.start / self.group();
+        let all_groups = self.plan.groups(self.tensor.shape.rows);
+        for ((bytes, part), (body, _)) in parts.iter().zip(&self.plan.parts).zip(self.parts) {
+            let offset = (self.info.slice * all_groups + first_group) * part.group_bytes;
+            self.run.writer.write_at(self.tensor.first_stored + body, offset, bytes)?;
+        }
+        let Some(codec) = codec else { return Ok(ErrorSums::default()) };
+        let mut decoded = vec![0.0; values.len()];
+        codec.decode(rows, &mut decoded, bounded(cols))?;
+        Ok(ErrorSums::of(values, &decoded))
+    }
+}
+
+/// Bytes of memory that writing `tensor` takes for slabs: two of them with their encoded bytes, statistics, or a whole slice.
+#[must_use]
+pub fn memory_bytes(tensor: &PlannedTensor) -> u64 {
+    let shape = tensor.shape;
+    let Store::Scheme { plan, .. } = &tensor.store else {
+        return rows_for(SLAB_WEIGHTS, shape.cols, 1).min(shape.rows) * shape.cols * 8;
+    };
+    let chunk = rows_for(CHUNK_WEIGHTS, shape.cols, u64::from(plan.row_group));
+    let rows = rows_for(SLAB_WEIGHTS, shape.cols, chunk).min(shape.rows);
+    let encoded: u64 = plan.parts.iter().map(|part| plan.groups(rows) * part.group_bytes).sum();
+    let whole = if plan.whole_matrix { shape.rows * shape.cols * 4 } else { 0 };
+    2 * (rows * shape.cols * 4 + encoded) + plan.groups(shape.rows) * plan.stat_bytes + whole
+}
+
+/// One unit of parallel work.
+struct Chunk<'a> {
+    rows: Range<u64>,
+    values: &'a mut [f32],
+    parts: Vec<&'a mut [u8]>,
+}
+
+/// Rows that hold about `target` weights: a multiple of `group`, at least one group.
+fn rows_for(target: u64, cols: u64, group: u64) -> u64 {
+    (target / cols.max(1) / group.max(1)).max(1) * group.max(1)
+}
+
+/// `rows` in pieces of `step`; the last may be shorter.
+fn ranges(rows: Range<u64>, step: u64) -> impl Iterator<Item = Range<u64>> {
+    let end = rows.end;
+    std::iter::successors((rows.start < end).then_some(rows.start), move |start| {
+        start.checked_add(step).filter(|next| *next < end)
+    })
+    .map(move |start| start..start.saturating_add(step).min(end))
+}
+
+/// Number of weights in `rows`; slabs are bounded, so this fits memory.
+fn weights(rows: &Range<u64>, cols: u64) -> usize {
+    bounded((rows.end - rows.start) * cols)
+}
+
+/// A size that the plan has already checked against the file's size, as `usize`.
+fn bounded(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
+}
+
+fn refuse_not_finite(
+    values: &[f32],
+    output: &OutputTensor,
+    first_row: u64,
+    cols: u64,
+) -> Result<(), PipelineError> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(index) => Err(PipelineError::NotFinite {
+            tensor: output.name.clone(),
+            value: if values[index].is_nan() { "NaN" } else { "infinity" },
+            row: first_row + index as u64 / cols.max(1),
+            column: index as u64 % cols.max(1),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_all_rows_once() {
+        assert_eq!(ranges(3..10, 4).collect::<Vec<_>>(), [3..7, 7..10]);
+        assert_eq!(ranges(0..0, 4).count(), 0);
+    }
+
+    #[test]
+    fn pieces_start_at_groups() {
+        assert_eq!(rows_for(1 << 16, 64, 24), 1008);
+        assert_eq!(rows_for(1 << 16, 1 << 20, 3), 3);
+    }
+}

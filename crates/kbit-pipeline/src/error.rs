@@ -1,0 +1,157 @@
+//! What can go wrong between a configuration and a report.
+
+use crate::config::ConfigError;
+use crate::plan::Fallback;
+use std::path::PathBuf;
+
+/// A failed step. Messages name the file, tensor or run, and end in the cure.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The configuration has mistakes.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A plugin could not be loaded, or refused.
+    #[error(transparent)]
+    Host(#[from] kbit_host::HostError),
+    /// A checkpoint or packed file could not be read or written.
+    #[error(transparent)]
+    Format(#[from] kbit_formats::FormatError),
+    /// The model is not one that kbit knows, or is incomplete.
+    #[error(transparent)]
+    Model(#[from] kbit_models::ModelError),
+    /// The tokenizer could not be read.
+    #[error(transparent)]
+    Tokenizer(#[from] kbit_tokenizers::TokenizerError),
+    /// The engine refused the model.
+    #[error(transparent)]
+    Engine(#[from] kbit_engine::EngineError),
+    /// A metric could not be computed.
+    #[error(transparent)]
+    Eval(#[from] kbit_eval::EvalError),
+    /// Measurements could not be read or written.
+    #[error(transparent)]
+    Results(#[from] kbit_results::ResultsError),
+    /// A report could not be made.
+    #[error(transparent)]
+    Report(#[from] kbit_report::ReportError),
+    /// A codec could not be built.
+    #[error(transparent)]
+    Codec(#[from] kbit_types::CodecError),
+    /// A tensor has more axes than a stack of matrices.
+    #[error(
+        "tensor {tensor}: shape {shape:?} has more than three axes; pass it through or drop it from the model"
+    )]
+    Axes {
+        /// Tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<u64>,
+    },
+    /// A tensor's bytes do not fit 64 bits.
+    #[error(
+        "tensor {tensor}: shape {shape:?} is larger than a file can be; the checkpoint's header is damaged"
+    )]
+    TooLarge {
+        /// Tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<u64>,
+    },
+    /// Neither the scheme nor f16 can take the shape.
+    #[error("tensor {tensor}: not even f16 can store it: {reason}; keep it with a rule `scheme: f32`")]
+    NoFallback {
+        /// Tensor.
+        tensor: String,
+        /// Why.
+        reason: String,
+    },
+    /// `on_fallback: error`, and some tensors need one.
+    #[error("{label}: {} tensors cannot be stored as asked (first: {}: {}); allow it with `on_fallback: warn` or add rules for them",
+        fallbacks.len(), fallbacks.first().map_or("", |f| f.tensor.as_str()), fallbacks.first().map_or("", |f| f.reason.as_str()))]
+    Fallbacks {
+        /// Scheme label.
+        label: String,
+        /// All of them.
+        fallbacks: Vec<Fallback>,
+    },
+    /// A scheme needs calibration data.
+    #[error(
+        "tensor {tensor}: scheme {scheme} needs calibration data (an importance matrix); choose one that does not"
+    )]
+    NeedsCalibration {
+        /// Tensor.
+        tensor: String,
+        /// Scheme.
+        scheme: String,
+    },
+    /// NaN or infinity where the file must hold a number.
+    #[error("tensor {tensor}: {value} at row {row}, column {column}; the checkpoint is damaged: get it anew")]
+    NotFinite {
+        /// Tensor.
+        tensor: String,
+        /// `NaN` or `infinity`.
+        value: &'static str,
+        /// Row, from 0.
+        row: u64,
+        /// Column, from 0.
+        column: u64,
+    },
+    /// Not enough room for the outputs.
+    #[error("{}: the outputs need {needed} bytes and {free} are free; free space or choose another output folder", path.display())]
+    DiskFull {
+        /// Folder.
+        path: PathBuf,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// A file could not be read or written.
+    #[error("{}: {action}: {error}", path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The system's words.
+        error: std::io::Error,
+    },
+    /// A text is not UTF-8.
+    #[error("{}: not UTF-8 at byte {offset}; convert the text to UTF-8", path.display())]
+    TextNotUtf8 {
+        /// File.
+        path: PathBuf,
+        /// Offset of the first bad byte.
+        offset: usize,
+    },
+    /// The engine does not know the architecture.
+    #[error("{}: the engine cannot run the architecture {architecture} yet; it can be converted, not measured", path.display())]
+    NotRunnable {
+        /// Model.
+        path: PathBuf,
+        /// Its architecture.
+        architecture: String,
+    },
+    /// The model has no tokenizer, and a text is to be measured.
+    #[error("{}: the model has no tokenizer; put tokenizer.json or tokenizer.model beside it, or use a GGUF file that has one", path.display())]
+    NoTokenizer {
+        /// Model.
+        path: PathBuf,
+    },
+    /// Another process works on the same output.
+    #[error("{}: another kbit is running there; wait for it, or choose another output folder", path.display())]
+    Busy {
+        /// Lock file.
+        path: PathBuf,
+    },
+    /// The run was cancelled.
+    #[error("cancelled; run the same command again to go on where it stopped")]
+    Cancelled,
+}
+
+impl PipelineError {
+    pub(crate) fn io(path: &std::path::Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::Io { path, action, error }
+    }
+}

@@ -1,0 +1,313 @@
+//! Opens a MODEL argument for the engine: a GGUF file (plain, or packed by any scheme) or a Hugging Face folder.
+
+use crate::error::PipelineError;
+use crate::plan::matrix_shape;
+use kbit_blocks::BlockCodec;
+use kbit_engine::Model;
+use kbit_formats::Checkpoint;
+use kbit_formats::gguf::{Gguf, Mapped, TensorInfo};
+use kbit_formats::packed::PackedIndex;
+use kbit_host::{Bytes, Isolation, MatrixInfo, OpenScheme, ParamValues, PluginCodec, Registry, TensorBytes};
+use kbit_models::{ConvertOptions, OutputTensor, TrainingInfo};
+use kbit_tokenizers::Tokenizer;
+use kbit_types::{Codec, CodecError, MatrixShape};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A Hugging Face tensor is widened to f32 in memory once if all of them together take no more than this; else it is
+/// read anew for each use.
+const RESIDENT_BYTES: u64 = 2 << 30;
+
+/// A model ready to run.
+pub struct OpenModel {
+    /// File or folder.
+    pub path: PathBuf,
+    /// The engine's model.
+    pub model: Model,
+    /// Its tokenizer, if it has one.
+    tokenizer: Option<Tokenizer>,
+    /// Weights of all tensors.
+    pub params: u64,
+    /// Bytes of all tensors, as stored.
+    pub tensor_bytes: u64,
+    /// Stored bits a weight without embedding and output.
+    pub decoder_bits_per_weight: f64,
+    /// What is known of its training.
+    pub training: Option<TrainingInfo>,
+}
+
+impl OpenModel {
+    /// Opens `path`. `registry` provides the schemes of packed files.
+    ///
+    /// # Errors
+    /// A damaged file, an unknown architecture, a missing tensor, or a scheme that is not installed.
+    pub fn open(path: &Path, registry: &Registry, isolation: Isolation) -> Result<Self, PipelineError> {
+        let checkpoint = Checkpoint::open(path)?;
+        match checkpoint.gguf() {
+            Some(_) => Self::from_gguf(&Gguf::open(path)?, registry, isolation),
+            None => Self::from_folder(Arc::new(checkpoint)),
+        }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// When the model has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, PipelineError> {
+        self.tokenizer.as_ref().ok_or_else(|| PipelineError::NoTokenizer { path: self.path.clone() })
+    }
+
+    fn from_gguf(gguf: &Gguf, registry: &Registry, isolation: Isolation) -> Result<Self, PipelineError> {
+        let map = gguf.map()?;
+        let mut packed = PackedModel::new(gguf, &map, registry, isolation)?;
+        let names: Vec<String> = gguf
+            .tensors()
+            .iter()
+            .map(|tensor| tensor.name.clone())
+            .chain(packed.tensors.keys().cloned())
+            .collect();
+        let has = |name: &str| names.iter().any(|known| known == name);
+        let description = kbit_models::describe(gguf.metadata(), &has)?;
+        let model = Model::new(description, &mut |name| {
+            if let Some(codec) = packed.codec(name)? {
+                return Ok(Some(codec));
+            }
+            gguf.tensor(name).map(|tensor| block_codec(tensor, &map)).transpose()
+        })?;
+        let sizes = stored_sizes(gguf, &packed);
+        Ok(Self {
+            path: gguf.path().to_owned(),
+            model,
+            tokenizer: tokenizer(gguf.metadata())?,
+            params: sizes.iter().map(|(_, weights, _)| weights).sum(),
+            tensor_bytes: sizes.iter().map(|(_, _, bytes)| bytes).sum(),
+            decoder_bits_per_weight: decoder_bits(&sizes),
+            training: None,
+        })
+    }
+
+    fn from_folder(checkpoint: Arc<Checkpoint>) -> Result<Self, PipelineError> {
+        let conversion = kbit_models::convert(&checkpoint, &ConvertOptions::default())?;
+        let total: u64 = conversion.tensors.iter().map(|tensor| elements(tensor).saturating_mul(4)).sum();
+        let resident = total <= RESIDENT_BYTES;
+        let by_name: HashMap<&str, &OutputTensor> =
+            conversion.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+        let description = conversion.description.clone().ok_or_else(|| PipelineError::NotRunnable {
+            path: checkpoint.path().to_owned(),
+            architecture: conversion.architecture.clone(),
+        })?;
+        let model = Model::new(description, &mut |name| {
+            by_name.get(name).map(|tensor| SourceCodec::open(&checkpoint, tensor, resident)).transpose()
+        })?;
+        let sizes: Vec<_> = conversion
+            .tensors
+            .iter()
+            .map(|tensor| (tensor.name.clone(), elements(tensor), source_bytes(&checkpoint, tensor)))
+            .collect();
+        Ok(Self {
+            path: checkpoint.path().to_owned(),
+            model,
+            tokenizer: tokenizer(&conversion.metadata)?,
+            params: sizes.iter().map(|(_, weights, _)| weights).sum(),
+            tensor_bytes: sizes.iter().map(|(_, _, bytes)| bytes).sum(),
+            decoder_bits_per_weight: decoder_bits(&sizes),
+            training: checkpoint
+                .folder()
+                .and_then(|folder| TrainingInfo::read(folder).transpose())
+                .transpose()?,
+        })
+    }
+}
+
+fn elements(tensor: &OutputTensor) -> u64 {
+    tensor.shape.iter().fold(1, |product: u64, axis| product.saturating_mul(*axis))
+}
+
+/// Bytes that the tensor takes in the checkpoint; computed tensors take none.
+fn source_bytes(checkpoint: &Checkpoint, tensor: &OutputTensor) -> u64 {
+    tensor.expr.sources().iter().filter_map(|name| checkpoint.tensor(name)).map(|source| source.bytes).sum()
+}
+
+fn tokenizer(metadata: &kbit_formats::gguf::Metadata) -> Result<Option<Tokenizer>, PipelineError> {
+    if metadata.get("tokenizer.ggml.model").is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Tokenizer::from_metadata(metadata)?))
+}
+
+/// Name, weights and stored bytes of each tensor of the model.
+type Sizes = Vec<(String, u64, u64)>;
+
+fn stored_sizes(gguf: &Gguf, packed: &PackedModel<'_>) -> Sizes {
+    let mut sizes: Sizes = Vec::new();
+    for tensor in gguf.tensors() {
+        let owner = packed.tensors.iter().find(|(name, _)| {
+            tensor.name.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'))
+        });
+        match owner {
+            Some((name, entry)) => match sizes.iter_mut().find(|(known, ..)| known == name) {
+                Some((.., bytes)) => *bytes += tensor.bytes,
+                None => sizes.push((name.clone(), entry.shape.elements().unwrap_or(0), tensor.bytes)),
+            },
+            None => sizes.push((tensor.name.clone(), tensor.dims.iter().product(), tensor.bytes)),
+        }
+    }
+    sizes
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+fn decoder_bits(sizes: &Sizes) -> f64 {
+    let decoder = sizes.iter().filter(|(name, ..)| name.starts_with("blk."));
+    let (weights, bytes) = decoder.fold((0, 0), |(w, b), (_, weights, bytes)| (w + weights, b + bytes));
+    if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
+}
+
+/// The bytes of one stored tensor in the map.
+struct MappedTensor {
+    map: Arc<Mapped>,
+    range: Range<usize>,
+}
+
+impl AsRef<[u8]> for MappedTensor {
+    fn as_ref(&self) -> &[u8] {
+        &self.map.bytes()[self.range.clone()]
+    }
+}
+
+fn block_codec(tensor: &TensorInfo, map: &Arc<Mapped>) -> Result<Arc<dyn Codec>, CodecError> {
+    let source = |message: String| CodecError::Source { tensor: tensor.name.clone(), message };
+    let shape: Vec<u64> = tensor.dims.iter().rev().copied().collect();
+    let shape = matrix_shape(&shape)
+        .filter(|shape| shape.slices == 1)
+        .ok_or_else(|| source(format!("shape {shape:?} is not a matrix; the engine cannot use it")))?;
+    let bytes = MappedTensor { map: Arc::clone(map), range: map.range(tensor) };
+    let codec = BlockCodec::new(&tensor.name, tensor.ty, shape.rows, shape.cols, bytes);
+    Ok(Arc::new(codec.map_err(|error| source(error.to_string()))?))
+}
+
+/// Tensors that schemes with their own layout store in parts.
+struct PackedModel<'a> {
+    gguf: &'a Gguf,
+    map: Arc<Mapped>,
+    schemes: Vec<(OpenScheme, Vec<String>)>,
+    tensors: HashMap<String, PackedEntry>,
+}
+
+struct PackedEntry {
+    scheme: usize,
+    shape: MatrixShape,
+}
+
+impl<'a> PackedModel<'a> {
+    fn new(
+        gguf: &'a Gguf,
+        map: &Arc<Mapped>,
+        registry: &Registry,
+        isolation: Isolation,
+    ) -> Result<Self, PipelineError> {
+        let mut model = Self { gguf, map: Arc::clone(map), schemes: Vec::new(), tensors: HashMap::new() };
+        let Some(index) = PackedIndex::read(gguf)? else { return Ok(model) };
+        for scheme in &index.schemes {
+            let found = registry.scheme(&scheme.id)?;
+            let params: ParamValues = serde_json::from_str(&scheme.params).map_err(|error| {
+                kbit_formats::FormatError::metadata(gguf.path(), "kbit.scheme.<n>.params", &error.to_string())
+            })?;
+            let parts = scheme.parts.iter().map(|part| part.name.clone()).collect();
+            model.schemes.push((found.open(&found.resolve(&params)?, isolation)?, parts));
+        }
+        for tensor in &index.tensors {
+            let shape = MatrixShape { rows: tensor.rows, cols: tensor.cols, slices: tensor.slices };
+            let scheme = usize::try_from(tensor.scheme).unwrap_or(usize::MAX);
+            model.tensors.insert(tensor.name.clone(), PackedEntry { scheme, shape });
+        }
+        Ok(model)
+    }
+
+    fn codec(&mut self, name: &str) -> Result<Option<Arc<dyn Codec>>, CodecError> {
+        let Some(entry) = self.tensors.get(name) else { return Ok(None) };
+        let source = |message: String| CodecError::Source { tensor: name.to_owned(), message };
+        let (scheme, parts) = self
+            .schemes
+            .get(entry.scheme)
+            .ok_or_else(|| source(format!("names scheme {} of fewer", entry.scheme)))?;
+        let mut bytes = TensorBytes { heads: Vec::new(), parts: Vec::new() };
+        for part in parts {
+            let stored = format!("{name}.{part}");
+            let body =
+                self.gguf.tensor(&stored).ok_or_else(|| source(format!("part {stored} is missing")))?;
+            bytes.parts.push(Bytes::new(Arc::clone(&self.map), self.map.range(body)));
+            bytes.heads.push(match self.gguf.tensor(&format!("{stored}.head")) {
+                Some(head) => Bytes::new(Arc::clone(&self.map), self.map.range(head)),
+                None => Bytes::from(Vec::new()),
+            });
+        }
+        let info = MatrixInfo { tensor: name.to_owned(), shape: entry.shape, slice: 0 };
+        let codec: PluginCodec =
+            scheme.open_tensor(&info, bytes).map_err(|error| source(error.to_string()))?;
+        Ok(Some(Arc::new(codec)))
+    }
+}
+
+/// A tensor of a Hugging Face folder, as the engine's form of it.
+struct SourceCodec {
+    checkpoint: Arc<Checkpoint>,
+    tensor: OutputTensor,
+    shape: MatrixShape,
+    resident: Option<Vec<f32>>,
+}
+
+impl SourceCodec {
+    fn open(
+        checkpoint: &Arc<Checkpoint>,
+        tensor: &OutputTensor,
+        resident: bool,
+    ) -> Result<Arc<dyn Codec>, CodecError> {
+        let shape = matrix_shape(&tensor.shape).filter(|shape| shape.slices == 1).ok_or_else(|| {
+            CodecError::Source {
+                tensor: tensor.name.clone(),
+                message: format!("shape {:?} is not a matrix; the engine cannot use it", tensor.shape),
+            }
+        })?;
+        let mut codec =
+            Self { checkpoint: Arc::clone(checkpoint), tensor: tensor.clone(), shape, resident: None };
+        if resident {
+            let mut values = vec![0.0; usize::try_from(elements(tensor)).unwrap_or(usize::MAX)];
+            codec.read(0..shape.rows, &mut values)?;
+            codec.resident = Some(values);
+        }
+        Ok(Arc::new(codec))
+    }
+
+    fn read(&self, rows: Range<u64>, out: &mut [f32]) -> Result<(), CodecError> {
+        self.tensor.expr.read_rows(&self.checkpoint, 0, rows, out).map_err(|error| CodecError::Source {
+            tensor: self.tensor.name.clone(),
+            message: error.to_string(),
+        })
+    }
+}
+
+impl Codec for SourceCodec {
+    fn shape(&self) -> MatrixShape {
+        self.shape
+    }
+
+    fn decode(&self, rows: Range<u64>, out: &mut [f32], out_stride: usize) -> Result<(), CodecError> {
+        let cols = usize::try_from(self.shape.cols).unwrap_or(usize::MAX);
+        for (row, out) in rows.zip(out.chunks_mut(out_stride)) {
+            match &self.resident {
+                Some(values) => {
+                    let start = usize::try_from(row).unwrap_or(usize::MAX) * cols;
+                    out[..cols].copy_from_slice(&values[start..start + cols]);
+                }
+                None => self.read(row..row + 1, &mut out[..cols])?,
+            }
+        }
+        Ok(())
+    }
+
+    fn as_f32(&self) -> Option<&[f32]> {
+        self.resident.as_deref()
+    }
+}

@@ -1,0 +1,480 @@
+//! The plan of one output file: for each tensor the scheme, its parts and their exact bytes, the fallback if the
+//! scheme cannot take the shape, and the size of everything. Running a plan decides nothing more.
+
+use crate::error::PipelineError;
+use crate::recipe::{Chosen, Recipe};
+use kbit_formats::gguf::{Array, GgufLayout, Metadata, NewTensor, Value};
+use kbit_formats::packed::{PackedIndex, PackedPart, PackedScheme, PackedTensor};
+use kbit_host::{HostError, Isolation, MatrixInfo, OpenScheme, PartType, Registry, TensorPlan};
+use kbit_models::{Conversion, OutputTensor, Role};
+use kbit_types::{GgmlType, MatrixShape};
+use serde::Serialize;
+
+/// Bytes between tensors are padded to this.
+const ALIGNMENT: u64 = 32;
+/// A SHA-256 in hexadecimal, before it is known; patched in place once the tensor is written.
+pub(crate) const UNKNOWN_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// What one output file will hold.
+pub struct FilePlan {
+    /// Name in tables.
+    pub label: String,
+    /// Schemes that the tensors refer to, opened.
+    pub schemes: Vec<UsedScheme>,
+    /// One entry a tensor of the model, in file order.
+    pub tensors: Vec<PlannedTensor>,
+    /// Tensors as they stand in the file.
+    pub stored: Vec<NewTensor>,
+    /// Exact bytes of the header, offsets and size of the file.
+    pub layout: GgufLayout,
+    /// Whether hashes are patched into the header at the end.
+    pub provenance: bool,
+}
+
+/// A scheme that a plan uses.
+pub struct UsedScheme {
+    /// Scheme and parameters.
+    pub chosen: Chosen,
+    /// Opened, ready to plan and encode.
+    pub open: OpenScheme,
+}
+
+/// How one tensor of the model is stored.
+pub struct PlannedTensor {
+    /// Index into the conversion's tensors.
+    pub source: usize,
+    /// Shape as `[slices, rows, cols]`.
+    pub shape: MatrixShape,
+    /// How.
+    pub store: Store,
+    /// First of its entries in [`FilePlan::stored`].
+    pub first_stored: usize,
+    /// Stored bytes.
+    pub bytes: u64,
+    /// Set where the chosen scheme could not take the shape.
+    pub fallback: Option<Fallback>,
+}
+
+/// How a tensor is stored.
+pub enum Store {
+    /// Little-endian f32, as norms and biases are.
+    F32,
+    /// By a scheme.
+    Scheme {
+        /// Index into [`FilePlan::schemes`].
+        scheme: usize,
+        /// Parts and sizes.
+        plan: TensorPlan,
+        /// For each part, its entries in [`FilePlan::stored`], counted from `first_stored`: body, then head.
+        parts: Vec<(usize, Option<usize>)>,
+    },
+}
+
+/// Why and at what cost a tensor is stored otherwise than asked.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fallback {
+    /// Tensor.
+    pub tensor: String,
+    /// Scheme that was asked for.
+    pub wanted: String,
+    /// What is stored instead.
+    pub stored: String,
+    /// The scheme's reason.
+    pub reason: String,
+    /// Bits a weight of what is stored.
+    pub bits: f64,
+}
+
+/// A line of `--dry-run`.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlanLine {
+    /// Tensor of the model.
+    pub tensor: String,
+    /// Row-major shape.
+    pub shape: Vec<u64>,
+    /// Scheme label or `F32`.
+    pub scheme: String,
+    /// Stored bytes.
+    pub bytes: u64,
+    /// Stored bits a weight.
+    pub bits_per_weight: f64,
+}
+
+impl FilePlan {
+    /// Plans the file that `recipe` makes of `conversion`.
+    ///
+    /// # Errors
+    /// When a scheme refuses a tensor for a reason other than its shape, a name is too long for GGUF, two stored
+    /// tensors would have one name, or `fallback_is_error` and a tensor needs a fallback.
+    pub fn new(
+        conversion: &Conversion,
+        recipe: &Recipe,
+        registry: &Registry,
+        options: &PlanOptions,
+    ) -> Result<Self, PipelineError> {
+        let mut builder = Builder { registry, schemes: Vec::new(), stored: Vec::new(), tensors: Vec::new() };
+        for (source, tensor) in conversion.tensors.iter().enumerate() {
+            builder.add(source, tensor, recipe)?;
+        }
+        let Builder { schemes, stored, tensors, .. } = builder;
+        let fallbacks: Vec<_> = tensors.iter().filter_map(|tensor| tensor.fallback.clone()).collect();
+        if options.fallback_is_error && !fallbacks.is_empty() {
+            return Err(PipelineError::Fallbacks { label: recipe.label.clone(), fallbacks });
+        }
+        let metadata = metadata(conversion, &schemes, &stored, &tensors, options.provenance)?;
+        let layout = GgufLayout::new(&metadata, &stored, ALIGNMENT)?;
+        Ok(Self {
+            label: recipe.label.clone(),
+            schemes,
+            tensors,
+            stored,
+            layout,
+            provenance: options.provenance,
+        })
+    }
+
+    /// Stored bytes of all tensors.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.bytes).sum()
+    }
+
+    /// Weights of all tensors.
+    #[must_use]
+    pub fn weights(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.shape.elements().unwrap_or(u64::MAX)).sum()
+    }
+
+    /// Stored bits a weight: of the whole file's tensors, and of the decoder's alone (without embedding and output).
+    #[must_use]
+    pub fn bits_per_weight(&self, conversion: &Conversion) -> (f64, f64) {
+        let decoder = self.tensors.iter().filter(|tensor| {
+            !matches!(conversion.tensors[tensor.source].role, Role::TokenEmbedding | Role::Output)
+        });
+        (bits(self.tensors.iter()), bits(decoder))
+    }
+
+    /// What the file's bytes depend on, beside the source: header, schemes, parameters, plugins.
+    #[must_use]
+    pub fn fingerprint(&self) -> serde_json::Value {
+        let schemes: Vec<_> = self.schemes.iter().map(|used| used.chosen.fingerprint()).collect();
+        serde_json::json!({ "header": kbit_formats::hash::hex(self.layout.header()), "schemes": schemes })
+    }
+
+    /// Bytes of memory for slabs that writing takes at most, beside the program itself.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.tensors.iter().map(crate::convert::memory_bytes).max().unwrap_or(0)
+    }
+
+    /// Fallbacks, in file order.
+    pub fn fallbacks(&self) -> impl Iterator<Item = &Fallback> {
+        self.tensors.iter().filter_map(|tensor| tensor.fallback.as_ref())
+    }
+
+    /// One line a tensor.
+    #[must_use]
+    pub fn lines(&self, conversion: &Conversion) -> Vec<PlanLine> {
+        let line = |tensor: &PlannedTensor| {
+            let output = &conversion.tensors[tensor.source];
+            PlanLine {
+                tensor: output.name.clone(),
+                shape: output.shape.clone(),
+                scheme: match &tensor.store {
+                    Store::F32 => "F32".to_owned(),
+                    Store::Scheme { scheme, .. } => self.schemes[*scheme].chosen.scheme.id().to_owned(),
+                },
+                bytes: tensor.bytes,
+                bits_per_weight: bits(std::iter::once(tensor)),
+            }
+        };
+        self.tensors.iter().map(line).collect()
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+fn bits<'a>(tensors: impl Iterator<Item = &'a PlannedTensor>) -> f64 {
+    let (bytes, weights) = tensors.fold((0u64, 0u64), |(bytes, weights), tensor| {
+        (bytes + tensor.bytes, weights + tensor.shape.elements().unwrap_or(0))
+    });
+    if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
+}
+
+/// Choices that hold for every tensor of a plan.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanOptions {
+    /// A fallback is an error instead of a warning.
+    pub fallback_is_error: bool,
+    /// Write hashes and the plan into the file.
+    pub provenance: bool,
+}
+
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self { fallback_is_error: false, provenance: true }
+    }
+}
+
+/// The shape of an output tensor as slices of matrices; `None` for more than three axes.
+pub(crate) fn matrix_shape(shape: &[u64]) -> Option<MatrixShape> {
+    match *shape {
+        [cols] => Some(MatrixShape::dense(1, cols)),
+        [rows, cols] => Some(MatrixShape::dense(rows, cols)),
+        [slices, rows, cols] => Some(MatrixShape { rows, cols, slices }),
+        _ => None,
+    }
+}
+
+struct Builder<'a> {
+    registry: &'a Registry,
+    schemes: Vec<UsedScheme>,
+    stored: Vec<NewTensor>,
+    tensors: Vec<PlannedTensor>,
+}
+
+impl Builder<'_> {
+    fn add(&mut self, source: usize, tensor: &OutputTensor, recipe: &Recipe) -> Result<(), PipelineError> {
+        let shape = matrix_shape(&tensor.shape).ok_or_else(|| PipelineError::Axes {
+            tensor: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+        })?;
+        let chosen = if is_quantizable(tensor.role) { recipe.choose(&tensor.name) } else { None };
+        let first_stored = self.stored.len();
+        let Some(chosen) = chosen else {
+            let bytes =
+                shape.elements().and_then(|count| count.checked_mul(4)).ok_or_else(|| too_large(tensor))?;
+            self.store_plain(tensor, GgmlType::F32);
+            self.tensors.push(PlannedTensor {
+                source,
+                shape,
+                store: Store::F32,
+                first_stored,
+                bytes,
+                fallback: None,
+            });
+            return Ok(());
+        };
+        let (scheme, plan, fallback) = match self.plan(chosen, tensor, shape)? {
+            Ok((scheme, plan)) => (scheme, plan, None),
+            Err(reason) => {
+                let half = self.registry.scheme("ggml:f16")?;
+                let params = half.resolve(&kbit_host::ParamValues::new())?;
+                let half = Chosen { scheme: half, params, isolation: Isolation::InProcess };
+                let (scheme, plan) = self
+                    .plan(&half, tensor, shape)?
+                    .map_err(|reason| PipelineError::NoFallback { tensor: tensor.name.clone(), reason })?;
+                let fallback = Fallback {
+                    tensor: tensor.name.clone(),
+                    wanted: chosen.scheme.id().to_owned(),
+                    stored: "F16".to_owned(),
+                    reason,
+                    bits: 16.0,
+                };
+                (scheme, plan, Some(fallback))
+            }
+        };
+        let slice_bytes = plan.total_bytes(shape.rows).ok_or_else(|| too_large(tensor))?;
+        let bytes = slice_bytes.checked_mul(shape.slices).ok_or_else(|| too_large(tensor))?;
+        let parts = match self.schemes[scheme].chosen.scheme.ggml_type() {
+            Some(ty) => {
+                self.store_plain(tensor, ty);
+                vec![(0, None)]
+            }
+            None => self.store_parts(tensor, shape, &plan, first_stored)?,
+        };
+        let store = Store::Scheme { scheme, plan, parts };
+        self.tensors.push(PlannedTensor { source, shape, store, first_stored, bytes, fallback });
+        Ok(())
+    }
+
+    /// The inner error is the scheme's reason for not taking the shape.
+    #[expect(
+        clippy::type_complexity,
+        reason = "an outer error stops the plan, an inner one asks for a fallback"
+    )]
+    fn plan(
+        &mut self,
+        chosen: &Chosen,
+        tensor: &OutputTensor,
+        shape: MatrixShape,
+    ) -> Result<Result<(usize, TensorPlan), String>, PipelineError> {
+        let known = self.schemes.iter().position(|used| used.chosen.fingerprint() == chosen.fingerprint());
+        let scheme = match known {
+            Some(index) => index,
+            None => {
+                let open = chosen.scheme.open(&chosen.params, chosen.isolation)?;
+                self.schemes.push(UsedScheme { chosen: chosen.clone(), open });
+                self.schemes.len() - 1
+            }
+        };
+        let info = MatrixInfo { tensor: tensor.name.clone(), shape, slice: 0 };
+        match self.schemes[scheme].open.plan(&info) {
+            Ok(plan) => {
+                if plan.aux_required != 0 {
+                    return Err(PipelineError::NeedsCalibration {
+                        tensor: tensor.name.clone(),
+                        scheme: chosen.scheme.id().to_owned(),
+                    });
+                }
+                Ok(Ok((scheme, plan)))
+            }
+            Err(HostError::Unsupported { message, .. }) => Ok(Err(message)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn store_plain(&mut self, tensor: &OutputTensor, ty: GgmlType) {
+        let dims = tensor.shape.iter().rev().copied().collect();
+        self.stored.push(NewTensor { name: tensor.name.clone(), dims, ty });
+    }
+
+    fn store_parts(
+        &mut self,
+        tensor: &OutputTensor,
+        shape: MatrixShape,
+        plan: &TensorPlan,
+        first_stored: usize,
+    ) -> Result<Vec<(usize, Option<usize>)>, PipelineError> {
+        let mut entries = Vec::new();
+        for part in &plan.parts {
+            let (ty, size) = part_type(part.dtype);
+            let name = format!("{}.{}", tensor.name, part.name);
+            let dims = vec![part.group_bytes / size, plan.groups(shape.rows), shape.slices];
+            let body = self.stored.len() - first_stored;
+            self.stored.push(NewTensor { name: name.clone(), dims, ty });
+            let head = (part.head_bytes > 0).then(|| {
+                let dims = vec![part.head_bytes, shape.slices];
+                self.stored.push(NewTensor { name: format!("{name}.head"), dims, ty: GgmlType::I8 });
+                self.stored.len() - 1 - first_stored
+            });
+            entries.push((body, head));
+        }
+        Ok(entries)
+    }
+}
+
+/// Matrices that multiply activations; norms, biases and the like stay f32.
+const fn is_quantizable(role: Role) -> bool {
+    matches!(role, Role::TokenEmbedding | Role::Output | Role::Matrix)
+}
+
+/// llama.cpp's number (`enum llama_ftype`) for a file whose matrices mostly have this type; `None` where it has none.
+fn file_type(types: &[GgmlType]) -> Option<u32> {
+    const NUMBERS: [(GgmlType, u32); 8] = [
+        (GgmlType::F32, 0),
+        (GgmlType::F16, 1),
+        (GgmlType::Q4_0, 2),
+        (GgmlType::Q4_1, 3),
+        (GgmlType::Q8_0, 7),
+        (GgmlType::Q5_0, 8),
+        (GgmlType::Q5_1, 9),
+        (GgmlType::BF16, 32),
+    ];
+    let count = |ty: GgmlType| types.iter().filter(|other| **other == ty).count();
+    let most = types.iter().copied().max_by_key(|ty| count(*ty)).unwrap_or(GgmlType::F32);
+    NUMBERS.iter().find(|(ty, _)| *ty == most).map(|(_, number)| *number)
+}
+
+/// The name of a part's element type in a packed file.
+const fn part_name(dtype: PartType) -> &'static str {
+    match dtype {
+        PartType::U8 => "u8",
+        PartType::I8 => "i8",
+        PartType::I16 => "i16",
+        PartType::I32 => "i32",
+        PartType::F16 => "f16",
+        PartType::Bf16 => "bf16",
+        PartType::F32 => "f32",
+    }
+}
+
+fn too_large(tensor: &OutputTensor) -> PipelineError {
+    PipelineError::TooLarge { tensor: tensor.name.clone(), shape: tensor.shape.clone() }
+}
+
+/// The ggml type that stores a part, and bytes of an element.
+fn part_type(dtype: PartType) -> (GgmlType, u64) {
+    match dtype {
+        PartType::U8 | PartType::I8 => (GgmlType::I8, 1),
+        PartType::I16 => (GgmlType::I16, 2),
+        PartType::I32 => (GgmlType::I32, 4),
+        PartType::F16 => (GgmlType::F16, 2),
+        PartType::Bf16 => (GgmlType::BF16, 2),
+        PartType::F32 => (GgmlType::F32, 4),
+    }
+}
+
+fn metadata(
+    conversion: &Conversion,
+    schemes: &[UsedScheme],
+    stored: &[NewTensor],
+    tensors: &[PlannedTensor],
+    provenance: bool,
+) -> Result<Metadata, PipelineError> {
+    let mut used: Vec<usize> = Vec::new();
+    let mut plain: Vec<GgmlType> = Vec::new();
+    let mut index = PackedIndex { tensors: Vec::new(), schemes: Vec::new() };
+    for tensor in tensors {
+        let Store::Scheme { scheme, plan, .. } = &tensor.store else { continue };
+        let chosen = &schemes[*scheme].chosen;
+        if let Some(ty) = chosen.scheme.ggml_type() {
+            plain.push(ty);
+            continue;
+        }
+        let position = used.iter().position(|known| known == scheme).unwrap_or_else(|| {
+            used.push(*scheme);
+            index.schemes.push(PackedScheme {
+                id: chosen.scheme.id().to_owned(),
+                params: canonical(&serde_json::json!(chosen.params)),
+                parts: plan
+                    .parts
+                    .iter()
+                    .map(|part| PackedPart {
+                        name: part.name.clone(),
+                        dtype: part_name(part.dtype).to_owned(),
+                    })
+                    .collect(),
+                plugin_version: chosen.scheme.plugin().version().to_owned(),
+                plugin_sha256: chosen.scheme.plugin().sha256().to_owned(),
+            });
+            used.len() - 1
+        });
+        index.tensors.push(PackedTensor {
+            name: conversion.tensors[tensor.source].name.clone(),
+            scheme: u32::try_from(position).unwrap_or(u32::MAX),
+            rows: tensor.shape.rows,
+            cols: tensor.shape.cols,
+            slices: tensor.shape.slices,
+        });
+    }
+    let file_type = if index.tensors.is_empty() { file_type(&plain) } else { None };
+    let mut metadata = conversion.metadata_for(file_type);
+    if !index.tensors.is_empty() {
+        index.write(&mut metadata);
+    }
+    if provenance {
+        let plan: Vec<_> = schemes.iter().map(|used| used.chosen.fingerprint()).collect();
+        let assigned: Vec<_> = tensors
+            .iter()
+            .map(|tensor| match tensor.store {
+                Store::F32 => serde_json::Value::Null,
+                Store::Scheme { scheme, .. } => scheme.into(),
+            })
+            .collect();
+        let plan = serde_json::json!({ "schemes": plan, "tensors": assigned });
+        let names = tensors.iter().map(|tensor| conversion.tensors[tensor.source].name.clone()).collect();
+        let hashes = |count: usize| Value::Array(Array::String(vec![UNKNOWN_HASH.to_owned(); count]));
+        metadata.insert("kbit.version", Value::String(env!("CARGO_PKG_VERSION").to_owned()));
+        metadata.insert("kbit.plan", Value::String(canonical(&plan)));
+        metadata.insert("kbit.source.name", Value::Array(Array::String(names)));
+        metadata.insert("kbit.source.sha256", hashes(tensors.len()));
+        metadata.insert("kbit.source.root", Value::String(UNKNOWN_HASH.to_owned()));
+        metadata.insert("kbit.tensor_sha256", hashes(stored.len()));
+    }
+    Ok(metadata)
+}
+
+/// JSON without spaces; maps are already ordered by their types.
+pub(crate) fn canonical(value: &serde_json::Value) -> String {
+    value.to_string()
+}

@@ -1,0 +1,621 @@
+//! A whole run: plan every file, write what is missing, measure what was not measured, fit, report.
+
+use crate::cache::{Cache, ContentHashes, Stamp, key_of};
+use crate::config::{Config, Evaluation, ModelEntry};
+use crate::convert::{self, RunOptions};
+use crate::error::PipelineError;
+use crate::measure::{Candidate, DataSet, Subject, measure};
+use crate::open::OpenModel;
+use crate::plan::{Fallback, FilePlan, PlanOptions};
+use crate::progress::Progress;
+use crate::recipe::{Recipe, recipes};
+use crate::statistics::TensorError;
+use kbit_formats::Checkpoint;
+use kbit_host::{Isolation, Registry};
+use kbit_models::{Conversion, ConvertOptions, TrainingInfo};
+use kbit_results::{Cost, Measurement};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+/// Candidates that share one pass of the unquantized model.
+const CANDIDATES_A_PASS: usize = 4;
+
+/// Everything that a run will do.
+pub struct RunPlan<'a> {
+    config: &'a Config,
+    registry: &'a Registry,
+    /// Output folder.
+    pub out: PathBuf,
+    /// One entry a model.
+    pub models: Vec<ModelPlan<'a>>,
+}
+
+/// What a run does with one model.
+pub struct ModelPlan<'a> {
+    /// The configuration's entry.
+    pub entry: &'a ModelEntry,
+    /// The source.
+    pub checkpoint: Checkpoint,
+    /// What each output tensor is made of.
+    pub conversion: Conversion,
+    /// One entry an output file.
+    pub files: Vec<PlannedFile>,
+}
+
+/// One output file.
+pub struct PlannedFile {
+    /// How it is made.
+    pub recipe: Recipe,
+    /// What it will hold.
+    pub plan: FilePlan,
+    /// Where it goes.
+    pub path: PathBuf,
+}
+
+/// A line of the plan of a run.
+#[derive(Debug, Serialize)]
+pub struct FileLine {
+    /// Model.
+    pub model: String,
+    /// Scheme label.
+    pub scheme: String,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Stored bits a weight, all tensors.
+    pub bits_per_weight: f64,
+    /// Stored bits a weight without embedding and output.
+    pub decoder_bits_per_weight: f64,
+    /// Tensors stored otherwise than asked.
+    pub fallbacks: Vec<Fallback>,
+    /// Where it goes.
+    pub path: PathBuf,
+}
+
+/// A step that failed while others went on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failure {
+    /// Model.
+    pub model: String,
+    /// Scheme label.
+    pub scheme: String,
+    /// Why.
+    pub message: String,
+}
+
+/// What a run gave.
+#[derive(Debug, Serialize)]
+pub struct RunSummary {
+    /// Output folder.
+    pub out: PathBuf,
+    /// Files of the report.
+    pub report: Vec<PathBuf>,
+    /// Files written in this run.
+    pub files_written: usize,
+    /// Files and measurements taken over from earlier runs.
+    pub reused: usize,
+    /// Lines of `results.jsonl`.
+    pub measurements: usize,
+    /// What failed.
+    pub failures: Vec<Failure>,
+    /// Seconds of this run.
+    pub seconds: f64,
+    /// Peak resident memory (VmHWM), in bytes.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// A written file, remembered.
+#[derive(Clone, Serialize, Deserialize)]
+struct FileRecord {
+    path: PathBuf,
+    stamp: Stamp,
+    sha256: String,
+    errors: Vec<(String, TensorError)>,
+    seconds: f64,
+    peak_rss_bytes: Option<u64>,
+}
+
+/// Measurements of one subject on one text, remembered.
+#[derive(Clone, Serialize, Deserialize)]
+struct MeasureRecord {
+    measurements: Vec<Measurement>,
+    costs: Vec<Cost>,
+}
+
+impl<'a> RunPlan<'a> {
+    /// Plans the run of `config`. Reads headers only.
+    ///
+    /// # Errors
+    /// Every mistake that can be known before a tensor is read.
+    pub fn new(
+        config: &'a Config,
+        registry: &'a Registry,
+        out: Option<&Path>,
+    ) -> Result<Self, PipelineError> {
+        let out = match (out, &config.output) {
+            (Some(out), _) => out.to_owned(),
+            (None, Some(out)) => out.clone(),
+            (None, None) => Path::new("kbit-runs").join(&config.name),
+        };
+        let recipes = recipes(config, registry)?;
+        let options =
+            PlanOptions { fallback_is_error: config.fallback_is_error, provenance: config.provenance };
+        let mut models = Vec::new();
+        for entry in &config.models {
+            let checkpoint = Checkpoint::open(&entry.path)?;
+            let convert_options = ConvertOptions {
+                pass_through_other_modalities: entry.pass_through,
+                ..ConvertOptions::default()
+            };
+            let conversion = kbit_models::convert(&checkpoint, &convert_options)?;
+            if !config.evaluations.is_empty() && conversion.metadata.get("tokenizer.ggml.model").is_none() {
+                return Err(PipelineError::NoTokenizer { path: entry.path.clone() });
+            }
+            let mut files = Vec::new();
+            for recipe in &recipes {
+                let plan = FilePlan::new(&conversion, recipe, registry, &options)?;
+                let path =
+                    out.join("files").join(&entry.name).join(format!("{}.gguf", file_name(&recipe.label)));
+                files.push(PlannedFile { recipe: recipe.clone(), plan, path });
+            }
+            models.push(ModelPlan { entry, checkpoint, conversion, files });
+        }
+        Ok(Self { config, registry, out, models })
+    }
+
+    /// One line an output file.
+    #[must_use]
+    pub fn lines(&self) -> Vec<FileLine> {
+        let line = |model: &ModelPlan<'_>, file: &PlannedFile| {
+            let (all, decoder) = file.plan.bits_per_weight(&model.conversion);
+            FileLine {
+                model: model.entry.name.clone(),
+                scheme: file.recipe.label.clone(),
+                bytes: file.plan.layout.file_bytes(),
+                bits_per_weight: all,
+                decoder_bits_per_weight: decoder,
+                fallbacks: file.plan.fallbacks().cloned().collect(),
+                path: file.path.clone(),
+            }
+        };
+        self.models.iter().flat_map(|model| model.files.iter().map(move |file| line(model, file))).collect()
+    }
+
+    /// Bytes that the outputs take.
+    #[must_use]
+    pub fn output_bytes(&self) -> u64 {
+        self.models.iter().flat_map(|model| &model.files).map(|file| file.plan.layout.file_bytes()).sum()
+    }
+
+    /// Bytes of memory for slabs that writing takes at most, beside the program itself.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.models
+            .iter()
+            .flat_map(|model| &model.files)
+            .map(|file| file.plan.memory_bytes())
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Runs the plan; a second time, only what is missing.
+    ///
+    /// # Errors
+    /// What stops the whole run. A file that fails is a [`Failure`] in the summary, and the others go on.
+    pub fn run(&self, progress: &Progress, cancel: &Arc<AtomicBool>) -> Result<RunSummary, PipelineError> {
+        let started = Instant::now();
+        std::fs::create_dir_all(&self.out)
+            .map_err(PipelineError::io(&self.out, "making the output folder"))?;
+        let _lock = lock(&self.out)?;
+        let cache = Cache::open(&self.out.join("cache"))?;
+        let mut execution = Execution {
+            plan: self,
+            hashes: ContentHashes::new(&cache),
+            cache: &cache,
+            progress,
+            cancel,
+            failures: Vec::new(),
+            measurements: Vec::new(),
+            costs: Vec::new(),
+            files_written: 0,
+            reused: 0,
+        };
+        execution.check_disk()?;
+        for model in &self.models {
+            execution.model(model)?;
+        }
+        let report = execution.report()?;
+        Ok(RunSummary {
+            out: self.out.clone(),
+            report,
+            files_written: execution.files_written,
+            reused: execution.reused,
+            measurements: execution.measurements.len(),
+            failures: execution.failures,
+            seconds: started.elapsed().as_secs_f64(),
+            peak_rss_bytes: kbit_formats::peak_rss_bytes(),
+        })
+    }
+}
+
+/// A label as a file name: everything but letters, digits, `.`, `-`, `_`, `=` and `,` becomes `-`.
+fn file_name(label: &str) -> String {
+    label
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '=' | ',') { c } else { '-' })
+        .collect()
+}
+
+/// Keeps a second run out of the folder for as long as the file is open.
+fn lock(out: &Path) -> Result<File, PipelineError> {
+    let path = out.join(".lock");
+    let file = File::create(&path).map_err(PipelineError::io(&path, "making the lock file"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(PipelineError::Busy { path }),
+        Err(std::fs::TryLockError::Error(error)) => Err(PipelineError::io(&path, "locking")(error)),
+    }
+}
+
+struct Execution<'a> {
+    plan: &'a RunPlan<'a>,
+    cache: &'a Cache,
+    hashes: ContentHashes<'a>,
+    progress: &'a Progress,
+    cancel: &'a Arc<AtomicBool>,
+    failures: Vec<Failure>,
+    measurements: Vec<Measurement>,
+    costs: Vec<Cost>,
+    files_written: usize,
+    reused: usize,
+}
+
+/// A file that stands, with the key of what it was made of.
+struct Ready<'a> {
+    file: &'a PlannedFile,
+    key: String,
+    record: FileRecord,
+}
+
+impl<'a> Execution<'a> {
+    fn check_disk(&self) -> Result<(), PipelineError> {
+        let free = kbit_formats::disk_free(&self.plan.out)?;
+        let files = self.plan.models.iter().flat_map(|model| &model.files);
+        let missing = files.filter(|file| !file.path.exists());
+        let needed = missing.map(|file| file.plan.layout.file_bytes()).sum();
+        if needed > free {
+            return Err(PipelineError::DiskFull { path: self.plan.out.clone(), needed, free });
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, model: &ModelPlan<'_>, scheme: &str, error: &PipelineError) {
+        let failure = Failure {
+            model: model.entry.name.clone(),
+            scheme: scheme.to_owned(),
+            message: error.to_string(),
+        };
+        self.progress.line(&format!("failed: {} {}: {}", failure.model, failure.scheme, failure.message));
+        self.failures.push(failure);
+    }
+
+    fn model(&mut self, model: &'a ModelPlan<'a>) -> Result<(), PipelineError> {
+        let source = self.hashes.model(&model.entry.path)?;
+        let mut ready = Vec::new();
+        for file in &model.files {
+            match self.file(model, file, &source) {
+                Ok(done) => ready.push(done),
+                Err(PipelineError::Cancelled) => return Err(PipelineError::Cancelled),
+                Err(error) => self.fail(model, &file.recipe.label, &error),
+            }
+        }
+        self.evaluate(model, &source, &ready)
+    }
+
+    /// Writes `file`, or takes it over where it stands already.
+    fn file(
+        &mut self,
+        model: &ModelPlan<'_>,
+        file: &'a PlannedFile,
+        source: &str,
+    ) -> Result<Ready<'a>, PipelineError> {
+        let config = self.plan.config;
+        let key = key_of(&serde_json::json!({
+            "source": source,
+            "plan": file.plan.fingerprint(),
+            "statistics": config.error_statistics,
+            "kbit": env!("CARGO_PKG_VERSION"),
+        }));
+        if let Some(record) = self.cache.get::<FileRecord>("file", &key)
+            && self.still_stands(file, &key, &record)?
+        {
+            self.reused += 1;
+            return Ok(Ready { file, key, record });
+        }
+        if let Some(folder) = file.path.parent() {
+            std::fs::create_dir_all(folder).map_err(PipelineError::io(folder, "making the folder"))?;
+        }
+        let started = Instant::now();
+        let what = format!("{} {}", model.entry.name, file.recipe.label);
+        let bar = self.progress.bytes(&what, file.plan.weights().saturating_mul(4));
+        let options = RunOptions {
+            overwrite: true,
+            error_statistics: config.error_statistics,
+            cancel: Arc::clone(self.cancel),
+        };
+        let written = convert::write_file(
+            &model.checkpoint,
+            &model.conversion,
+            &file.plan,
+            &file.path,
+            &options,
+            &bar,
+        )?;
+        let record = FileRecord {
+            path: relative(&file.path, &self.plan.out),
+            stamp: Stamp::of(&file.path)?,
+            sha256: kbit_formats::hash::file_hex(&file.path)?,
+            errors: written.errors,
+            seconds: started.elapsed().as_secs_f64(),
+            peak_rss_bytes: kbit_formats::peak_rss_bytes(),
+        };
+        self.cache.put("file", &key, &record)?;
+        self.files_written += 1;
+        Ok(Ready { file, key, record })
+    }
+
+    /// True where the recorded file has its recorded content: by its stamp, else by its hash.
+    fn still_stands(
+        &self,
+        file: &PlannedFile,
+        key: &str,
+        record: &FileRecord,
+    ) -> Result<bool, PipelineError> {
+        if !file.path.exists() || record.path != relative(&file.path, &self.plan.out) {
+            return Ok(false);
+        }
+        let stamp = Stamp::of(&file.path)?;
+        if stamp == record.stamp {
+            return Ok(true);
+        }
+        let same = kbit_formats::hash::file_hex(&file.path)? == record.sha256;
+        if same {
+            self.cache.put("file", key, &FileRecord { stamp, ..record.clone() })?;
+        }
+        Ok(same)
+    }
+
+    fn evaluate(
+        &mut self,
+        model: &'a ModelPlan<'a>,
+        source: &str,
+        ready: &[Ready<'a>],
+    ) -> Result<(), PipelineError> {
+        let training = model
+            .checkpoint
+            .folder()
+            .and_then(|folder| TrainingInfo::read(folder).transpose())
+            .transpose()?;
+        let base =
+            Subject::unquantized(&model.entry.name, &model.conversion, &model.checkpoint, training.as_ref());
+        let subjects: Vec<Subject> = ready
+            .iter()
+            .map(|ready| {
+                base.quantized(&ready.file.recipe, &ready.file.plan, &model.conversion, &ready.record.sha256)
+            })
+            .collect();
+        for (subject, ready) in subjects.iter().zip(ready) {
+            self.measurements.extend(subject.tensor_errors(&ready.record.errors));
+            self.costs.push(subject.cost("convert", ready.record.seconds, None, ready.record.peak_rss_bytes));
+        }
+        for evaluation in &self.plan.config.evaluations {
+            self.evaluate_on(model, evaluation, source, &base, &subjects, ready)?;
+        }
+        Ok(())
+    }
+
+    fn evaluate_on(
+        &mut self,
+        model: &'a ModelPlan<'a>,
+        evaluation: &Evaluation,
+        source: &str,
+        base: &Subject,
+        subjects: &[Subject],
+        ready: &[Ready<'a>],
+    ) -> Result<(), PipelineError> {
+        let data = DataSet::read(evaluation, &model.conversion)?;
+        let key = |file: Option<&str>| {
+            key_of(&serde_json::json!({
+                "source": source,
+                "file": file,
+                "data": data.key(),
+                "metrics": evaluation.metrics,
+                "subject": base.model,
+                "kbit": env!("CARGO_PKG_VERSION"),
+            }))
+        };
+        // Index 0 is the unquantized model itself.
+        let keys: Vec<String> =
+            std::iter::once(key(None)).chain(ready.iter().map(|ready| key(Some(&ready.key)))).collect();
+        let mut records: Vec<Option<MeasureRecord>> =
+            keys.iter().map(|key| self.cache.get::<MeasureRecord>("measure", key)).collect();
+        self.reused += records.iter().flatten().count();
+        let pending: Vec<usize> = (0..records.len()).filter(|index| records[*index].is_none()).collect();
+        if !pending.is_empty() {
+            let reference = OpenModel::open(&model.entry.path, self.plan.registry, Isolation::InProcess)?;
+            if records[0].is_none() {
+                let what = format!("{} unquantized, {}", model.entry.name, data.name);
+                let found = measure(&reference, base, &[], &data, self.progress, &what)?;
+                records[0] = Some(self.remember(&keys[0], found.into_iter().next())?);
+            }
+            let candidates: Vec<usize> = pending.into_iter().filter(|index| *index > 0).collect();
+            for batch in candidates.chunks(CANDIDATES_A_PASS) {
+                for (index, record) in
+                    self.measure_batch(model, &reference, base, subjects, ready, batch, &data)?
+                {
+                    records[index] = Some(self.remember(&keys[index], Some(record))?);
+                }
+            }
+        }
+        for record in records.into_iter().flatten() {
+            self.measurements.extend(record.measurements);
+            self.costs.extend(record.costs);
+        }
+        Ok(())
+    }
+
+    fn remember(
+        &self,
+        key: &str,
+        found: Option<(Vec<Measurement>, Vec<Cost>)>,
+    ) -> Result<MeasureRecord, PipelineError> {
+        let (measurements, costs) = found.unwrap_or_default();
+        let record = MeasureRecord { measurements, costs };
+        self.cache.put("measure", key, &record)?;
+        Ok(record)
+    }
+
+    /// Measures the files of `batch` (indices from 1) against the unquantized model; those that fail are left out.
+    #[expect(
+        clippy::too_many_arguments,
+        clippy::type_complexity,
+        reason = "one call site, all of it context"
+    )]
+    fn measure_batch(
+        &mut self,
+        model: &ModelPlan<'_>,
+        reference: &OpenModel,
+        base: &Subject,
+        subjects: &[Subject],
+        ready: &[Ready<'a>],
+        batch: &[usize],
+        data: &DataSet,
+    ) -> Result<Vec<(usize, (Vec<Measurement>, Vec<Cost>))>, PipelineError> {
+        let mut opened = Vec::new();
+        for &index in batch {
+            let file = ready[index - 1].file;
+            match OpenModel::open(&file.path, self.plan.registry, file.recipe.main.isolation) {
+                Ok(candidate) => opened.push((index, candidate)),
+                Err(error) => self.fail(model, &file.recipe.label, &error),
+            }
+        }
+        let candidates: Vec<Candidate<'_>> =
+            opened.iter().map(|(index, model)| Candidate { model, subject: &subjects[index - 1] }).collect();
+        let labels: Vec<&str> =
+            candidates.iter().map(|candidate| candidate.subject.scheme.label.as_str()).collect();
+        let what = format!("{} {}", model.entry.name, labels.join(" "));
+        match measure(reference, base, &candidates, data, self.progress, &what) {
+            Ok(found) => Ok(opened.iter().map(|(index, _)| *index).zip(found).collect()),
+            Err(PipelineError::Cancelled) => Err(PipelineError::Cancelled),
+            Err(error) if batch.len() == 1 => {
+                self.fail(model, labels.first().copied().unwrap_or_default(), &error);
+                Ok(Vec::new())
+            }
+            // One bad file must not take its neighbours along: measure each by itself.
+            Err(_) => {
+                let mut all = Vec::new();
+                for index in batch {
+                    all.extend(self.measure_batch(
+                        model,
+                        reference,
+                        base,
+                        subjects,
+                        ready,
+                        &[*index],
+                        data,
+                    )?);
+                }
+                Ok(all)
+            }
+        }
+    }
+
+    fn report(&mut self) -> Result<Vec<PathBuf>, PipelineError> {
+        let out = &self.plan.out;
+        kbit_results::write(&out.join("results.jsonl"), &self.measurements)?;
+        kbit_results::write(&out.join("costs.jsonl"), &self.costs)?;
+        let provenance = serde_json::json!({
+            "name": self.plan.config.name,
+            "kbit": env!("CARGO_PKG_VERSION"),
+            "configuration": self.plan.config.text,
+            "bootstrap": self.plan.config.bootstrap,
+            "seed": self.plan.config.seed,
+            "plugins": self.plugins(),
+            "failures": self.failures,
+        });
+        kbit_formats::atomic::write_atomically(&out.join("provenance.json"), &pretty(&provenance))?;
+        write_report(out, &self.plan.config.formats)
+    }
+
+    fn plugins(&self) -> Vec<serde_json::Value> {
+        let mut plugins: Vec<_> = self
+            .plan
+            .models
+            .iter()
+            .flat_map(|model| &model.files)
+            .flat_map(|file| &file.plan.schemes)
+            .map(|used| used.chosen.scheme.plugin())
+            .map(|plugin| (plugin.id().to_owned(), plugin.version().to_owned(), plugin.sha256().to_owned()))
+            .collect();
+        plugins.sort();
+        plugins.dedup();
+        plugins
+            .into_iter()
+            .map(
+                |(id, version, sha256)| serde_json::json!({ "id": id, "version": version, "sha256": sha256 }),
+            )
+            .collect()
+    }
+}
+
+fn relative(path: &Path, out: &Path) -> PathBuf {
+    path.strip_prefix(out).unwrap_or(path).to_owned()
+}
+
+fn pretty(value: &serde_json::Value) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+/// Makes the report of the run in `out` anew from `results.jsonl`, `costs.jsonl` and `provenance.json`.
+///
+/// # Errors
+/// When they cannot be read or a report file cannot be written.
+pub fn write_report(out: &Path, formats: &[String]) -> Result<Vec<PathBuf>, PipelineError> {
+    let measurements: Vec<Measurement> = kbit_results::read(&out.join("results.jsonl"))?;
+    let costs_path = out.join("costs.jsonl");
+    let costs: Vec<Cost> = if costs_path.exists() { kbit_results::read(&costs_path)? } else { Vec::new() };
+    let provenance_path = out.join("provenance.json");
+    let provenance: serde_json::Value = match std::fs::read(&provenance_path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| PipelineError::io(&provenance_path, "reading")(error.into()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => serde_json::json!({}),
+        Err(error) => return Err(PipelineError::io(&provenance_path, "reading")(error)),
+    };
+    let number =
+        |key: &str, default: u64| provenance.get(key).and_then(serde_json::Value::as_u64).unwrap_or(default);
+    let options = kbit_laws::FitOptions {
+        bootstrap: usize::try_from(number("bootstrap", 500)).unwrap_or(500),
+        seed: number("seed", 1),
+        ..kbit_laws::FitOptions::default()
+    };
+    let fits = kbit_laws::fit_all(&measurements, &options);
+    let report = kbit_report::Report::new(&measurements, &costs, &fits, provenance);
+    let mut paths = Vec::new();
+    for format in formats {
+        let (name, text) = match format.as_str() {
+            "html" => ("report.html", report.html()?),
+            "md" => ("report.md", report.markdown()?),
+            "csv" => ("report.csv", report.csv()?),
+            _ => ("report.json", report.json()?),
+        };
+        let path = out.join(name);
+        kbit_formats::atomic::write_atomically(&path, text.as_bytes())?;
+        paths.push(path);
+    }
+    Ok(paths)
+}

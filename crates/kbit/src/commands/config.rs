@@ -1,0 +1,35 @@
+//! `kbit config`.
+
+use crate::cli::Config as Arguments;
+use crate::failure::{DONE, Failure};
+use crate::output;
+use crate::session::Session;
+use kbit_pipeline::config::Config;
+use kbit_pipeline::recipe::recipes;
+
+/// Prints the JSON Schema, or checks a file.
+pub fn config(session: &Session, arguments: &Arguments) -> Result<u8, Failure> {
+    match arguments {
+        Arguments::Schema => output::json(&kbit_pipeline::schema::json_schema())?,
+        Arguments::Check { file } => {
+            let config = Config::read(file).map_err(Failure::usage)?;
+            let registry = session.registry(&config.plugins, None)?;
+            let recipes = recipes(&config, &registry).map_err(Failure::usage)?;
+            let labels: Vec<_> = recipes.iter().map(|recipe| recipe.label.as_str()).collect();
+            if session.global.json {
+                output::json(
+                    &serde_json::json!({ "valid": true, "models": config.models.len(), "schemes": labels }),
+                )?;
+            } else {
+                output::text(&format!(
+                    "{}: valid; {} models, {} schemes: {}",
+                    file.display(),
+                    config.models.len(),
+                    labels.len(),
+                    labels.join(" ")
+                ))?;
+            }
+        }
+    }
+    Ok(DONE)
+}

@@ -1,0 +1,148 @@
+//! `kbit inspect`, `kbit diff`, `kbit verify`.
+
+use crate::cli::{Diff, Inspect, Verify};
+use crate::failure::{DONE, FAILED, Failure};
+use crate::output::{self, Table};
+use crate::session::Session;
+use kbit_formats::diff::{element_name, summary};
+use kbit_formats::packed::PackedIndex;
+use kbit_formats::{Checkpoint, SourceTensor};
+
+/// Offset in the file; only GGUF tells.
+fn offset(checkpoint: &Checkpoint, tensor: &SourceTensor) -> Option<u64> {
+    checkpoint.gguf().and_then(|gguf| gguf.tensor(&tensor.name)).map(|info| info.offset)
+}
+
+/// Shows what a file holds.
+pub fn inspect(session: &Session, arguments: &Inspect) -> Result<u8, Failure> {
+    let checkpoint = Checkpoint::open(&arguments.file)?;
+    let packed = checkpoint.gguf().map(PackedIndex::read).transpose()?.flatten();
+    let bytes: u64 = checkpoint.tensors().iter().map(|tensor| tensor.bytes).sum();
+    let metadata: Vec<(String, serde_json::Value)> = checkpoint
+        .gguf()
+        .map(|gguf| {
+            gguf.metadata().iter().map(|(key, value)| (key.to_owned(), summary(value.to_json()))).collect()
+        })
+        .unwrap_or_default();
+    let schemes: Vec<serde_json::Value> = packed
+        .iter()
+        .flat_map(|index| &index.schemes)
+        .map(|scheme| serde_json::json!({ "id": scheme.id, "params": scheme.params, "plugin_version": scheme.plugin_version }))
+        .collect();
+    if session.global.json {
+        let mut document = serde_json::json!({
+            "path": arguments.file,
+            "format": if checkpoint.gguf().is_some() { "gguf" } else { "safetensors" },
+            "version": checkpoint.gguf().map(kbit_formats::gguf::Gguf::version),
+            "tensor_count": checkpoint.tensors().len(),
+            "tensor_bytes": bytes,
+            "packed_schemes": schemes,
+        });
+        if let Some(fields) = document.as_object_mut() {
+            if arguments.metadata {
+                fields.insert(
+                    "metadata".into(),
+                    metadata.into_iter().collect::<serde_json::Map<_, _>>().into(),
+                );
+            }
+            if arguments.tensors {
+                let tensor = |tensor: &SourceTensor| {
+                    serde_json::json!({
+                        "name": tensor.name,
+                        "type": element_name(tensor.element),
+                        "shape": tensor.shape,
+                        "bytes": tensor.bytes,
+                        "offset": offset(&checkpoint, tensor),
+                    })
+                };
+                fields.insert("tensors".into(), checkpoint.tensors().iter().map(tensor).collect());
+            }
+        }
+        output::json(&document)?;
+        return Ok(DONE);
+    }
+    let mut text = match checkpoint.gguf() {
+        Some(gguf) => format!("GGUF version {}, {} metadata keys", gguf.version(), gguf.metadata().len()),
+        None => "safetensors".to_owned(),
+    };
+    text.push_str(&format!(", {} tensors, {}\n", checkpoint.tensors().len(), output::bytes(bytes)));
+    for scheme in packed.iter().flat_map(|index| &index.schemes) {
+        text.push_str(&format!("packed by {} {}\n", scheme.id, scheme.params));
+    }
+    if arguments.metadata {
+        for (key, value) in metadata {
+            let shown: String = value.to_string().chars().take(120).collect();
+            text.push_str(&format!("{key} = {shown}\n"));
+        }
+    }
+    if arguments.tensors {
+        let mut table = Table::new(&["tensor", "type", "shape", ">bytes"]);
+        for tensor in checkpoint.tensors() {
+            let shape = tensor.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+            table.row(vec![
+                tensor.name.clone(),
+                element_name(tensor.element),
+                shape,
+                tensor.bytes.to_string(),
+            ]);
+        }
+        text.push_str(&table.render());
+    }
+    output::text(&text)?;
+    Ok(DONE)
+}
+
+/// Compares two checkpoints; status 1 where they differ.
+pub fn diff(session: &Session, arguments: &Diff) -> Result<u8, Failure> {
+    let diff = kbit_formats::diff::diff(&arguments.a, &arguments.b)?;
+    if session.global.json {
+        output::json(&diff)?;
+    } else if diff.equal {
+        output::text(&format!("equal: {} tensors and all metadata", diff.common_tensors))?;
+    } else {
+        let mut table = Table::new(&["what", "difference", "a", "b"]);
+        for change in &diff.metadata {
+            let shown = |value: &Option<serde_json::Value>| {
+                value.as_ref().map_or_else(String::new, |value| value.to_string().chars().take(48).collect())
+            };
+            table.row(vec![change.key.clone(), change.kind.to_owned(), shown(&change.a), shown(&change.b)]);
+        }
+        for change in &diff.tensors {
+            let kind = match (change.different_bytes, change.first_difference) {
+                (Some(count), Some(first)) => format!("{count} bytes, the first at {first}"),
+                _ => change.kind.to_owned(),
+            };
+            let text = |value: &Option<String>| value.clone().unwrap_or_default();
+            table.row(vec![change.name.clone(), kind, text(&change.a), text(&change.b)]);
+        }
+        let order = if diff.order_differs { "tensors stand in another order\n" } else { "" };
+        output::text(&format!("{}{order}", table.render()))?;
+    }
+    Ok(if diff.equal { DONE } else { FAILED })
+}
+
+/// Checks a file; status 1 where something is wrong.
+pub fn verify(session: &Session, arguments: &Verify) -> Result<u8, Failure> {
+    let report = kbit_formats::verify::verify(&arguments.file)?;
+    if session.global.json {
+        output::json(&report)?;
+    } else {
+        let mut text = String::new();
+        for problem in &report.problems {
+            text.push_str(&format!("{}: {}\n", problem.tensor, problem.message));
+        }
+        text.push_str(&format!(
+            "{} tensors, {} read, {}, {}\n",
+            report.tensors,
+            output::bytes(report.bytes),
+            if report.has_checksums { "checksums compared" } else { "the file has no checksums" },
+            if report.ok {
+                "no problem found".to_owned()
+            } else {
+                format!("{} problems", report.problems.len())
+            }
+        ));
+        output::text(&text)?;
+    }
+    Ok(if report.ok { DONE } else { FAILED })
+}

@@ -1,0 +1,60 @@
+//! One module a command.
+
+mod config;
+mod convert;
+mod eval;
+mod generate;
+mod inspect;
+mod laws;
+mod logits;
+mod plugin;
+mod report;
+mod run;
+mod tokenize;
+
+use crate::cli::{Cli, Command, Page};
+use crate::failure::{DONE, Failure};
+use crate::session::Session;
+use crate::{output, reference};
+use clap::CommandFactory;
+use std::process::ExitCode;
+
+/// Runs the command.
+pub fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    if let Command::PluginWorker { .. } = cli.command {
+        return Ok(kbit_host::worker_main());
+    }
+    let session = Session::start(cli.global)?;
+    let status = match cli.command {
+        Command::Run(arguments) => run::run(&session, &arguments)?,
+        Command::Convert(arguments) => convert::convert(&session, &arguments)?,
+        Command::Inspect(arguments) => inspect::inspect(&session, &arguments)?,
+        Command::Diff(arguments) => inspect::diff(&session, &arguments)?,
+        Command::Verify(arguments) => inspect::verify(&session, &arguments)?,
+        Command::Eval(arguments) => eval::eval(&session, &arguments)?,
+        Command::Logits(arguments) => logits::logits(&session, &arguments)?,
+        Command::Tokenize(arguments) => tokenize::tokenize(&session, &arguments)?,
+        Command::Generate(arguments) => generate::generate(&session, &arguments)?,
+        Command::Fit(arguments) => laws::fit(&session, &arguments)?,
+        Command::Recommend(arguments) => laws::recommend(&session, &arguments)?,
+        Command::Report(arguments) => report::report(&session, &arguments)?,
+        Command::Plugin(arguments) => plugin::plugin(&session, &arguments)?,
+        Command::Config(arguments) => config::config(&session, &arguments)?,
+        Command::Completions { shell } => {
+            let mut bytes = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "kbit", &mut bytes);
+            output::text(&String::from_utf8_lossy(&bytes))?;
+            DONE
+        }
+        Command::Reference { page } => {
+            output::text(&match page {
+                Page::Cli => reference::command_line(),
+                Page::Config => kbit_pipeline::schema::reference(),
+                Page::Schemes => reference::schemes(&session.registry(&[], None)?),
+            })?;
+            DONE
+        }
+        Command::PluginWorker { .. } => DONE,
+    };
+    Ok(ExitCode::from(status))
+}

@@ -1,0 +1,228 @@
+//! Wrong, damaged and hostile input: an error that names the place and the cure, the right exit status, no output.
+
+use kbit_tests::{copy_model, kbit, kbit_fails, repository, root};
+use std::path::Path;
+use std::process::Command;
+
+fn config(folder: &Path, text: &str) {
+    let text = text.replace("MODELS", &repository("assets/family"));
+    std::fs::write(folder.join("run.yaml"), text).expect("written");
+}
+
+fn run_fails(text: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    config(folder.path(), text);
+    let message = kbit_fails(folder.path(), 2, &["run", "run.yaml"]);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "something was written");
+    message
+}
+
+#[test]
+fn a_wrong_key_is_named_with_its_place_and_the_nearest_key() {
+    let message = run_fails("models: MODELS/s0\nschemes:\n  - scheme: int\n    parms: {bits: 4}\n");
+    assert!(message.contains("run.yaml:4:5: unknown key `parms`"), "{message}");
+    assert!(message.contains("did you mean `params`?"), "{message}");
+}
+
+#[test]
+fn an_unknown_scheme_is_named_with_its_place_and_the_nearest_scheme() {
+    let message = run_fails("models: MODELS/s0\nschemes:\n  - quantil:bits=4\n");
+    assert!(message.contains("run.yaml:3:5:") && message.contains("quantile"), "{message}");
+}
+
+#[test]
+fn an_unknown_parameter_is_named_with_its_place_and_the_nearest_parameter() {
+    let message = run_fails("models: MODELS/s0\nschemes:\n  - scheme: int\n    params: { bist: 4 }\n");
+    assert!(message.contains("run.yaml:4:15:") && message.contains("bits"), "{message}");
+}
+
+#[test]
+fn a_parameter_out_of_range_is_told_its_range() {
+    let message = run_fails("models: MODELS/s0\nschemes:\n  - scheme: int\n    params: { bits: [4, 9] }\n");
+    assert!(message.contains("run.yaml:4:") && message.contains('9') && message.contains('8'), "{message}");
+}
+
+#[test]
+fn yaml_that_does_not_parse_is_told_its_line() {
+    let message = run_fails("models: [MODELS/s0\nschemes: int\n");
+    assert!(message.contains("run.yaml:"), "{message}");
+}
+
+#[test]
+fn a_missing_model_is_a_mistake_of_the_configuration() {
+    let message = run_fails("models: nowhere\nschemes: [int]\n");
+    assert!(message.contains("no model at") && message.contains("nowhere"), "{message}");
+}
+
+#[test]
+fn a_bare_file_type_of_llama_quantize_says_how_to_ask_for_the_block_type() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let message =
+        kbit_fails(folder.path(), 2, &["convert", &repository("assets/family/s0"), "x.gguf", "--scheme", "q4_0"]);
+    assert!(message.contains("ggml:q4_0"), "{message}");
+}
+
+/// Converts a damaged copy of s0 and expects a failure that leaves nothing behind.
+fn damaged(damage: impl FnOnce(&Path)) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model");
+    copy_model(&root().join("assets/family/s0"), &model);
+    damage(&model);
+    let output = kbit(folder.path(), &["convert", "model", "out.gguf", "--scheme", "int:bits=4,block=64"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "something was left: {message}");
+    message
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = std::fs::read(path).expect("a file");
+    change(&mut bytes);
+    std::fs::write(path, bytes).expect("written");
+}
+
+#[test]
+fn a_truncated_checkpoint_is_refused_by_name() {
+    let message = damaged(|model| edit(&model.join("model.safetensors"), |bytes| bytes.truncate(bytes.len() / 2)));
+    assert!(message.contains("model.safetensors"), "{message}");
+}
+
+#[test]
+fn a_checkpoint_with_a_hostile_header_length_is_refused() {
+    let message = damaged(|model| edit(&model.join("model.safetensors"), |bytes| bytes[..8].fill(0xff)));
+    assert!(message.contains("model.safetensors"), "{message}");
+}
+
+#[test]
+fn a_nan_in_a_matrix_is_refused_with_its_tensor() {
+    let message = damaged(|model| {
+        edit(&model.join("model.safetensors"), |bytes| {
+            let middle = bytes.len() / 2 / 2 * 2;
+            bytes[middle..middle + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+        });
+    });
+    assert!(message.to_lowercase().contains("nan"), "{message}");
+    assert!(message.contains("blk.") || message.contains("token_embd"), "{message}");
+}
+
+#[test]
+fn a_configuration_that_disagrees_with_the_tensors_is_refused() {
+    let message = damaged(|model| {
+        edit(&model.join("config.json"), |bytes| {
+            let text = String::from_utf8(bytes.clone()).expect("UTF-8");
+            *bytes = text.replace("\"intermediate_size\": 192", "\"intermediate_size\": 160").into_bytes();
+        });
+    });
+    assert!(message.contains("192") && message.contains("160"), "{message}");
+}
+
+#[test]
+fn an_unknown_architecture_lists_the_known_ones() {
+    let message = damaged(|model| {
+        edit(&model.join("config.json"), |bytes| {
+            let text = String::from_utf8(bytes.clone()).expect("UTF-8");
+            *bytes = text.replace("LlamaForCausalLM", "FancyForCausalLM").into_bytes();
+        });
+    });
+    assert!(message.contains("FancyForCausalLM") && message.contains("LlamaForCausalLM"), "{message}");
+}
+
+#[test]
+fn a_broken_tokenizer_is_refused_by_name() {
+    let message = damaged(|model| edit(&model.join("tokenizer.json"), |bytes| bytes.truncate(1000)));
+    assert!(message.contains("tokenizer.json"), "{message}");
+}
+
+#[test]
+fn a_model_without_tokenizer_cannot_be_measured_and_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model");
+    copy_model(&root().join("assets/family/s0"), &model);
+    std::fs::remove_file(model.join("tokenizer.json")).expect("removed");
+    let text = repository("assets/text/prose.txt");
+    let message = kbit_fails(folder.path(), 1, &["eval", "model", "--metric", "perplexity", "--text", &text]);
+    assert!(message.contains("tokenizer"), "{message}");
+}
+
+#[test]
+fn a_text_that_is_not_utf8_is_told_its_byte() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("text.txt"), b"good \xff bad").expect("written");
+    let model = repository("assets/family/s0");
+    let message = kbit_fails(folder.path(), 1, &["eval", &model, "--metric", "perplexity", "--text", "text.txt"]);
+    assert!(message.contains("text.txt") && message.contains("byte 5"), "{message}");
+}
+
+#[test]
+fn a_text_that_is_too_short_says_how_many_tokens_are_needed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("text.txt"), "short").expect("written");
+    let model = repository("assets/family/s0");
+    let message = kbit_fails(folder.path(), 1, &["eval", &model, "--metric", "perplexity", "--text", "text.txt"]);
+    assert!(message.contains("token"), "{message}");
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mount = folder.path().join("small");
+    std::fs::create_dir(&mount).expect("a folder");
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])
+        .arg(&mount)
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !mounted {
+        // Without the right to mount: a limit on the size of files does the same.
+        let script = format!(
+            "trap '' XFSZ; ulimit -f 64; exec {} convert {} out.gguf --scheme ggml:f16",
+            kbit_tests::kbit_path().display(),
+            repository("assets/family/s0")
+        );
+        let output = Command::new("bash").args(["-c", &script]).current_dir(&mount).output().expect("bash starts");
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(std::fs::read_dir(&mount).expect("a folder").count(), 0);
+        return;
+    }
+    let message =
+        kbit_fails(&mount, 1, &["convert", &repository("assets/family/s0"), "out.gguf", "--scheme", "ggml:f16"]);
+    let left = std::fs::read_dir(&mount).expect("a folder").count();
+    let unmounted = Command::new("umount").arg(&mount).status().expect("umount starts");
+    assert!(unmounted.success());
+    assert_eq!(left, 0, "something was left: {message}");
+    assert!(message.contains("out.gguf") || message.contains("space") || message.contains("free"), "{message}");
+}
+
+#[test]
+fn a_plugin_that_is_not_trusted_is_refused_with_the_cure() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let plugin = kbit_tests::kbit_path().with_file_name("libkbit_scheme_int.so");
+    let mut bytes = std::fs::read(plugin).expect("the plugin");
+    bytes.push(0);
+    std::fs::write(folder.path().join("libmine.so"), bytes).expect("written");
+    let lock = folder.path().join("plugins.lock");
+    let lock = lock.to_str().expect("UTF-8");
+    let message = kbit_fails(folder.path(), 2, &["plugin", "list", "--plugin", "libmine.so", "--lock", lock]);
+    assert!(message.contains("kbit plugin add"), "{message}");
+}
+
+#[test]
+fn a_plugin_file_that_is_no_library_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("x.so"), "not a library").expect("written");
+    let output = kbit(folder.path(), &["plugin", "check", "x.so"]);
+    assert_ne!(output.status.code(), Some(0));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(message.contains("x.so"), "{message}");
+}
+
+#[test]
+fn a_gguf_that_is_none_is_refused_by_every_reader() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("x.gguf"), b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x7f")
+        .expect("written");
+    for arguments in [&["inspect", "x.gguf"][..], &["verify", "x.gguf"], &["diff", "x.gguf", "x.gguf"]] {
+        let message = kbit_fails(folder.path(), 1, arguments);
+        assert!(message.contains("x.gguf"), "{message}");
+    }
+}

