@@ -35,6 +35,9 @@ pub enum TokenizerError {
         /// What is wrong.
         reason: String,
     },
+    /// The file says that it has no tokenizer.
+    #[error("the model has no tokenizer; convert it anew with its tokenizer beside it")]
+    NoTokenizer,
     /// A kind of tokenizer that kbit does not have.
     #[error("tokenizer model {found:?} is not known; known are {}; convert the model with one of these", known.join(", "))]
     UnknownModel {

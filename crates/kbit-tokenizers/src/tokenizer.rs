@@ -46,6 +46,7 @@ impl Tokenizer {
         let is_bpe = match kind {
             "gpt2" => true,
             "llama" => false,
+            "none" | "no_vocab" => return Err(TokenizerError::NoTokenizer),
             _ => {
                 let known = vec!["gpt2", "llama"];
                 return Err(TokenizerError::UnknownModel { found: kind.to_owned(), known });
