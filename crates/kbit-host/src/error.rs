@@ -402,7 +402,7 @@ pub enum HostError {
 }
 
 impl HostError {
-    /// True where the user asked for something that does not exist or is not allowed (exit status 2), as opposed to
+    /// True where the user asked for something that does not exist or is not allowed yet (exit status 2), as opposed to
     /// something that failed.
     #[must_use]
     pub fn is_usage(&self) -> bool {
@@ -415,6 +415,7 @@ impl HostError {
                 | Self::ParamValue { .. }
                 | Self::MissingParam { .. }
                 | Self::Param { .. }
+                | Self::NotTrusted { .. }
                 | Self::ScaffoldName { .. }
                 | Self::ScaffoldExists { .. }
         )

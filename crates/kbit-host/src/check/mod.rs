@@ -193,6 +193,7 @@ pub fn check(file: &Path, options: &CheckOptions) -> Result<CheckReport, HostErr
             report.cases.push(plain("file", Outcome::Pass, message, started.elapsed().as_secs_f64()));
         }
         Err(reason) => {
+            let reason = format!("{}: {reason}", file_name(&path));
             report.cases.push(plain("file", Outcome::Fail, reason, started.elapsed().as_secs_f64()));
             report.seconds = started.elapsed().as_secs_f64();
             return Ok(report);

@@ -5,6 +5,7 @@
 mod bad_plugins;
 mod isolation;
 mod loading;
+mod rust_plugin;
 mod scaffold;
 
 use kbit_host::scaffold::{Lang, new_project};
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 #[test]
 #[ignore = "serves the other tests as a worker process"]
 fn worker_entry() {
-    let _ = kbit_host::worker_main();
+    let _ = kbit_host::worker_main_with(&[rust_plugin::STATIC]);
 }
 
 /// The command of a worker.
