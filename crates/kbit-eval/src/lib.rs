@@ -1,1 +1,26 @@
-//! Quality metrics over the engine: perplexity, KL divergence, bits per byte.
+//! How good a model is at predicting text, and how far its predictions are from another's.
+//!
+//! [`perplexity`] and [`kl_divergence`] follow llama.cpp's `llama-perplexity`, so that figures compare: the text is cut
+//! into windows of `context` tokens that do not overlap, the first token of each is replaced by the beginning-of-text
+//! token where the model wants one, and the tokens of the second half are scored, each with at least half a window
+//! before it ([`Windows`]).
+//!
+//! Log-probabilities are computed in double precision from f32 logits. Nothing is written to disk: the divergence
+//! runs the reference once a window and all candidates after it, and keeps one number a token. Logits exist a few
+//! rows at a time. Figures do not depend on the number of threads.
+#![forbid(unsafe_code)]
+
+mod divergence;
+mod error;
+mod perplexity;
+mod run;
+mod statistics;
+mod windows;
+
+pub use divergence::{Divergence, kl_divergence};
+pub use error::EvalError;
+pub use perplexity::{Perplexity, perplexity};
+pub use windows::Windows;
+
+/// Is told how many windows of how many are done, from any thread.
+pub type Progress<'a> = dyn Fn(usize, usize) + Sync + 'a;

@@ -1,0 +1,53 @@
+//! Why a model could not be measured.
+
+use kbit_engine::EngineError;
+
+/// Why a model could not be measured.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// The text has not even one window.
+    #[error(
+        "the text has {had} tokens, but one window needs {needed}: use a longer text, or a shorter context"
+    )]
+    TooShort {
+        /// Tokens of the text.
+        had: usize,
+        /// Tokens of a window.
+        needed: usize,
+    },
+    /// A window of that size has nothing to score.
+    #[error("a context of {context} tokens leaves nothing to score: use at least {least}", least = crate::Windows::LEAST_CONTEXT)]
+    Context {
+        /// Tokens of a window.
+        context: usize,
+    },
+    /// No windows were asked for.
+    #[error("0 windows were asked for: use at least 1 chunk, or leave the number out for all")]
+    NoChunks,
+    /// The models have different vocabularies.
+    #[error(
+        "candidate {candidate} has {found} tokens in its vocabulary and the reference {wanted}: compare models that share a tokenizer"
+    )]
+    Vocabulary {
+        /// Which candidate, from 0.
+        candidate: usize,
+        /// Tokens in its vocabulary.
+        found: usize,
+        /// Tokens in the reference's.
+        wanted: usize,
+    },
+    /// A probability that is not a number.
+    #[error(
+        "{model}: the logits at token {token} of the text are not finite; the weights are damaged, or too coarse for this model: verify the file, or convert it again"
+    )]
+    NotFinite {
+        /// Which of the models.
+        model: String,
+        /// Place in the text.
+        token: usize,
+    },
+    /// The model could not be run.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}

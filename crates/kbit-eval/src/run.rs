@@ -1,0 +1,133 @@
+//! Who computes what, in which order: windows in groups, sessions, rows of logits.
+//!
+//! A small model has too little work in a window for several threads, so each thread takes windows of its own; a large
+//! one decodes its weights once a window, and all threads share that. The figures are the same.
+
+use crate::{EvalError, Progress, Windows};
+use kbit_engine::{EngineError, Model, Session};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Models with fewer weights run a window on one thread.
+const SMALL: u64 = 50_000_000;
+
+/// Windows of a text, and who runs them.
+pub(crate) struct Plan<'t> {
+    pub(crate) windows: &'t Windows,
+    pub(crate) tokens: &'t [u32],
+    /// Windows of the text.
+    pub(crate) count: usize,
+    /// True where each thread takes windows of its own.
+    apart: bool,
+}
+
+impl<'t> Plan<'t> {
+    pub(crate) fn new(models: &[&Model], windows: &'t Windows, tokens: &'t [u32]) -> Result<Self, EvalError> {
+        let count = windows.count(tokens.len())?;
+        let apart = models.iter().all(|model| model.weights() < SMALL);
+        Ok(Self { windows, tokens, count, apart })
+    }
+
+    /// Calls `measure` for groups of windows that go through a model together; results in order, one a group.
+    pub(crate) fn run<T: Send>(
+        &self,
+        progress: &Progress<'_>,
+        measure: impl Fn(Range<usize>) -> Result<T, EvalError> + Sync,
+    ) -> Result<Vec<T>, EvalError> {
+        let group = (Session::BATCH / self.windows.context).max(1);
+        let done = AtomicUsize::new(0);
+        let step = |index: usize| {
+            let range = index * group..((index + 1) * group).min(self.count);
+            let result = measure(range.clone())?;
+            progress(done.fetch_add(range.len(), Ordering::Relaxed) + range.len(), self.count);
+            Ok(result)
+        };
+        let groups = 0..self.count.div_ceil(group);
+        // Only the first error by place in the text is told, whichever thread met one first.
+        let results: Vec<_> = if self.apart {
+            groups.into_par_iter().map(step).collect()
+        } else {
+            let mut results = Vec::new();
+            for index in groups {
+                results.push(step(index));
+                if results.last().is_some_and(Result::is_err) {
+                    break;
+                }
+            }
+            results
+        };
+        results.into_iter().collect()
+    }
+
+    /// What the model reads of these windows, and the tokens that are scored in them.
+    pub(crate) fn texts(&self, windows: Range<usize>) -> (Vec<Vec<u32>>, Vec<u32>) {
+        let inputs = windows.clone().map(|window| self.windows.input(self.tokens, window)).collect();
+        let targets = windows.flat_map(|window| self.windows.targets(self.tokens, window)).copied().collect();
+        (inputs, targets)
+    }
+
+    /// Place in the text of the `index`th scored token of these windows.
+    pub(crate) fn place(&self, windows: &Range<usize>, index: usize) -> usize {
+        let (window, token) = (index / self.windows.scored(), index % self.windows.scored());
+        self.windows.range(windows.start + window).start + self.windows.first() + 1 + token
+    }
+
+    /// Rows of logits that are computed at a time.
+    pub(crate) fn rows(&self, model: &Model) -> usize {
+        let floats = if self.apart { 1 << 21 } else { 1 << 23 };
+        (floats / model.description().vocab).clamp(16, Session::BATCH)
+    }
+
+    /// `measure(i)` for `i` in `0..count`, results in order; by several threads where a window is not one thread's.
+    pub(crate) fn each<T: Send>(&self, count: usize, measure: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        if self.apart {
+            (0..count).map(measure).collect()
+        } else {
+            (0..count).into_par_iter().map(measure).collect()
+        }
+    }
+
+    /// A runner for a model.
+    pub(crate) fn runner<'m>(&self, model: &'m Model) -> Runner<'m> {
+        Runner { model, context: self.windows.context, apart: self.apart, idle: Mutex::new(Vec::new()) }
+    }
+}
+
+/// Sessions of one model.
+pub(crate) struct Runner<'m> {
+    pub(crate) model: &'m Model,
+    context: usize,
+    apart: bool,
+    idle: Mutex<Vec<Session<'m>>>,
+}
+
+impl<'m> Runner<'m> {
+    /// Final hidden states of the scored places of these texts.
+    pub(crate) fn states(&self, texts: &[Vec<u32>], from: usize) -> Result<Vec<f32>, EngineError> {
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let mut states = Vec::new();
+        self.with_session(|session| session.hidden_states(&texts, from, &mut states))?;
+        Ok(states)
+    }
+
+    /// Logits of hidden states.
+    pub(crate) fn logits(&self, states: &[f32], logits: &mut [f32]) -> Result<(), EngineError> {
+        self.with_session(|session| session.logits(states, logits))
+    }
+
+    fn with_session<T>(&self, work: impl FnOnce(&mut Session<'m>) -> T) -> T {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut session = idle.unwrap_or_else(|| {
+            let session = self.model.session(self.context);
+            if self.apart { session.on_one_thread() } else { session }
+        });
+        let result = work(&mut session);
+        // A large model's session is let go: with many candidates, their caches would fill the memory.
+        if self.apart {
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+        }
+        result
+    }
+}
