@@ -259,3 +259,156 @@ fn uniform<T: PartialEq>(items: &[T]) -> Option<&T> {
     let first = items.first()?;
     items.iter().all(|item| item == first).then_some(first)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of an early converter: sizes alone.
+    fn early() -> Metadata {
+        let mut metadata = Metadata::new();
+        metadata.insert("general.architecture", Value::String("llama".to_owned()));
+        for (key, value) in [
+            ("block_count", 2),
+            ("context_length", 256),
+            ("embedding_length", 64),
+            ("feed_forward_length", 192),
+            ("attention.head_count", 4),
+        ] {
+            metadata.insert(format!("llama.{key}"), Value::U32(value));
+        }
+        metadata.insert("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5));
+        let tokens = vec!["a".to_owned(); 10];
+        metadata.insert("tokenizer.ggml.tokens", Value::Array(Array::String(tokens)));
+        metadata
+    }
+
+    fn described(key: &str, value: Value) -> Result<Description, ModelError> {
+        let mut metadata = early();
+        metadata.insert(format!("llama.{key}"), value);
+        describe(&metadata, &|_| true)
+    }
+
+    fn rope(model: Description) -> Rope {
+        let Position::Rope(rope) = model.position;
+        rope
+    }
+
+    #[test]
+    fn early_files_have_llama_cpps_defaults() {
+        let model = describe(&early(), &|_| false).unwrap();
+        assert_eq!((model.vocab, model.kv_heads, model.head_dim, model.value_dim), (10, 4, 16, 16));
+        assert_eq!(model.attention, Attention { scale: 0.25, window: None });
+        assert!(model.tied_output);
+        let rope = rope(model);
+        assert_eq!(
+            (rope.dims, rope.base, rope.scaling, rope.factors),
+            (16, 10000.0, RopeScaling::None, None)
+        );
+    }
+
+    #[test]
+    fn any_width_of_whole_number_is_taken() {
+        for value in
+            [Value::U8(2), Value::I32(2), Value::U64(2), Value::I64(2), Value::Array(Array::I32(vec![2, 2]))]
+        {
+            assert_eq!(described("attention.head_count_kv", value).unwrap().kv_heads, 2);
+        }
+    }
+
+    #[test]
+    fn tensors_decide_about_output_and_frequency_factors() {
+        let model = describe(&early(), &|name| name != "output.weight").unwrap();
+        assert!(model.tied_output);
+        assert_eq!(rope(model).factors.as_deref(), Some("rope_freqs.weight"));
+        assert!(!describe(&early(), &|_| true).unwrap().tied_output);
+    }
+
+    #[test]
+    fn yarn_is_read_with_ggmls_defaults() {
+        let mut metadata = early();
+        metadata.insert("llama.rope.scaling.type", Value::String("yarn".to_owned()));
+        metadata.insert("llama.rope.scaling.factor", Value::F32(4.0));
+        metadata.insert("llama.rope.scaling.original_context_length", Value::U32(64));
+        let scaling = rope(describe(&metadata, &|_| true).unwrap()).scaling;
+        let wanted = RopeScaling::Yarn {
+            factor: 4.0,
+            original_context: 64,
+            extrapolation: 1.0,
+            attention: 1.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+        };
+        assert_eq!(scaling, wanted);
+    }
+
+    #[test]
+    fn every_expected_tensor_has_a_name_of_its_own() {
+        let model = describe(&early(), &|name| name != "output.weight").unwrap();
+        let tensors = model.tensors().unwrap();
+        let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), tensors.len());
+        let find = |name: &str| tensors.iter().find(|tensor| tensor.name == name).unwrap();
+        assert_eq!(find("blk.1.ffn_down.weight").shape, [64, 192]);
+        assert!(!find("output.weight").required && find("token_embd.weight").required);
+    }
+
+    #[test]
+    fn rejects_an_architecture_that_it_does_not_know() {
+        let mut metadata = early();
+        metadata.insert("general.architecture", Value::String("rwkv".to_owned()));
+        let error = describe(&metadata, &|_| true).unwrap_err().to_string();
+        assert!(error.contains("rwkv") && error.contains("llama"), "{error}");
+    }
+
+    #[test]
+    fn rejects_numbers_that_no_model_has() {
+        for (key, value) in [
+            ("block_count", Value::U32(0)),
+            ("block_count", Value::U32(u32::MAX)),
+            ("embedding_length", Value::U64(u64::MAX)),
+            ("embedding_length", Value::I32(-64)),
+            ("embedding_length", Value::F32(64.0)),
+            ("embedding_length", Value::U32(66)),
+            ("attention.head_count", Value::U32(0)),
+            ("attention.head_count_kv", Value::U32(0)),
+            ("attention.head_count_kv", Value::U32(3)),
+            ("attention.head_count_kv", Value::Array(Array::U32(vec![1, 2]))),
+            ("attention.head_count_kv", Value::Array(Array::U32(Vec::new()))),
+            ("attention.key_length", Value::U32(0)),
+            ("attention.key_length", Value::U32(1 << 24)),
+            ("attention.value_length", Value::U32(0)),
+            ("attention.layer_norm_rms_epsilon", Value::F32(f32::NAN)),
+            ("attention.layer_norm_rms_epsilon", Value::F32(-1.0)),
+            ("attention.scale", Value::F32(f32::INFINITY)),
+            ("rope.dimension_count", Value::U32(15)),
+            ("rope.dimension_count", Value::U32(32)),
+            ("rope.dimension_count", Value::U32(0)),
+            ("rope.freq_base", Value::F32(0.0)),
+            ("rope.scaling.type", Value::String("longrope".to_owned())),
+            ("vocab_size", Value::U32(0)),
+            ("expert_count", Value::U32(8)),
+        ] {
+            let error = described(key, value.clone()).expect_err(key).to_string();
+            assert!(error.contains("llama."), "{key} {value:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn rejects_a_file_without_sizes() {
+        for key in [
+            "block_count",
+            "context_length",
+            "embedding_length",
+            "feed_forward_length",
+            "attention.head_count",
+        ] {
+            let mut metadata = early();
+            metadata.remove(&format!("llama.{key}"));
+            let error = describe(&metadata, &|_| true).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("missing"), "{error}");
+        }
+    }
+}
