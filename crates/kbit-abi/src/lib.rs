@@ -317,7 +317,8 @@ pub struct Plan {
 }
 
 /// Body of [`Host::parallel_for`].
-pub type ParallelBody = unsafe extern "C" fn(user: *mut c_void, i: u64, scratch: Buf, err: *mut Err) -> Status;
+pub type ParallelBody =
+    unsafe extern "C" fn(user: *mut c_void, i: u64, scratch: Buf, err: *mut Err) -> Status;
 
 /// `kbit_host`: what the host offers.
 #[repr(C)]
@@ -392,7 +393,8 @@ pub type ObserveFn = unsafe extern "C" fn(*const Job, Rows, *const Matrix, Buf, 
 /// `kbit_scheme.prepare`.
 pub type PrepareFn = unsafe extern "C" fn(*mut Job, CBuf, *const Buf, *mut Err) -> Status;
 /// `kbit_scheme.encode`.
-pub type EncodeFn = unsafe extern "C" fn(*const Job, Rows, *const Matrix, *const Buf, Buf, *mut Err) -> Status;
+pub type EncodeFn =
+    unsafe extern "C" fn(*const Job, Rows, *const Matrix, *const Buf, Buf, *mut Err) -> Status;
 /// `kbit_scheme.end`.
 pub type EndFn = unsafe extern "C" fn(*mut Job);
 /// `kbit_scheme.open_tensor`.
@@ -475,7 +477,8 @@ pub struct ExtRuntime {
     /// Bytes of a packed activation.
     pub act_bytes: Option<unsafe extern "C" fn(*const Tensor) -> u64>,
     /// Packs an activation.
-    pub act_pack: Option<unsafe extern "C" fn(*const Tensor, *const f32, *mut c_void, Buf, *mut Err) -> Status>,
+    pub act_pack:
+        Option<unsafe extern "C" fn(*const Tensor, *const f32, *mut c_void, Buf, *mut Err) -> Status>,
     /// Multiplies rows with activations.
     pub dot: Option<
         unsafe extern "C" fn(
@@ -530,3 +533,13 @@ unsafe impl Sync for Plugin {}
 
 /// `kbit_plugin_entry_v1`: the only export. Null with a text on refusal.
 pub type EntryFn = unsafe extern "C" fn(*const Host, *mut Err) -> *const Plugin;
+
+/// Bytes of every struct where pointers have 64 bits; the layout test compares them, and all offsets, with a C compiler.
+#[cfg(target_pointer_width = "64")]
+const _: () = {
+    assert!(size_of::<Str>() == 16 && size_of::<Buf>() == 16 && size_of::<CBuf>() == 16);
+    assert!(size_of::<Rows>() == 16 && size_of::<Err>() == 24 && size_of::<Part>() == 56);
+    assert!(size_of::<Value>() == 80 && size_of::<Param>() == 104 && size_of::<Matrix>() == 72);
+    assert!(size_of::<Aux>() == 56 && size_of::<Plan>() == 520 && size_of::<Host>() == 88);
+    assert!(size_of::<Scheme>() == 192 && size_of::<ExtRuntime>() == 72 && size_of::<Plugin>() == 120);
+};

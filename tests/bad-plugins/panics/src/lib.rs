@@ -2,8 +2,8 @@
 //! the panic's message, and the process must live on. `none` makes it a plain scheme (8-bit codes, one f32 scale a row).
 
 use kbit_plugin::{
-    Aux, DefaultValue, Error, Host, Param, ParamKind, Params, Part, PartType, Plan, Scheme, SchemeInfo, Shape, Slab,
-    SlabMut, export_plugin,
+    Aux, DefaultValue, Error, Host, Param, ParamKind, Params, Part, PartType, Plan, Scheme, SchemeInfo,
+    Shape, Slab, SlabMut, export_plugin,
 };
 use std::ops::Range;
 
@@ -12,7 +12,17 @@ const PARAMS: &[Param] = &[Param {
     doc: "The function that panics",
     unit: "",
     kind: ParamKind::Choice(&[
-        "none", "open", "close", "plan", "begin", "observe", "prepare", "encode", "end", "open_tensor", "decode",
+        "none",
+        "open",
+        "close",
+        "plan",
+        "begin",
+        "observe",
+        "prepare",
+        "encode",
+        "end",
+        "open_tensor",
+        "decode",
         "close_tensor",
     ]),
     default: DefaultValue::Str("encode"),
@@ -82,7 +92,14 @@ impl Scheme for Panics {
         Ok(self.place.to_drop_in("end"))
     }
 
-    fn observe(&self, _: &Place, _: Range<u64>, _: &Slab<'_>, stats: &mut [u8], _: &mut [u8]) -> Result<(), Error> {
+    fn observe(
+        &self,
+        _: &Place,
+        _: Range<u64>,
+        _: &Slab<'_>,
+        stats: &mut [u8],
+        _: &mut [u8],
+    ) -> Result<(), Error> {
         self.place.of("observe", "being encoded");
         stats.fill(0);
         Ok(())
