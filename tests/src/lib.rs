@@ -18,7 +18,8 @@ pub fn root() -> PathBuf {
 pub fn kbit_path() -> PathBuf {
     let path = std::env::var_os("KBIT_BIN").map_or_else(
         || {
-            let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+            let target =
+                std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
             target.join("release/kbit")
         },
         PathBuf::from,
@@ -93,7 +94,10 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 #[must_use]
 #[expect(clippy::print_stderr, reason = "a test says what it skipped")]
 pub fn has_python_gguf() -> bool {
-    let found = Command::new("python3").args(["-c", "import gguf"]).output().is_ok_and(|output| output.status.success());
+    let found = Command::new("python3")
+        .args(["-c", "import gguf"])
+        .output()
+        .is_ok_and(|output| output.status.success());
     if !found {
         eprintln!("skipped: Python's gguf package is not installed (pip install gguf)");
     }

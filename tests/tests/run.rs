@@ -27,7 +27,9 @@ laws: { bootstrap: 50 }
 ";
 
 fn write_config(folder: &Path) {
-    let text = CONFIG.replace("MODELS", &repository("assets/family")).replace("TEXT", &repository("assets/text/prose.txt"));
+    let text = CONFIG
+        .replace("MODELS", &repository("assets/family"))
+        .replace("TEXT", &repository("assets/text/prose.txt"));
     std::fs::write(folder.join("run.yaml"), text).expect("written");
 }
 
@@ -54,7 +56,8 @@ fn outputs(run: &Path) -> BTreeMap<String, Vec<u8>> {
 fn a_run_writes_files_results_and_a_report_and_a_second_one_takes_them_over() {
     let folder = tempfile::tempdir().expect("a folder");
     write_config(folder.path());
-    let first: Value = serde_json::from_str(&kbit_ok(folder.path(), &["run", "run.yaml", "--json"])).expect("JSON");
+    let first: Value =
+        serde_json::from_str(&kbit_ok(folder.path(), &["run", "run.yaml", "--json"])).expect("JSON");
     assert_eq!(first["files_written"], 8);
     assert_eq!(first["failures"].as_array().map(Vec::len), Some(0));
     let run = folder.path().join("kbit-runs/small");
@@ -64,12 +67,14 @@ fn a_run_writes_files_results_and_a_report_and_a_second_one_takes_them_over() {
     }
     let before = outputs(&run);
     assert_eq!(before.len(), 9);
-    let second: Value = serde_json::from_str(&kbit_ok(folder.path(), &["run", "run.yaml", "--json"])).expect("JSON");
+    let second: Value =
+        serde_json::from_str(&kbit_ok(folder.path(), &["run", "run.yaml", "--json"])).expect("JSON");
     assert_eq!(second["files_written"], 0);
     assert!(outputs(&run) == before, "a second run changed something");
 
     let fitted: Value =
-        serde_json::from_str(&kbit_ok(folder.path(), &["fit", "kbit-runs/small/results.jsonl", "--json"])).expect("JSON");
+        serde_json::from_str(&kbit_ok(folder.path(), &["fit", "kbit-runs/small/results.jsonl", "--json"]))
+            .expect("JSON");
     assert!(fitted.is_object());
     let budget = ["recommend", "kbit-runs/small/results.jsonl", "--budget", "400KiB", "--json"];
     let chosen = kbit_ok(folder.path(), &budget);
@@ -121,7 +126,8 @@ fn the_dry_run_writes_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     write_config(folder.path());
     let plan: Value =
-        serde_json::from_str(&kbit_ok(folder.path(), &["run", "run.yaml", "--dry-run", "--json"])).expect("JSON");
+        serde_json::from_str(&kbit_ok(folder.path(), &["run", "run.yaml", "--dry-run", "--json"]))
+            .expect("JSON");
     assert_eq!(plan["files"].as_array().map(Vec::len), Some(8));
     assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1);
 }

@@ -1,15 +1,22 @@
-//! Blocks of 32 weights: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+//! Blocks of 32 weights: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, in the order of operations of ggml's `quantize_row_*_ref`,
+//! `quantize_row_*_impl` and `dequantize_row_*`.
 //!
-//! Layouts (little-endian): Q4_0 `d f16, q 16`; Q4_1 `d f16, m f16, q 16`; Q5_0 `d f16, high 4, q 16`; Q5_1 `d f16, m f16,
-//! high 4, q 16`; Q8_0 `d f16, q 32`. Byte `j` of `q` holds weight `j` in its low half and weight `j + 16` in its high half.
+//! Everything is inlined into loops that are compiled once an instruction set (`arch`), so it is written for the vectoriser:
+//! fixed lengths, no early exits, reductions over bit patterns or lanes where the order makes no difference.
 
+use crate::block::{Block, Encode, EncodeWeighted, Half, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use crate::plain::MAGNITUDE;
 use crate::search::{fit_scale, fit_scale_and_minimum};
-use half::f16;
 
-const BLOCK: usize = 32;
+pub(crate) const BLOCK: usize = 32;
 const HALF: usize = BLOCK / 2;
+/// Weights of a block, or numbers for each of them.
+type Weights = [f32; BLOCK];
+type Codes = [u8; BLOCK];
 
 /// What C's conversion of a float to an 8-bit integer gives on x86: truncation to 32 bits, of which the low byte stays.
+/// Numbers that 32 bits cannot hold, and NaN, become the "integer indefinite" 0x80000000.
+#[inline(always)]
 fn low_byte(x: f32) -> u8 {
     #[expect(clippy::cast_possible_truncation, reason = "the conversion that is reproduced")]
     let wide = if x > -2_147_483_904.0 && x < 2_147_483_648.0 { x as i32 } else { i32::MIN };
@@ -17,178 +24,279 @@ fn low_byte(x: f32) -> u8 {
 }
 
 /// As `low_byte`, but through a signed byte that is capped at `most`.
+#[inline(always)]
 fn capped(x: f32, most: i8) -> u8 {
     low_byte(x).cast_signed().min(most).cast_unsigned()
 }
 
-fn put(out: &mut [u8], at: usize, value: f32) {
-    out[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+/// The largest magnitude.
+#[inline(always)]
+fn largest(x: &Weights) -> f32 {
+    // Bit patterns of numbers that are not negative are ordered as the numbers are.
+    f32::from_bits(x.iter().fold(0, |largest, x| largest.max(x.to_bits() & MAGNITUDE)))
 }
 
-fn get(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+/// The value of largest magnitude; of equal ones, the first. Plus zero where all are zero.
+#[inline(always)]
+pub(crate) fn extreme(x: &Weights) -> f32 {
+    let largest = largest(x);
+    if largest == 0.0 {
+        return 0.0;
+    }
+    x.iter().copied().find(|x| x.abs() == largest).unwrap_or(largest)
 }
 
-/// The value of largest magnitude; of equal ones, the first.
-fn extreme(x: &[f32]) -> f32 {
-    let (mut largest, mut value) = (0f32, 0f32);
-    for x in x {
-        if largest < x.abs() {
-            (largest, value) = (x.abs(), *x);
+/// The least and the greatest value; of zeros of both signs, the first.
+#[inline(always)]
+pub(crate) fn range(x: &Weights) -> (f32, f32) {
+    const LANES: usize = 16;
+    let (mut least, mut greatest) = ([f32::MAX; LANES], [-f32::MAX; LANES]);
+    for x in x.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            least[lane] = if x[lane] < least[lane] { x[lane] } else { least[lane] };
+            greatest[lane] = if x[lane] > greatest[lane] { x[lane] } else { greatest[lane] };
         }
     }
-    value
+    let least = least.iter().fold(f32::MAX, |least, x| if *x < least { *x } else { least });
+    let greatest = greatest.iter().fold(-f32::MAX, |greatest, x| if *x > greatest { *x } else { greatest });
+    let first = |zero: f32| {
+        if zero == 0.0 { x.iter().copied().find(|x| *x == 0.0).unwrap_or(zero) } else { zero }
+    };
+    (first(least), first(greatest))
 }
 
-fn range(x: &[f32]) -> (f32, f32) {
-    let (mut min, mut max) = (f32::MAX, -f32::MAX);
-    for x in x {
-        min = if *x < min { *x } else { min };
-        max = if *x > max { *x } else { max };
-    }
-    (min, max)
-}
-
+#[inline(always)]
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-fn pack4(out: &mut [u8], code: impl Fn(usize) -> u8) {
-    for (j, byte) in out[..HALF].iter_mut().enumerate() {
-        *byte = code(j) | code(j + HALF) << 4;
-    }
-}
-
-/// Codes of 5 bits: the fifth bits in `high` (bit `j` for weight `j`), the rest as codes of 4 bits.
-fn pack5(high: &mut [u8], low: &mut [u8], code: impl Fn(usize) -> u8) {
-    let mut bits = 0u32;
-    for j in 0..HALF {
-        let (a, b) = (code(j), code(j + HALF));
-        low[j] = a & 15 | (b & 15) << 4;
-        bits |= u32::from(a >> 4 & 1) << j | u32::from(b >> 4 & 1) << (j + HALF);
-    }
-    high.copy_from_slice(&bits.to_le_bytes());
-}
-
-fn unpack5(high: &[u8], low: &[u8], mut level: impl FnMut(usize, f32)) {
-    let bits = u32::from_le_bytes([high[0], high[1], high[2], high[3]]);
-    for j in 0..HALF {
-        let bit = |at: usize| (bits >> at & 1) as u8 * 16;
-        level(j, f32::from(low[j] & 15 | bit(j)));
-        level(j + HALF, f32::from(low[j] >> 4 | bit(j + HALF)));
-    }
-}
-
-/// Weights of the squared error: importance times the root of the row's mean square and the weight's own.
-fn error_weights(x: &[f32], importance: &[f32], mean_square: f32) -> [f32; BLOCK] {
-    std::array::from_fn(|j| importance[j] * (mean_square + x[j] * x[j]).sqrt())
-}
-
-pub fn encode_q4_0(x: &[f32], out: &mut [u8]) {
-    let d = extreme(x) / -8.0;
-    let id = inverse(d);
-    put(out, 0, d);
-    pack4(&mut out[2..], |j| capped(x[j] * id + 8.5, 15));
-}
-
-pub fn encode_q4_0_weighted(x: &[f32], importance: &[f32], mean_square: f32, out: &mut [u8]) {
+#[inline(always)]
+fn map(x: &Weights, code: impl Fn(f32) -> u8) -> Codes {
     let mut codes = [0; BLOCK];
-    let d = fit_scale(8, x, &error_weights(x, importance, mean_square), &mut codes);
-    put(out, 0, d);
-    pack4(&mut out[2..], |j| codes[j]);
+    for (x, out) in x.iter().zip(&mut codes) {
+        *out = code(*x);
+    }
+    codes
 }
 
-pub fn decode_q4_0(bytes: &[u8], out: &mut [f32]) {
-    let d = get(bytes, 0);
-    for (j, byte) in bytes[2..].iter().enumerate() {
-        out[j] = (f32::from(byte & 15) - 8.0) * d;
-        out[j + HALF] = (f32::from(byte >> 4) - 8.0) * d;
+#[inline(always)]
+fn pack4(codes: &Codes) -> [u8; HALF] {
+    let mut out = [0; HALF];
+    for (j, byte) in out.iter_mut().enumerate() {
+        *byte = codes[j] | codes[j + HALF] << 4;
+    }
+    out
+}
+
+/// Codes of 5 bits: the fifth bits (bit `j` for weight `j`), and the rest as codes of 4 bits.
+#[inline(always)]
+fn pack5(codes: &Codes) -> ([u8; 4], [u8; HALF]) {
+    let mut bits = 0;
+    for (j, code) in codes.iter().enumerate() {
+        bits |= u32::from(code >> 4 & 1) << j;
+    }
+    let mut low = [0; HALF];
+    for (j, byte) in low.iter_mut().enumerate() {
+        *byte = codes[j] & 15 | codes[j + HALF] << 4;
+    }
+    (bits.to_le_bytes(), low)
+}
+
+#[inline(always)]
+fn unpack4(q: &[u8; HALF], out: &mut Weights, value: impl Fn(f32) -> f32) {
+    let (low, high) = out.split_at_mut(HALF);
+    for ((q, low), high) in q.iter().zip(low).zip(high) {
+        *low = value(f32::from(q & 15));
+        *high = value(f32::from(q >> 4));
     }
 }
 
-pub fn encode_q4_1(x: &[f32], out: &mut [u8]) {
-    let (min, max) = range(x);
-    let d = (max - min) / 15.0;
-    let id = inverse(d);
-    put(out, 0, d);
-    put(out, 2, min);
-    pack4(&mut out[4..], |j| capped((x[j] - min) * id + 0.5, 15));
-}
-
-pub fn encode_q4_1_weighted(x: &[f32], importance: &[f32], mean_square: f32, out: &mut [u8]) {
-    let mut codes = [0; BLOCK];
-    let (d, min) = fit_scale_and_minimum(15, x, &error_weights(x, importance, mean_square), &mut codes);
-    put(out, 0, d);
-    put(out, 2, -min);
-    pack4(&mut out[4..], |j| codes[j]);
-}
-
-pub fn decode_q4_1(bytes: &[u8], out: &mut [f32]) {
-    let (d, min) = (get(bytes, 0), get(bytes, 2));
-    for (j, byte) in bytes[4..].iter().enumerate() {
-        out[j] = f32::from(byte & 15) * d + min;
-        out[j + HALF] = f32::from(byte >> 4) * d + min;
+#[inline(always)]
+fn unpack5(fifth: [u8; 4], q: &[u8; HALF], out: &mut Weights, value: impl Fn(f32) -> f32) {
+    let bits = u32::from_le_bytes(fifth);
+    let (low, high) = out.split_at_mut(HALF);
+    for (j, ((q, low), high)) in q.iter().zip(low).zip(high).enumerate() {
+        let (a, b) = (bits >> j & 1, bits >> (j + HALF) & 1);
+        #[expect(clippy::cast_precision_loss, reason = "below 32")]
+        {
+            *low = value((u32::from(q & 15) | a << 4) as i32 as f32);
+            *high = value((u32::from(q >> 4) | b << 4) as i32 as f32);
+        }
     }
 }
 
-pub fn encode_q5_0(x: &[f32], out: &mut [u8]) {
-    let d = extreme(x) / -16.0;
-    let id = inverse(d);
-    put(out, 0, d);
-    let (high, low) = out[2..].split_at_mut(4);
-    pack5(high, low, |j| capped(x[j] * id + 16.5, 31));
-}
+impl Block for Q4_0 {
+    type Weights = Weights;
 
-pub fn encode_q5_0_weighted(x: &[f32], importance: &[f32], mean_square: f32, out: &mut [u8]) {
-    let mut codes = [0; BLOCK];
-    let d = fit_scale(16, x, &error_weights(x, importance, mean_square), &mut codes);
-    put(out, 0, d);
-    let (high, low) = out[2..].split_at_mut(4);
-    pack5(high, low, |j| codes[j]);
-}
-
-pub fn decode_q5_0(bytes: &[u8], out: &mut [f32]) {
-    let d = get(bytes, 0);
-    unpack5(&bytes[2..6], &bytes[6..], |j, level| out[j] = (level - 16.0) * d);
-}
-
-pub fn encode_q5_1(x: &[f32], out: &mut [u8]) {
-    let (min, max) = range(x);
-    let d = (max - min) / 31.0;
-    let id = inverse(d);
-    put(out, 0, d);
-    put(out, 2, min);
-    let (high, low) = out[4..].split_at_mut(4);
-    pack5(high, low, |j| low_byte((x[j] - min) * id + 0.5));
-}
-
-pub fn encode_q5_1_weighted(x: &[f32], importance: &[f32], mean_square: f32, out: &mut [u8]) {
-    let mut codes = [0; BLOCK];
-    let (d, min) = fit_scale_and_minimum(31, x, &error_weights(x, importance, mean_square), &mut codes);
-    put(out, 0, d);
-    put(out, 2, -min);
-    let (high, low) = out[4..].split_at_mut(4);
-    pack5(high, low, |j| codes[j]);
-}
-
-pub fn decode_q5_1(bytes: &[u8], out: &mut [f32]) {
-    let (d, min) = (get(bytes, 0), get(bytes, 2));
-    unpack5(&bytes[4..8], &bytes[8..], |j, level| out[j] = level * d + min);
-}
-
-pub fn encode_q8_0(x: &[f32], out: &mut [u8]) {
-    let largest = x.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-    let d = largest / 127.0;
-    let id = inverse(d);
-    put(out, 0, d);
-    for (x, code) in x.iter().zip(&mut out[2..]) {
-        *code = low_byte((x * id).round());
+    #[inline(always)]
+    fn decode(&self, out: &mut Weights) {
+        let d = self.d.get();
+        unpack4(&self.q, out, |level| (level - 8.0) * d);
     }
 }
 
-pub fn decode_q8_0(bytes: &[u8], out: &mut [f32]) {
-    let d = get(bytes, 0);
-    for (byte, out) in bytes[2..].iter().zip(out) {
-        *out = f32::from(byte.cast_signed()) * d;
+impl Encode for Q4_0 {
+    #[inline(always)]
+    fn encode(x: &Weights) -> Self {
+        let d = extreme(x) / -8.0;
+        let id = inverse(d);
+        Self { d: Half::new(d), q: pack4(&map(x, |x| capped(x * id + 8.5, 15))) }
+    }
+}
+
+impl EncodeWeighted for Q4_0 {
+    #[inline(always)]
+    fn encode_weighted(x: &Weights, weights: &Weights) -> Self {
+        let (d, codes) = fit_scale(8, x, weights);
+        Self { d: Half::new(d), q: pack4(&codes) }
+    }
+}
+
+impl Block for Q4_1 {
+    type Weights = Weights;
+
+    #[inline(always)]
+    fn decode(&self, out: &mut Weights) {
+        let (d, m) = (self.d.get(), self.m.get());
+        unpack4(&self.q, out, |level| level * d + m);
+    }
+}
+
+impl Encode for Q4_1 {
+    #[inline(always)]
+    fn encode(x: &Weights) -> Self {
+        let (min, max) = range(x);
+        let d = (max - min) / 15.0;
+        let id = inverse(d);
+        let codes = map(x, |x| capped((x - min) * id + 0.5, 15));
+        Self { d: Half::new(d), m: Half::new(min), q: pack4(&codes) }
+    }
+}
+
+impl EncodeWeighted for Q4_1 {
+    #[inline(always)]
+    fn encode_weighted(x: &Weights, weights: &Weights) -> Self {
+        let (d, below, codes) = fit_scale_and_minimum(15, x, weights);
+        Self { d: Half::new(d), m: Half::new(-below), q: pack4(&codes) }
+    }
+}
+
+impl Block for Q5_0 {
+    type Weights = Weights;
+
+    #[inline(always)]
+    fn decode(&self, out: &mut Weights) {
+        let d = self.d.get();
+        unpack5(self.high, &self.q, out, |level| (level - 16.0) * d);
+    }
+}
+
+impl Encode for Q5_0 {
+    #[inline(always)]
+    fn encode(x: &Weights) -> Self {
+        let d = extreme(x) / -16.0;
+        let id = inverse(d);
+        let (high, q) = pack5(&map(x, |x| capped(x * id + 16.5, 31)));
+        Self { d: Half::new(d), high, q }
+    }
+}
+
+impl EncodeWeighted for Q5_0 {
+    #[inline(always)]
+    fn encode_weighted(x: &Weights, weights: &Weights) -> Self {
+        let (d, codes) = fit_scale(16, x, weights);
+        let (high, q) = pack5(&codes);
+        Self { d: Half::new(d), high, q }
+    }
+}
+
+impl Block for Q5_1 {
+    type Weights = Weights;
+
+    #[inline(always)]
+    fn decode(&self, out: &mut Weights) {
+        let (d, m) = (self.d.get(), self.m.get());
+        unpack5(self.high, &self.q, out, |level| level * d + m);
+    }
+}
+
+impl Encode for Q5_1 {
+    #[inline(always)]
+    fn encode(x: &Weights) -> Self {
+        let (min, max) = range(x);
+        let d = (max - min) / 31.0;
+        let id = inverse(d);
+        let (high, q) = pack5(&map(x, |x| low_byte((x - min) * id + 0.5)));
+        Self { d: Half::new(d), m: Half::new(min), high, q }
+    }
+}
+
+impl EncodeWeighted for Q5_1 {
+    #[inline(always)]
+    fn encode_weighted(x: &Weights, weights: &Weights) -> Self {
+        let (d, below, codes) = fit_scale_and_minimum(31, x, weights);
+        let (high, q) = pack5(&codes);
+        Self { d: Half::new(d), m: Half::new(-below), high, q }
+    }
+}
+
+impl Block for Q8_0 {
+    type Weights = Weights;
+
+    #[inline(always)]
+    fn decode(&self, out: &mut Weights) {
+        let d = self.d.get();
+        for (q, out) in self.q.iter().zip(out) {
+            *out = f32::from(*q) * d;
+        }
+    }
+}
+
+/// The float just below one half.
+pub(crate) const BELOW_HALF: f32 = 0.5 - f32::EPSILON / 4.0;
+
+impl Encode for Q8_0 {
+    #[inline(always)]
+    fn encode(x: &Weights) -> Self {
+        let d = largest(x) / 127.0;
+        let id = inverse(d);
+        let mut q = [0; BLOCK];
+        for (x, q) in x.iter().zip(&mut q) {
+            // C's `roundf` (halves away from zero) followed by truncation.
+            let scaled = x * id;
+            *q = low_byte(scaled + BELOW_HALF.copysign(scaled)).cast_signed();
+        }
+        Self { d: Half::new(d), q }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn range_and_extreme_are_what_a_plain_scan_finds(x in prop::array::uniform32(prop_oneof![
+            Just(0.0f32), Just(-0.0), -1.0f32..1.0, 0.0f32..1.0, Just(f32::MIN_POSITIVE), Just(0.5), Just(-0.5),
+        ]), sign in prop_oneof![Just(0u32), Just(1 << 31)], mask in prop_oneof![Just(MAGNITUDE), Just(u32::MAX)]) {
+            let x = x.map(|x| f32::from_bits(x.to_bits() & mask | sign));
+            let (mut min, mut max, mut magnitude, mut value) = (f32::MAX, -f32::MAX, 0f32, 0f32);
+            for x in x {
+                if x < min { min = x; }
+                if x > max { max = x; }
+                if magnitude < x.abs() { (magnitude, value) = (x.abs(), x); }
+            }
+            let (least, greatest) = range(&x);
+            prop_assert_eq!((least.to_bits(), greatest.to_bits()), (min.to_bits(), max.to_bits()));
+            prop_assert_eq!(extreme(&x).to_bits(), value.to_bits());
+        }
+
+        #[test]
+        fn the_sum_rounds_as_roundf_does(x in -130.0f32..130.0) {
+            for x in [x, x.trunc() + 0.5, x.trunc() - 0.5, (x.trunc() + 0.5).next_down(), (x.trunc() + 0.5).next_up()] {
+                prop_assert_eq!((x + BELOW_HALF.copysign(x)).trunc(), x.round());
+            }
+        }
     }
 }

@@ -1,26 +1,43 @@
 //! ggml block types: encode and decode, with the bytes and floats of ggml's reference code.
 //!
-//! Reference: `ggml-quants.c` of ggml 0.25 as vendored by llama.cpp at the time of llama-cpp-python 0.3.36, compiled without
-//! fused multiply-add. Sums run in source order, C's float-to-integer conversions are reproduced (they truncate, and what does not
-//! fit becomes the low byte of the "integer indefinite" of x86), so encoded bytes are equal, with and without importance.
-//! `tests/golden.rs` compares with ggml's own output.
-#![forbid(unsafe_code)]
+//! Reference: `ggml-quants.c` and `ggml-impl.h` of ggml 0.25.3 (llama.cpp commit 0c1e57098, as in llama-cpp-python 0.3.36),
+//! compiled without contraction to fused multiply-add. Sums run in source order and C's conversions of floats to integers are
+//! reproduced (they truncate, and what does not fit becomes the low byte of the "integer indefinite" of x86), so encoded bytes
+//! are equal, with and without importance. `tests/golden.rs` compares with ggml's own output.
+//!
+//! What ggml would write and then refuse to load is refused here when encoding: NaN, infinity, and finite weights that become
+//! infinite because the type cannot hold them (or their scale).
+//!
+//! ```
+//! use kbit_types::GgmlType;
+//!
+//! let row: Vec<f32> = (0u8..64).map(|i| f32::from(i) - 32.0).collect();
+//! let mut bytes = [0; 36];
+//! kbit_blocks::encode_row_range(GgmlType::Q4_0, &row, 64, None, &mut bytes)?;
+//! let mut back = [0.0; 64];
+//! kbit_blocks::decode(GgmlType::Q4_0, &bytes, &mut back)?;
+//! assert_eq!(back[0], -32.0);
+//! # Ok::<(), kbit_blocks::BlockError>(())
+//! ```
 
+mod arch;
+mod block;
 mod codec;
 mod kquants;
 mod legacy;
 mod plain;
 mod search;
 
+pub use arch::{InstructionSet, Kernels};
 pub use codec::BlockCodec;
 
 use kbit_types::GgmlType;
 
-/// Why a row could not be encoded or decoded.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why rows could not be encoded or decoded.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BlockError {
-    /// No code for the type.
-    #[error("{ty} cannot be {action} by this kbit; known: {known}")]
+    /// There is no code for the type.
+    #[error("{ty} cannot be {action} by this version of kbit; choose one of {known}")]
     Type {
         /// Type.
         ty: GgmlType,
@@ -29,15 +46,25 @@ pub enum BlockError {
         /// The types that can.
         known: String,
     },
-    /// Rows are not whole blocks, or a buffer has another size.
-    #[error("{ty}: {message}")]
+    /// Rows are not whole blocks.
+    #[error("{cols} columns are not whole blocks of {block} ({ty}); choose f16, bf16 or f32 for this tensor")]
+    Columns {
+        /// Type.
+        ty: GgmlType,
+        /// Weights in a row.
+        cols: usize,
+        /// Weights in a block.
+        block: u64,
+    },
+    /// A buffer has another size than the weights need.
+    #[error("{ty}: {message}; the file is damaged, or its header names another shape")]
     Size {
         /// Type.
         ty: GgmlType,
-        /// What does not fit, and the cure.
+        /// What does not fit.
         message: String,
     },
-    /// NaN or infinity.
+    /// A weight is NaN or infinite.
     #[error("{value} at row {row}, column {column}; the checkpoint is damaged: get it anew")]
     NotFinite {
         /// `NaN` or `infinity`.
@@ -47,75 +74,80 @@ pub enum BlockError {
         /// Column, from 0.
         column: usize,
     },
+    /// A weight is too large for the type, or makes its scale too large.
+    #[error("{value} at row {row}, column {column} is too large for {ty}; choose {cure} for this tensor")]
+    TooLarge {
+        /// Type.
+        ty: GgmlType,
+        /// The weight.
+        value: f32,
+        /// Row, from 0.
+        row: usize,
+        /// Column, from 0.
+        column: usize,
+        /// Types that could hold it.
+        cure: &'static str,
+    },
+    /// An importance weight is NaN, infinite or negative.
+    #[error("importance {value} of column {column}; importance is a mean square: gather it anew")]
+    Importance {
+        /// The importance weight.
+        value: f32,
+        /// Column, from 0.
+        column: usize,
+    },
 }
 
-/// Encodes one block of weights.
-type EncodeBlock = fn(&[f32], &mut [u8]);
-/// Encodes one block of weights by importance; the last argument is the row's mean square.
-type EncodeWeighted = fn(&[f32], &[f32], f32, &mut [u8]);
-/// Decodes one block.
-type DecodeBlock = fn(&[u8], &mut [f32]);
+type Encode = fn(Kernels, &[f32], &mut [u8]);
+/// One row: weights, importance.
+type EncodeWeighted = fn(Kernels, &[f32], &[f32], &mut [u8]);
+type Decode = fn(Kernels, &[u8], &mut [f32]);
 
-/// What is known of a type: one line a type, the only such list.
+/// What is known of a type.
 struct Kind {
     ty: GgmlType,
-    encode: Option<EncodeBlock>,
+    encode: Option<Encode>,
     weighted: Option<EncodeWeighted>,
-    decode: DecodeBlock,
+    decode: Decode,
 }
 
-/// Plain types are treated in runs of this many weights.
-const RUN: usize = 256;
+macro_rules! kinds {
+    ($($ty:ident: $decode:ident $(, $encode:ident $(, $weighted:ident)?)?;)*) => {
+        /// The only list of types.
+        const KINDS: &[Kind] = &[$(Kind {
+            ty: GgmlType::$ty,
+            encode: kinds!(@some $($encode)?),
+            weighted: kinds!(@some $($($weighted)?)?),
+            decode: Kernels::$decode,
+        },)*];
+    };
+    (@some) => { None };
+    (@some $method:ident) => { Some(Kernels::$method) };
+}
 
-const KINDS: &[Kind] = &[
-    Kind { ty: GgmlType::F32, encode: Some(plain::encode_f32), weighted: None, decode: plain::decode_f32 },
-    Kind { ty: GgmlType::F16, encode: Some(plain::encode_f16), weighted: None, decode: plain::decode_f16 },
-    Kind { ty: GgmlType::BF16, encode: Some(plain::encode_bf16), weighted: None, decode: plain::decode_bf16 },
-    Kind {
-        ty: GgmlType::Q8_0,
-        encode: Some(legacy::encode_q8_0),
-        weighted: None,
-        decode: legacy::decode_q8_0,
-    },
-    Kind {
-        ty: GgmlType::Q4_0,
-        encode: Some(legacy::encode_q4_0),
-        weighted: Some(legacy::encode_q4_0_weighted),
-        decode: legacy::decode_q4_0,
-    },
-    Kind {
-        ty: GgmlType::Q4_1,
-        encode: Some(legacy::encode_q4_1),
-        weighted: Some(legacy::encode_q4_1_weighted),
-        decode: legacy::decode_q4_1,
-    },
-    Kind {
-        ty: GgmlType::Q5_0,
-        encode: Some(legacy::encode_q5_0),
-        weighted: Some(legacy::encode_q5_0_weighted),
-        decode: legacy::decode_q5_0,
-    },
-    Kind {
-        ty: GgmlType::Q5_1,
-        encode: Some(legacy::encode_q5_1),
-        weighted: Some(legacy::encode_q5_1_weighted),
-        decode: legacy::decode_q5_1,
-    },
-    Kind { ty: GgmlType::Q2_K, encode: None, weighted: None, decode: kquants::decode_q2_k },
-    Kind { ty: GgmlType::Q3_K, encode: None, weighted: None, decode: kquants::decode_q3_k },
-    Kind { ty: GgmlType::Q4_K, encode: None, weighted: None, decode: kquants::decode_q4_k },
-    Kind { ty: GgmlType::Q5_K, encode: None, weighted: None, decode: kquants::decode_q5_k },
-    Kind { ty: GgmlType::Q6_K, encode: None, weighted: None, decode: kquants::decode_q6_k },
-];
+kinds! {
+    F32: decode_f32, encode_f32;
+    F16: decode_f16, encode_f16;
+    BF16: decode_bf16, encode_bf16;
+    Q8_0: decode_q8_0, encode_q8_0;
+    Q4_0: decode_q4_0, encode_q4_0, weighted_q4_0;
+    Q4_1: decode_q4_1, encode_q4_1, weighted_q4_1;
+    Q5_0: decode_q5_0, encode_q5_0, weighted_q5_0;
+    Q5_1: decode_q5_1, encode_q5_1, weighted_q5_1;
+    Q2_K: decode_q2_k;
+    Q3_K: decode_q3_k;
+    Q4_K: decode_q4_k;
+    Q5_K: decode_q5_k;
+    Q6_K: decode_q6_k;
+}
 
 fn kind(ty: GgmlType) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.ty == ty)
 }
 
 fn unknown(ty: GgmlType, action: &'static str, has: fn(&Kind) -> bool) -> BlockError {
-    let known =
-        KINDS.iter().filter(|kind| has(kind)).map(|kind| kind.ty.name()).collect::<Vec<_>>().join(", ");
-    BlockError::Type { ty, action, known }
+    let known = KINDS.iter().filter(|kind| has(kind)).map(|kind| kind.ty.name()).collect::<Vec<_>>();
+    BlockError::Type { ty, action, known: known.join(", ") }
 }
 
 /// True where rows can be encoded.
@@ -130,23 +162,16 @@ pub fn can_decode(ty: GgmlType) -> bool {
     kind(ty).is_some()
 }
 
-/// True where importance weights change the bytes.
+/// True where importance changes the bytes.
 #[must_use]
 pub fn uses_importance(ty: GgmlType) -> bool {
     kind(ty).is_some_and(|kind| kind.weighted.is_some())
 }
 
-/// Weights and bytes of the pieces that rows are treated in.
-fn piece(ty: GgmlType) -> (usize, usize) {
-    let (elements, bytes) = (ty.block_elements(), ty.block_bytes());
-    let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-    if elements == 1 { (RUN, RUN * size(bytes)) } else { (size(elements), size(bytes)) }
-}
-
-/// Encodes `rows` (row-major, `cols` floats each) into `out`; `importance` `[cols]` weighs the columns.
+/// [`Kernels::encode_row_range`] with the best kernels of this CPU.
 ///
 /// # Errors
-/// A type without encoder, rows that are not whole blocks, a buffer of another size, or a weight that is NaN or infinite.
+/// As there.
 pub fn encode_row_range(
     ty: GgmlType,
     rows: &[f32],
@@ -154,70 +179,144 @@ pub fn encode_row_range(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) -> Result<(), BlockError> {
-    let found = kind(ty).filter(|kind| kind.encode.is_some());
-    let Some(Kind { encode: Some(encode), weighted, .. }) = found else {
-        return Err(unknown(ty, "encoded", |kind| kind.encode.is_some()));
-    };
-    let size = |message: String| BlockError::Size { ty, message };
-    let row_bytes =
-        ty.bytes_for(cols as u64).and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
-            size(format!(
-                "{cols} columns are not whole blocks of {}; store the tensor as f16",
-                ty.block_elements()
-            ))
-        })?;
-    if cols == 0
-        || !rows.len().is_multiple_of(cols)
-        || Some(out.len()) != (rows.len() / cols).checked_mul(row_bytes)
-    {
-        return Err(size(format!("{} weights in rows of {cols} do not fit {} bytes", rows.len(), out.len())));
-    }
-    if let Some(importance) = importance
-        && importance.len() != cols
-    {
-        return Err(size(format!("{} importance weights for {cols} columns", importance.len())));
-    }
-    if let Some(index) = rows.iter().position(|value| !value.is_finite()) {
-        let value = if rows[index].is_nan() { "NaN" } else { "infinity" };
-        return Err(BlockError::NotFinite { value, row: index / cols, column: index % cols });
-    }
-    let (weights, bytes) = piece(ty);
-    for (row, out) in rows.chunks(cols).zip(out.chunks_mut(row_bytes)) {
-        match (weighted, importance) {
-            (Some(weighted), Some(importance)) => {
-                // ggml's order: one sum over the row, then the mean.
-                let sum = row.iter().fold(0f32, |sum, x| sum + x * x);
-                #[expect(clippy::cast_precision_loss, reason = "as ggml divides by the float of the length")]
-                let mean_square = sum / cols as f32;
-                for ((block, importance), out) in
-                    row.chunks(weights).zip(importance.chunks(weights)).zip(out.chunks_mut(bytes))
-                {
-                    weighted(block, importance, mean_square, out);
-                }
+    Kernels::best().encode_row_range(ty, rows, cols, importance, out)
+}
+
+/// [`Kernels::decode`] with the best kernels of this CPU.
+///
+/// # Errors
+/// As there.
+pub fn decode(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), BlockError> {
+    Kernels::best().decode(ty, bytes, out)
+}
+
+/// Bytes of a row of `cols` weights.
+fn row_bytes(ty: GgmlType, cols: usize) -> Result<usize, BlockError> {
+    ty.bytes_for(cols as u64)
+        .filter(|_| cols > 0)
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .ok_or(BlockError::Columns { ty, cols, block: ty.block_elements() })
+}
+
+/// Bits of infinity, and of a magnitude below which all types hold any weight, with its scale: half the largest half-precision
+/// number.
+const INFINITY: u32 = f32::INFINITY.to_bits();
+const HARMLESS: u32 = 32752f32.to_bits();
+
+impl Kernels {
+    /// Encodes `rows` (row-major, `cols` floats each) into `out`; `importance` `[cols]`, the mean square of each column's input,
+    /// weighs the columns where the type has a use for it. Bytes do not depend on the instruction set.
+    ///
+    /// # Errors
+    /// A type without encoder, rows that are not whole blocks, a buffer of another size, importance that is not a mean square,
+    /// and a weight that is NaN, infinite or too large. `out` then holds arbitrary bytes.
+    pub fn encode_row_range(
+        self,
+        ty: GgmlType,
+        rows: &[f32],
+        cols: usize,
+        importance: Option<&[f32]>,
+        out: &mut [u8],
+    ) -> Result<(), BlockError> {
+        let Some(kind @ Kind { encode: Some(encode), .. }) = kind(ty) else {
+            return Err(unknown(ty, "encoded", |kind| kind.encode.is_some()));
+        };
+        let row_bytes = row_bytes(ty, cols)?;
+        let size = |message: String| BlockError::Size { ty, message };
+        if !rows.len().is_multiple_of(cols) || Some(out.len()) != (rows.len() / cols).checked_mul(row_bytes) {
+            return Err(size(format!(
+                "{} weights in rows of {cols} do not fit {} bytes",
+                rows.len(),
+                out.len()
+            )));
+        }
+        if let (Some(weighted), Some(importance)) = (kind.weighted, importance) {
+            if importance.len() != cols {
+                return Err(size(format!("{} importance weights for {cols} columns", importance.len())));
             }
-            _ => {
-                for (block, out) in row.chunks(weights).zip(out.chunks_mut(bytes)) {
-                    encode(block, out);
-                }
+            if let Some(column) = importance.iter().position(|value| !(value.is_finite() && *value >= 0.0)) {
+                return Err(BlockError::Importance { value: importance[column], column });
+            }
+            for (row, (x, out)) in rows.chunks(cols).zip(out.chunks_mut(row_bytes)).enumerate() {
+                self.checked(ty, x, out, |x, out| weighted(self, x, importance, out))
+                    .map_err(|flaw| flaw.at(ty, row * cols, rows, cols))?;
+            }
+            return Ok(());
+        }
+        // Rows are whole blocks, so their borders do not matter. A piece stays in the first-level cache between its check and
+        // its encoding.
+        const PIECE: usize = 4096;
+        const { assert!(PIECE.is_multiple_of(256)) };
+        let piece_bytes = ty.bytes_for(PIECE as u64).map_or(usize::MAX, |bytes| bytes as usize);
+        for (piece, (x, out)) in rows.chunks(PIECE).zip(out.chunks_mut(piece_bytes)).enumerate() {
+            self.checked(ty, x, out, |x, out| encode(self, x, out))
+                .map_err(|flaw| flaw.at(ty, piece * PIECE, rows, cols))?;
+        }
+        Ok(())
+    }
+
+    /// Encodes `x`, unless something is not finite, before or after.
+    fn checked(
+        self,
+        ty: GgmlType,
+        x: &[f32],
+        out: &mut [u8],
+        encode: impl FnOnce(&[f32], &mut [u8]),
+    ) -> Result<(), Flaw> {
+        let largest = self.largest_bits(x);
+        if largest >= INFINITY {
+            return Err(Flaw::NotFinite);
+        }
+        encode(x, out);
+        if largest < HARMLESS {
+            return Ok(());
+        }
+        let mut back = vec![0.0; x.len()];
+        self.decode(ty, out, &mut back).map_err(|_| Flaw::TooLarge(0))?;
+        back.iter().position(|value| !value.is_finite()).map_or(Ok(()), |index| Err(Flaw::TooLarge(index)))
+    }
+
+    /// Decodes whole blocks. Floats do not depend on the instruction set, but for the payload of NaN.
+    ///
+    /// # Errors
+    /// A type without decoder, or sizes that do not fit.
+    pub fn decode(self, ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), BlockError> {
+        let Some(kind) = kind(ty) else { return Err(unknown(ty, "decoded", |_| true)) };
+        if ty.bytes_for(out.len() as u64) != Some(bytes.len() as u64) {
+            let message = format!("{} bytes do not hold {} weights", bytes.len(), out.len());
+            return Err(BlockError::Size { ty, message });
+        }
+        (kind.decode)(self, bytes, out);
+        Ok(())
+    }
+}
+
+/// What is wrong with a piece of the weights.
+enum Flaw {
+    NotFinite,
+    /// The decoded weight at this index is not finite.
+    TooLarge(usize),
+}
+
+impl Flaw {
+    /// As an error: the piece starts at weight `start` of `rows`.
+    fn at(self, ty: GgmlType, start: usize, rows: &[f32], cols: usize) -> BlockError {
+        match self {
+            Self::NotFinite => {
+                let index = rows.iter().position(|value| !value.is_finite()).unwrap_or(start);
+                let value = if rows[index].is_nan() { "NaN" } else { "infinity" };
+                BlockError::NotFinite { value, row: index / cols, column: index % cols }
+            }
+            Self::TooLarge(index) => {
+                // The culprit is the largest weight of the block whose scale it is.
+                let block = usize::try_from(ty.block_elements()).unwrap_or(1);
+                let first = start + index / block * block;
+                let culprit = (first..first + block).max_by(|a, b| rows[*a].abs().total_cmp(&rows[*b].abs()));
+                let index = culprit.unwrap_or(first);
+                let cure = if ty == GgmlType::BF16 { "f32" } else { "bf16 or f32" };
+                let (row, column) = (index / cols, index % cols);
+                BlockError::TooLarge { ty, value: rows[index], row, column, cure }
             }
         }
     }
-    Ok(())
-}
-
-/// Decodes whole blocks.
-///
-/// # Errors
-/// A type without decoder, or sizes that do not fit.
-pub fn decode(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), BlockError> {
-    let Some(kind) = kind(ty) else { return Err(unknown(ty, "decoded", |_| true)) };
-    if ty.bytes_for(out.len() as u64) != Some(bytes.len() as u64) {
-        let message = format!("{} bytes do not hold {} weights", bytes.len(), out.len());
-        return Err(BlockError::Size { ty, message });
-    }
-    let (weights, block_bytes) = piece(ty);
-    for (block, out) in bytes.chunks(block_bytes).zip(out.chunks_mut(weights)) {
-        (kind.decode)(block, out);
-    }
-    Ok(())
 }

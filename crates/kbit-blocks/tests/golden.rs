@@ -1,5 +1,6 @@
 //! Bytes and floats against ggml's own output: a small fixture here, and the full reference data where it lies beside the
 //! repository.
+#![expect(clippy::print_stderr, reason = "says what it skipped")]
 
 use kbit_types::GgmlType;
 use safetensors::SafeTensors;

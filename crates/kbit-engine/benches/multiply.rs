@@ -1,7 +1,7 @@
 //! Matrix multiply and matrix-vector multiply, beside the highest rate of multiply-adds of one core in the same run.
 //!
 //! `cargo bench -p kbit-engine` prints for each shape the share of that peak.
-#![expect(missing_docs, clippy::print_stdout, reason = "a bench, whose ratios are its result")]
+#![expect(clippy::print_stdout, reason = "a bench, whose ratios are its result")]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kbit_engine::{InstructionSet, Kernels, Rows, RowsMut};

@@ -6,6 +6,9 @@ use crate::arch::portable::Portable;
 use crate::arch::{avx2::Avx2, avx512::Avx512};
 use crate::buffer::{Rows, RowsMut};
 
+/// Floats of activations in a band: 512 KiB.
+const BAND: usize = 1 << 17;
+
 /// Instruction sets that have kernels of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum InstructionSet {
@@ -102,18 +105,25 @@ impl Kernels {
     ///
     /// # Panics
     /// If the shapes disagree.
-    pub fn dots(&self, x: Rows<'_>, w: Rows<'_>, mut out: RowsMut<'_>) {
+    pub fn dots(&self, x: Rows<'_>, w: Rows<'_>, out: RowsMut<'_>) {
         assert_eq!(x.cols(), w.cols(), "rows of x and w differ in length");
         assert_eq!((out.rows(), out.cols()), (x.rows(), w.rows()), "shape of the result");
         let cols = x.cols();
-        let mut col = 0;
-        loop {
-            let count = (cols - col).min(DOT_BLOCK);
-            let (x, w) = (x.window(0, x.rows(), col, count), w.window(0, w.rows(), col, count));
-            with!(self.dots(x, w, out.reborrow(), col > 0));
-            col += count;
-            if col >= cols {
-                return;
+        // As many rows of x as the second-level cache holds while all of w passes by, in whole tiles.
+        let band = (BAND / cols.clamp(1, DOT_BLOCK)).clamp(24, 240) / 12 * 12;
+        let mut first = 0;
+        for mut out in out.bands(band) {
+            let x = x.band(first, out.rows());
+            first += out.rows();
+            let mut col = 0;
+            loop {
+                let count = (cols - col).min(DOT_BLOCK);
+                let (x, w) = (x.window(0, x.rows(), col, count), w.window(0, w.rows(), col, count));
+                with!(self.dots(x, w, out.reborrow(), col > 0));
+                col += count;
+                if col >= cols {
+                    break;
+                }
             }
         }
     }

@@ -18,9 +18,6 @@ const BATCH: usize = 16;
 const PANEL: usize = 1 << 20;
 /// Floats in the rows that one task decodes for itself: 256 KiB.
 const TASK: usize = 1 << 16;
-/// Floats of activations in a band, which stays in the second-level cache while a panel passes by: 512 KiB.
-const BAND: usize = 1 << 17;
-
 /// A matrix `[rows, cols]` that multiplies activations `[n, cols]` to `[n, rows]`.
 #[derive(Clone)]
 pub(crate) struct Weight {
@@ -84,8 +81,7 @@ impl Weight {
         let stride = padded(self.cols);
         let panel_rows = self.rows_for(PANEL, self.rows);
         let threads = compute.threads();
-        let band = (BAND / self.cols.max(1)).clamp(24, 120).min(x.rows().div_ceil(2 * threads));
-        let band = band.next_multiple_of(6);
+        let band = x.rows().div_ceil(2 * threads).next_multiple_of(12).min(120);
         compute.with_scratch(panel_rows * stride, |panel| {
             for first in (0..self.rows).step_by(panel_rows) {
                 let count = panel_rows.min(self.rows - first);

@@ -1,6 +1,6 @@
 //! Kullback-Leibler divergence from a reference model.
 
-use crate::run::Plan;
+use crate::run::{Plan, Runner};
 use crate::statistics::{mean_and_error, quantile};
 use crate::{EvalError, Perplexity, Progress, Windows};
 use kbit_engine::Model;
@@ -74,8 +74,9 @@ pub fn kl_divergence(
     }
     let models: Vec<&Model> = std::iter::once(reference).chain(candidates.iter().copied()).collect();
     let plan = Plan::new(&models, windows, tokens)?;
-    let runners: Vec<_> = models.iter().map(|model| plan.runner(model)).collect();
-    let groups = plan.run(progress, |group| measure(&plan, &runners, &group))?;
+    let base = plan.runner(reference);
+    let others: Vec<_> = candidates.iter().map(|model| plan.runner(model)).collect();
+    let groups = plan.run(progress, |group| measure(&plan, &base, &others, &group))?;
 
     let nlls: Vec<f64> = groups.iter().flat_map(|group| &group.reference).copied().collect();
     let reference = Perplexity::new(&nlls, windows.scored());
@@ -88,13 +89,13 @@ pub fn kl_divergence(
         .collect())
 }
 
-/// Runs the reference (the first runner) and the candidates over a group of windows.
+/// Runs the reference and the candidates over a group of windows.
 fn measure(
     plan: &Plan<'_>,
-    runners: &[crate::run::Runner<'_>],
+    reference: &Runner<'_>,
+    candidates: &[Runner<'_>],
     group: &Range<usize>,
 ) -> Result<Group, EvalError> {
-    let [reference, candidates @ ..] = runners else { unreachable!("the reference is always there") };
     let (texts, targets) = plan.texts(group.clone());
     let from = plan.windows.first();
     let reference_states = reference.states(&texts, from)?;

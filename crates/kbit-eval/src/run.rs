@@ -83,9 +83,9 @@ impl<'t> Plan<'t> {
     /// `measure(i)` for `i` in `0..count`, results in order; by several threads where a window is not one thread's.
     pub(crate) fn each<T: Send>(&self, count: usize, measure: impl Fn(usize) -> T + Sync) -> Vec<T> {
         if self.apart {
-            (0..count).map(measure).collect()
+            (0..count).map(&measure).collect()
         } else {
-            (0..count).into_par_iter().map(measure).collect()
+            (0..count).into_par_iter().map(&measure).collect()
         }
     }
 

@@ -50,10 +50,8 @@ impl Windows {
     /// # Errors
     /// As [`Windows::count`].
     pub fn scored_bytes(&self, tokenizer: &Tokenizer, tokens: &[u32]) -> Result<u64, EvalError> {
-        let bytes = |tokens: &[u32]| tokenizer.decode_bytes(tokens).len() as u64;
         Ok((0..self.count(tokens.len())?)
-            .map(|window| &tokens[self.range(window)])
-            .map(|window| bytes(window).saturating_sub(bytes(&window[..=self.first()])))
+            .map(|window| tokenizer.decode_bytes(self.targets(tokens, window)).len() as u64)
             .sum())
     }
 

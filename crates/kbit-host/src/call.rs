@@ -76,10 +76,17 @@ impl Functions {
         })
     }
 
-    /// True if both functions for statistics and heads are there.
-    pub(crate) fn observes(&self) -> bool {
-        self.observe.is_some() && self.prepare.is_some()
+    /// Which of the optional functions are there.
+    pub(crate) fn optional(&self) -> Optional {
+        Optional { observe: self.observe.is_some(), prepare: self.prepare.is_some() }
     }
+}
+
+/// Which functions a scheme has for statistics and heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Optional {
+    pub(crate) observe: bool,
+    pub(crate) prepare: bool,
 }
 
 /// A matrix as calls describe it.

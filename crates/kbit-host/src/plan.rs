@@ -1,6 +1,6 @@
 //! How a scheme stores a matrix: the checked form of `kbit_plan`.
 
-use crate::call::Matrix;
+use crate::call::{Matrix, Optional};
 use crate::callbacks::text_of;
 use kbit_abi as abi;
 use kbit_types::{GgmlType, MatrixShape};
@@ -138,7 +138,7 @@ impl TensorPlan {
         raw: &abi::Plan,
         matrix: &Matrix<'_>,
         ggml_type: Option<GgmlType>,
-        observes: bool,
+        optional: Optional,
     ) -> Result<Self, String> {
         let count = usize::try_from(raw.n_parts).unwrap_or(usize::MAX);
         if !(1..=MAX_PARTS).contains(&count) {
@@ -208,8 +208,11 @@ impl TensorPlan {
             aux_required: raw.aux_required,
             aux_used: raw.aux_used | raw.aux_required,
         };
-        if plan.needs_prepare() && !observes {
-            return Err("it has statistics or heads, but the scheme lacks observe() or prepare()".to_owned());
+        if plan.stat_bytes > 0 && !optional.observe {
+            return Err("it asks for statistics, but the scheme has no observe()".to_owned());
+        }
+        if plan.needs_prepare() && !optional.prepare {
+            return Err("it has statistics or heads, but the scheme has no prepare()".to_owned());
         }
         let total = plan.total_bytes(matrix.rows).filter(|bytes| i64::try_from(*bytes).is_ok());
         let stats = plan
@@ -269,7 +272,25 @@ mod tests {
         let mut plan = good();
         change(&mut plan);
         // SAFETY: names are static strings.
-        unsafe { TensorPlan::checked(&plan, &MATRIX, ty, true) }
+        unsafe { TensorPlan::checked(&plan, &MATRIX, ty, Optional { observe: true, prepare: true }) }
+    }
+
+    #[test]
+    fn statistics_and_heads_need_their_functions() {
+        let check = |stat_bytes: u64, head_bytes: u64, observe: bool, prepare: bool| {
+            let mut plan = good();
+            plan.stat_bytes = stat_bytes;
+            plan.parts[1].head_bytes = head_bytes;
+            // SAFETY: names are static strings.
+            unsafe { TensorPlan::checked(&plan, &MATRIX, None, Optional { observe, prepare }) }
+        };
+        assert!(
+            check(0, 0, false, false).is_ok()
+                && check(0, 4, false, true).is_ok()
+                && check(4, 0, true, true).is_ok()
+        );
+        assert!(check(4, 0, false, true).unwrap_err().contains("no observe()"));
+        assert!(check(0, 4, true, false).unwrap_err().contains("no prepare()"));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! row group, slabs have the rows of their range, each part has the bytes of its groups.
 
 use crate::call::{
-    AuxData, CallFailure, Matrix, RawJob, RawTensor, Runtime, State, Values, const_buffer, with_scratch,
+    AuxData, CallFailure, Matrix, Optional, RawJob, RawTensor, Runtime, State, Values, check_strided,
+    const_buffer, with_scratch,
 };
 use crate::error::{HostError, Place};
 use crate::plan::TensorPlan;
@@ -194,7 +195,7 @@ impl OpenScheme {
         let matrix = info.matrix();
         let plan = match &self.0.backend {
             Backend::Local(state) => {
-                local_plan(state, &matrix, scheme.ggml_type(), scheme.functions.observes())
+                local_plan(state, &matrix, scheme.ggml_type(), scheme.functions.optional())
                     .map_err(Trouble::Call)
             }
             Backend::Remote(remote) => remote.plan(&matrix),
@@ -354,11 +355,11 @@ pub(crate) fn local_plan(
     state: &State,
     matrix: &Matrix<'_>,
     ggml_type: Option<kbit_types::GgmlType>,
-    observes: bool,
+    optional: Optional,
 ) -> Result<TensorPlan, CallFailure> {
     let raw = state.plan(matrix)?;
     // SAFETY: rule R2: a plugin's strings live until the process ends.
-    unsafe { TensorPlan::checked(&raw, matrix, ggml_type, observes) }.map_err(CallFailure::Plan)
+    unsafe { TensorPlan::checked(&raw, matrix, ggml_type, optional) }.map_err(CallFailure::Plan)
 }
 
 enum JobBackend {
@@ -610,6 +611,24 @@ impl PluginCodec {
         Ok(there)
     }
 
+    /// The largest end of whole groups up to `end`; the last row ends its group.
+    fn whole_groups(&self, end: u64) -> u64 {
+        if end == self.info.shape.rows { end } else { end - end % self.plan.row_group }
+    }
+
+    /// Decodes a range of whole groups.
+    fn decode_groups(&self, rows: &Range<u64>, out: &mut [f32], out_stride: usize) -> Result<(), CodecError> {
+        let cols = self.info.shape.cols;
+        match &self.backend {
+            CodecBackend::Local(local) => with_scratch(self.plan.decode_scratch_bytes, |scratch| {
+                local.tensor.decode(rows, cols, out, out_stride, scratch)
+            })
+            .map_err(Trouble::Call),
+            CodecBackend::Remote(remote) => remote.decode(rows, cols, out, out_stride),
+        }
+        .map_err(self.error("decode"))
+    }
+
     fn assert_rows(&self, rows: &Range<u64>) {
         assert!(
             rows.start <= rows.end
@@ -636,15 +655,23 @@ impl Codec for PluginCodec {
         if rows.start == rows.end {
             return Ok(());
         }
-        let cols = self.info.shape.cols;
-        match &self.backend {
-            CodecBackend::Local(local) => with_scratch(self.plan.decode_scratch_bytes, |scratch| {
-                local.tensor.decode(&rows, cols, out, out_stride, scratch)
-            })
-            .map_err(Trouble::Call),
-            CodecBackend::Remote(remote) => remote.decode(&rows, cols, out, out_stride),
+        check_strided(&rows, self.info.shape.cols, out.len(), out_stride);
+        // Rule R9 speaks of whole groups, so a range that ends within one has its last group decoded aside.
+        let whole = rows.start..self.whole_groups(rows.end);
+        if whole.start < whole.end {
+            self.decode_groups(&whole, out, out_stride)?;
         }
-        .map_err(self.error("decode"))
+        if whole.end < rows.end {
+            let group = whole.end..self.info.shape.rows.min(whole.end + self.plan.row_group);
+            let cols = index(self.info.shape.cols);
+            let mut aside = vec![0.0; index(group.end - group.start) * cols];
+            self.decode_groups(&group, &mut aside, cols)?;
+            let first = index(whole.end - rows.start);
+            for (i, row) in aside.chunks_exact(cols).take(index(rows.end - whole.end)).enumerate() {
+                out[(first + i) * out_stride..][..cols].copy_from_slice(row);
+            }
+        }
+        Ok(())
     }
 
     fn fused(&self) -> Option<&dyn FusedDot> {
@@ -694,12 +721,30 @@ impl FusedDot for PluginCodec {
     ) -> Result<(), CodecError> {
         let Some((tensor, fused)) = self.fused_parts() else { return Err(self.no_runtime()) };
         self.assert_rows(&rows);
-        with_scratch(self.plan.decode_scratch_bytes, |scratch| {
-            fused.runtime.dot(tensor, &rows, packed, count, fused.bytes, y, y_stride, scratch)
-        })
-        .map_err(Trouble::Call)
-        .map_err(self.error("dot"))
+        let run = |rows: &Range<u64>, y: &mut [f32], y_stride: usize| {
+            with_scratch(self.plan.decode_scratch_bytes, |scratch| {
+                fused.runtime.dot(tensor, rows, packed, count, fused.bytes, y, y_stride, scratch)
+            })
+            .map_err(Trouble::Call)
+            .map_err(self.error("dot"))
+        };
+        if self.whole_groups(rows.end) == rows.end {
+            return run(&rows, y, y_stride);
+        }
+        // As in `decode`: the last group is multiplied whole.
+        let wider = rows.start..self.info.shape.rows.min(rows.end.next_multiple_of(self.plan.row_group));
+        let (width, wanted) = (index(wider.end - wider.start), index(rows.end - rows.start));
+        let mut aside = vec![0.0; width * count];
+        run(&wider, &mut aside, width)?;
+        for (from, to) in aside.chunks_exact(width.max(1)).zip(y.chunks_mut(y_stride.max(1))) {
+            to[..wanted].copy_from_slice(&from[..wanted]);
+        }
+        Ok(())
     }
+}
+
+fn index(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
 }
 
 impl PluginCodec {

@@ -16,7 +16,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Value of a parameter.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum ParamValue {
     /// `true` or `false`.
@@ -29,6 +29,24 @@ pub enum ParamValue {
     Str(String),
     /// A list of finite numbers, written `[1;2.5;3]`.
     Numbers(Vec<f64>),
+}
+
+/// By way of a JSON value, which keeps whole numbers apart from others whatever features serde_json is built with.
+impl<'de> Deserialize<'de> for ParamValue {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde_json::Value;
+        let value = Value::deserialize(deserializer)?;
+        let read = match &value {
+            Value::Bool(value) => Some(Self::Bool(*value)),
+            Value::Number(number) => {
+                number.as_i64().map(Self::Int).or_else(|| number.as_f64().map(Self::Float))
+            }
+            Value::String(text) => Some(Self::Str(text.clone())),
+            Value::Array(items) => items.iter().map(Value::as_f64).collect::<Option<_>>().map(Self::Numbers),
+            Value::Null | Value::Object(_) => None,
+        };
+        read.ok_or_else(|| serde::de::Error::custom(format!("{value} is no value of a parameter")))
+    }
 }
 
 /// Values by key. The order of keys is the canonical one.

@@ -161,8 +161,11 @@ fn noise_floor(runs: &[Run<'_>]) -> Option<f64> {
     lossless.filter_map(|run| run.kld).map(|(kld, _)| kld.abs()).reduce(f64::max)
 }
 
-/// The forms of divergence against bits: name, form in words, and the change of the abscissa.
-const DIVERGENCE_FORMS: [(&str, &str, fn(f64) -> f64); 2] =
+/// Name, form in words, and the change of the abscissa.
+type DivergenceForm = (&'static str, &'static str, fn(f64) -> f64);
+
+/// The forms of divergence against bits.
+const DIVERGENCE_FORMS: [DivergenceForm; 2] =
     [("exponential", "KLD = a exp(-b P)", |bits| bits), ("power", "KLD = a P^-b", f64::ln)];
 
 struct Fitter<'a> {

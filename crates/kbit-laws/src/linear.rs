@@ -143,7 +143,7 @@ fn draw(state: &mut u64, n: usize) -> usize {
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^= z >> 31;
-    usize::try_from(u128::from(z) * n as u128 >> 64).unwrap_or(0)
+    usize::try_from((u128::from(z) * n as u128) >> 64).unwrap_or(0)
 }
 
 #[cfg(test)]

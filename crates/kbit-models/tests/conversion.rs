@@ -207,6 +207,21 @@ fn eight_bit_weights_come_with_their_scales() {
 }
 
 #[test]
+fn rejects_a_gguf_that_is_packed_already() {
+    use kbit_formats::gguf::{Array, GgufLayout, GgufWriter, Metadata, WriteOptions};
+    let mut metadata = Metadata::new();
+    metadata.insert("general.architecture", Value::String("llama".to_owned()));
+    metadata.insert("kbit.tensors.name", Value::Array(Array::String(vec!["blk.0.attn_q.weight".to_owned()])));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let layout = GgufLayout::new(&metadata, &[], 32).unwrap();
+    GgufWriter::create(&layout, &path, &WriteOptions::default()).unwrap().finish().unwrap();
+    let error =
+        convert(&Checkpoint::open(&path).unwrap(), &ConvertOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("packed"), "{error}");
+}
+
+#[test]
 fn a_gguf_without_a_table_keeps_its_tensors_and_has_no_description() {
     use kbit_formats::gguf::{GgufLayout, GgufWriter, Metadata, NewTensor, WriteOptions};
     let mut metadata = Metadata::new();

@@ -325,7 +325,7 @@ struct SliceWork<'a> {
 
 impl SliceWork<'_> {
     fn group(&self) -> u64 {
-        u64::from(self.plan.row_group)
+        self.plan.row_group
     }
 
     fn chunk_rows(&self) -> u64 {
@@ -533,7 +533,7 @@ pub fn memory_bytes(tensor: &PlannedTensor) -> u64 {
     let Store::Scheme { plan, .. } = &tensor.store else {
         return rows_for(SLAB_WEIGHTS, shape.cols, 1).min(shape.rows) * shape.cols * 8;
     };
-    let chunk = rows_for(CHUNK_WEIGHTS, shape.cols, u64::from(plan.row_group));
+    let chunk = rows_for(CHUNK_WEIGHTS, shape.cols, plan.row_group);
     let rows = rows_for(SLAB_WEIGHTS, shape.cols, chunk).min(shape.rows);
     let encoded: u64 = plan.parts.iter().map(|part| plan.groups(rows) * part.group_bytes).sum();
     let whole = if plan.whole_matrix { shape.rows * shape.cols * 4 } else { 0 };

@@ -277,7 +277,7 @@ impl Subject {
     }
 
     fn perplexity_records(&self, data: &DataSet, perplexity: &Perplexity) -> Vec<Measurement> {
-        let count = perplexity.tokens as u64;
+        let count = perplexity.tokens;
         let nll_stderr = perplexity.stderr / perplexity.value;
         let mut records = Vec::new();
         if data.wants("perplexity") {
@@ -293,13 +293,13 @@ impl Subject {
                 count,
             ));
         }
-        self.on(data, records, perplexity.chunks as u64)
+        self.on(data, records, perplexity.chunks)
     }
 
     fn divergence_records(&self, data: &DataSet, divergence: &Divergence) -> Vec<Measurement> {
         let mut records = self.perplexity_records(data, &divergence.perplexity);
         if data.wants("kl_divergence") {
-            let count = divergence.tokens as u64;
+            let count = divergence.tokens;
             let figures = vec![
                 self.record("kl_divergence", divergence.mean_kld, Some(divergence.stderr), count),
                 self.record("kl_divergence_median", divergence.median, None, count),
@@ -307,7 +307,7 @@ impl Subject {
                 self.record("kl_divergence_max", divergence.max, None, count),
                 self.record("same_top", divergence.same_top, Some(divergence.same_top_stderr), count),
             ];
-            records.extend(self.on(data, figures, divergence.chunks as u64));
+            records.extend(self.on(data, figures, divergence.chunks));
         }
         records
     }
@@ -321,6 +321,9 @@ pub struct Candidate<'a> {
     pub subject: &'a Subject,
 }
 
+/// What measuring one model gives: figures of quality, and what they cost.
+pub type Measured = (Vec<Measurement>, Vec<Cost>);
+
 /// Measures `candidates` against `reference`, or `reference` itself where there are none; one entry each, in order.
 ///
 /// # Errors
@@ -332,7 +335,7 @@ pub fn measure(
     data: &DataSet,
     progress: &Progress,
     what: &str,
-) -> Result<Vec<(Vec<Measurement>, Vec<Cost>)>, PipelineError> {
+) -> Result<Vec<Measured>, PipelineError> {
     let windows = data.tokens.len() / data.windows.context.max(1);
     let bar = progress.items(what, data.windows.chunks.map_or(windows, |chunks| chunks.min(windows)) as u64);
     let tick = |done: usize, _total: usize| {
@@ -340,9 +343,9 @@ pub fn measure(
     };
     let started = Instant::now();
     let mut found = Vec::new();
-    let cost = |subject: &Subject, stage: &str, chunks: usize, share: usize| {
+    let cost = |subject: &Subject, stage: &str, chunks: u64, share: usize| {
         let seconds = started.elapsed().as_secs_f64() / share.max(1) as f64;
-        let tokens = chunks * data.windows.context;
+        let tokens = chunks * data.windows.context as u64;
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let rate = tokens as f64 / seconds.max(1e-9);
         subject.cost(stage, seconds, Some(rate), kbit_formats::peak_rss_bytes())

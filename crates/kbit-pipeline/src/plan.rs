@@ -288,10 +288,6 @@ impl Builder<'_> {
     }
 
     /// The inner error is the scheme's reason for not taking the shape.
-    #[expect(
-        clippy::type_complexity,
-        reason = "an outer error stops the plan, an inner one asks for a fallback"
-    )]
     fn plan(
         &mut self,
         chosen: &Chosen,

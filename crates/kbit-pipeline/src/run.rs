@@ -4,7 +4,7 @@ use crate::cache::{Cache, ContentHashes, Stamp, key_of};
 use crate::config::{Config, Evaluation, ModelEntry};
 use crate::convert::{self, RunOptions};
 use crate::error::PipelineError;
-use crate::measure::{Candidate, DataSet, Subject, measure};
+use crate::measure::{Candidate, DataSet, Measured, Subject, measure};
 use crate::open::OpenModel;
 use crate::plan::{Fallback, FilePlan, PlanOptions};
 use crate::progress::Progress;
@@ -467,11 +467,7 @@ impl<'a> Execution<'a> {
         Ok(())
     }
 
-    fn remember(
-        &self,
-        key: &str,
-        found: Option<(Vec<Measurement>, Vec<Cost>)>,
-    ) -> Result<MeasureRecord, PipelineError> {
+    fn remember(&self, key: &str, found: Option<Measured>) -> Result<MeasureRecord, PipelineError> {
         let (measurements, costs) = found.unwrap_or_default();
         let record = MeasureRecord { measurements, costs };
         self.cache.put("measure", key, &record)?;
@@ -493,7 +489,7 @@ impl<'a> Execution<'a> {
         ready: &[Ready<'a>],
         batch: &[usize],
         data: &DataSet,
-    ) -> Result<Vec<(usize, (Vec<Measurement>, Vec<Cost>))>, PipelineError> {
+    ) -> Result<Vec<(usize, Measured)>, PipelineError> {
         let mut opened = Vec::new();
         for &index in batch {
             let file = ready[index - 1].file;

@@ -3,7 +3,7 @@
 
 use crate::export;
 use crate::params::{DefaultValue, Param, ParamKind};
-use crate::scheme::{Error, Scheme, SchemeInfo};
+use crate::scheme::{Runtime, Scheme, SchemeInfo};
 use kbit_abi as abi;
 use std::mem::size_of;
 
@@ -22,7 +22,7 @@ pub struct PluginInfo {
     /// Schemes.
     pub schemes: &'static [SchemeEntry],
     /// Run at load.
-    pub self_test: Option<fn() -> Result<(), Error>>,
+    pub self_test: Option<unsafe extern "C" fn(*mut abi::Err) -> abi::Status>,
 }
 
 /// A scheme with its C functions.
@@ -60,18 +60,23 @@ impl SchemeEntry {
                 open_tensor: Some(export::open_tensor::<S>),
                 close_tensor: Some(export::close_tensor::<S>),
                 decode: Some(export::decode::<S>),
-                extension: Some(export::extension::<S>),
+                extension: Some(export::no_extension),
             },
         }
+    }
+
+    /// The entry of the scheme `S`, with its fused kernels.
+    #[must_use]
+    pub const fn with_runtime<S: Runtime>() -> Self {
+        let mut entry = Self::of::<S>();
+        entry.functions.extension = Some(export::extension::<S>);
+        entry
     }
 }
 
 /// Makes the descriptor of a plugin; lives until the process exits.
 #[must_use]
-pub fn plugin(
-    info: &'static PluginInfo,
-    self_test: Option<unsafe extern "C" fn(*mut abi::Err) -> abi::Status>,
-) -> &'static abi::Plugin {
+pub fn plugin(info: &'static PluginInfo) -> &'static abi::Plugin {
     let schemes: Vec<*const abi::Scheme> = info.schemes.iter().map(scheme).collect();
     let schemes: &'static [*const abi::Scheme] = Vec::leak(schemes);
     Box::leak(Box::new(abi::Plugin {
@@ -84,7 +89,7 @@ pub fn plugin(
         license: abi::Str::new(info.license),
         schemes: schemes.as_ptr(),
         n_schemes: schemes.len(),
-        self_test,
+        self_test: info.self_test,
     }))
 }
 

@@ -84,51 +84,110 @@ pub mod pack;
 mod params;
 mod scheme;
 
-pub use export::runtime_table;
 pub use kbit_abi as abi;
 pub use params::{DefaultValue, Param, ParamKind, Params};
 pub use scheme::{
-    Aux, Error, Host, Isa, Part, PartType, Plan, Runtime, RuntimeInfo, Scheme, SchemeInfo, Shape, Slab,
-    SlabMut, Status,
+    Activation, Activations, Aux, EightBit, Error, Host, Isa, Part, PartType, Plan, Runtime, RuntimeInfo,
+    Scheme, SchemeInfo, Shape, Slab, SlabMut, Status,
 };
 
 #[doc(hidden)]
 pub mod macros {
     //! What [`export_plugin!`](crate::export_plugin) expands to; not for direct use.
-    pub use crate::describe::{PluginInfo, SchemeEntry, plugin};
-    pub use crate::export::entry;
+    pub use crate::describe::{PluginInfo, SchemeEntry};
+    pub use crate::export::{entry, self_test};
 }
 
 /// Exports the schemes of this crate as a kbit plugin. The version is the crate's.
+///
+/// It defines the public function `kbit_plugin_entry_v1`, which is also the library's only exported symbol. With the
+/// feature `static-plugins` of this crate the symbol is left out, so that several plugins can be linked into one
+/// program, which then calls the functions by their Rust paths.
+///
+/// ```text
+/// export_plugin! {
+///     id: "org.example.mine", vendor: "Ada", url: "https://example.org", license: "MIT OR Apache-2.0",
+///     schemes: [Mine, Fast: Runtime],   // `: Runtime` exports the scheme's fused kernels with it
+///     self_test: check_tables,          // optional: fn() -> Result<(), Error>, under 50 ms, run when the plugin is loaded
+/// }
+/// ```
 #[macro_export]
 macro_rules! export_plugin {
     (
         id: $id:expr, vendor: $vendor:expr, url: $url:expr, license: $license:expr,
-        schemes: [$($scheme:ty),+ $(,)?]
+        schemes: [$($scheme:ty $(: $runtime:ident)?),+ $(,)?]
         $(, self_test: $self_test:expr)? $(,)?
     ) => {
-        /// The plugin's entry: the only symbol that it exports.
-        ///
-        /// # Safety
-        /// As the ABI says: `host` and `err` are null or valid for the call.
-        #[unsafe(no_mangle)]
-        #[expect(unsafe_code, reason = "the C entry of the plugin")]
-        pub unsafe extern "C" fn kbit_plugin_entry_v1(
-            host: *const $crate::abi::Host,
-            err: *mut $crate::abi::Err,
-        ) -> *const $crate::abi::Plugin {
-            static INFO: $crate::macros::PluginInfo = $crate::macros::PluginInfo {
-                id: $id,
-                version: env!("CARGO_PKG_VERSION"),
-                vendor: $vendor,
-                url: $url,
-                license: $license,
-                schemes: &[$($crate::macros::SchemeEntry::of::<$scheme>()),+],
-                self_test: { let test: Option<fn() -> Result<(), $crate::Error>> = None; $(let test: Option<fn() -> Result<(), $crate::Error>> = { let _ = test; Some($self_test) };)? test },
-            };
-            static DESCRIPTOR: std::sync::OnceLock<&'static $crate::abi::Plugin> = std::sync::OnceLock::new();
-            // SAFETY: the caller's contract is passed on.
-            unsafe { $crate::macros::entry(&INFO, &DESCRIPTOR, host, err) }
+        $crate::__kbit_entry_symbol! {
+            /// The plugin's entry: the only symbol that it exports.
+            ///
+            /// # Safety
+            /// As the ABI says: `host` and `err` are null or valid for the call, and the host lives until the process exits.
+            #[expect(unsafe_code, reason = "the C entry of the plugin")]
+            pub unsafe extern "C" fn kbit_plugin_entry_v1(
+                host: *const $crate::abi::Host,
+                err: *mut $crate::abi::Err,
+            ) -> *const $crate::abi::Plugin {
+                static INFO: $crate::macros::PluginInfo = $crate::macros::PluginInfo {
+                    id: $id,
+                    version: ::core::env!("CARGO_PKG_VERSION"),
+                    vendor: $vendor,
+                    url: $url,
+                    license: $license,
+                    schemes: &[$($crate::__kbit_scheme_entry!($scheme $(, $runtime)?)),+],
+                    self_test: $crate::__kbit_self_test!($($self_test)?),
+                };
+                static DESCRIPTOR: ::std::sync::OnceLock<&'static $crate::abi::Plugin> = ::std::sync::OnceLock::new();
+                // SAFETY: the caller's contract is passed on.
+                unsafe { $crate::macros::entry(&INFO, &DESCRIPTOR, host, err) }
+            }
         }
     };
+}
+
+/// The entry under its C name.
+#[cfg(not(feature = "static-plugins"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __kbit_entry_symbol {
+    ($($function:tt)*) => {
+        #[unsafe(no_mangle)]
+        $($function)*
+    };
+}
+
+/// The entry as a Rust function alone.
+#[cfg(feature = "static-plugins")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __kbit_entry_symbol {
+    ($($function:tt)*) => {
+        $($function)*
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __kbit_scheme_entry {
+    ($scheme:ty) => {
+        $crate::macros::SchemeEntry::of::<$scheme>()
+    };
+    ($scheme:ty, Runtime) => {
+        $crate::macros::SchemeEntry::with_runtime::<$scheme>()
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __kbit_self_test {
+    () => {
+        None
+    };
+    ($self_test:expr) => {{
+        unsafe extern "C" fn self_test(err: *mut $crate::abi::Err) -> $crate::abi::Status {
+            // SAFETY: the host gives null or an error buffer that is valid for the call.
+            unsafe { $crate::macros::self_test(err, $self_test) }
+        }
+        Some(self_test)
+    }};
 }

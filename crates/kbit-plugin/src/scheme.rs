@@ -92,11 +92,15 @@ impl<'a> Slab<'a> {
     /// If `data` is too short.
     #[must_use]
     pub fn new(data: &'a [f32], first: u64, rows: usize, cols: usize, stride: usize) -> Self {
-        assert!(rows == 0 || data.len() >= (rows - 1) * stride + cols, "a slab longer than its data");
+        let span = rows.saturating_sub(1).checked_mul(stride).and_then(|span| span.checked_add(cols));
+        assert!(rows == 0 || span.is_some_and(|span| span <= data.len()), "a slab longer than its data");
         Self { data, first, rows, cols, stride }
     }
 
     /// Row `i`, counted from the first of the slab.
+    ///
+    /// # Panics
+    /// If there is no such row.
     #[must_use]
     pub fn row(&self, i: usize) -> &'a [f32] {
         &self.data[i * self.stride..i * self.stride + self.cols]
@@ -133,29 +137,53 @@ impl<'a> Slab<'a> {
     }
 }
 
-/// Rows of a matrix, to write.
+/// Rows of a matrix, to write. What lies between two rows is not touched: another thread may be writing it.
+///
+/// Invariant: `rows` rows of `cols` floats, `stride >= cols` floats apart from `data` on, are writable for `'a`, nothing
+/// else refers to them, and their extent in bytes fits `isize`.
 #[derive(Debug)]
 pub struct SlabMut<'a> {
-    data: &'a mut [f32],
+    data: *mut f32,
     rows: usize,
     cols: usize,
     stride: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
 }
 
+#[expect(unsafe_code, reason = "rows of one slab lie between rows of another")]
+// SAFETY: like the `&mut [f32]`s that it stands for.
+unsafe impl Send for SlabMut<'_> {}
+
+#[expect(unsafe_code, reason = "rows of one slab lie between rows of another")]
 impl<'a> SlabMut<'a> {
     /// `rows` rows of `cols` floats that lie `stride` floats apart in `data`.
     ///
     /// # Panics
-    /// If `data` is too short.
+    /// If `data` is too short, or rows overlap.
     #[must_use]
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        assert!(rows == 0 || data.len() >= (rows - 1) * stride + cols, "a slab longer than its data");
-        Self { data, rows, cols, stride }
+        let span = rows.saturating_sub(1).checked_mul(stride).and_then(|span| span.checked_add(cols));
+        assert!(rows == 0 || span.is_some_and(|span| span <= data.len()), "a slab longer than its data");
+        assert!(rows <= 1 || stride >= cols, "a slab whose rows overlap");
+        Self { data: data.as_mut_ptr(), rows, cols, stride, lifetime: PhantomData }
+    }
+
+    /// As [`SlabMut::new`], from a pointer.
+    ///
+    /// # Safety
+    /// The invariant of the type.
+    pub(crate) const unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, stride: usize) -> Self {
+        Self { data, rows, cols, stride, lifetime: PhantomData }
     }
 
     /// Row `i`, counted from the first of the slab.
+    ///
+    /// # Panics
+    /// If there is no such row.
     pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
-        &mut self.data[i * self.stride..i * self.stride + self.cols]
+        assert!(i < self.rows, "row {i} of a slab of {} rows", self.rows);
+        // SAFETY: the row exists, so by the invariant these floats are ours alone.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.stride), self.cols) }
     }
 
     /// Number of rows.
@@ -282,10 +310,10 @@ pub enum Isa {
     Best,
 }
 
-/// The host, while a scheme is opened. What it says about instruction sets may be kept.
+/// What the host offers. A scheme that needs it later keeps [`Host::to_static`].
 #[derive(Clone, Copy, Debug)]
 pub struct Host<'a> {
-    raw: Option<kbit_abi::Host>,
+    pub(crate) raw: Option<kbit_abi::Host>,
     lifetime: PhantomData<&'a ()>,
 }
 
@@ -301,6 +329,12 @@ impl Host<'_> {
         Self { raw, lifetime: PhantomData }
     }
 
+    /// The same host, to keep in the scheme: hosts live until the process exits (rule R2 of the ABI).
+    #[must_use]
+    pub const fn to_static(&self) -> Host<'static> {
+        Host { raw: self.raw, lifetime: PhantomData }
+    }
+
     /// Upper limit of instruction sets.
     #[must_use]
     pub fn isa_limit(&self) -> Isa {
@@ -312,7 +346,7 @@ impl Host<'_> {
         }
     }
 
-    /// Logs a message; level 0 is an error, 4 a trace.
+    /// Logs a message; levels: 0 error, 1 warning, 2 information, 3 debug, 4 trace.
     pub fn log(&self, level: u32, text: &str) {
         if let Some(raw) = self.raw
             && let Some(log) = raw.log
@@ -356,8 +390,6 @@ pub struct SchemeInfo {
 pub trait Scheme: Sized + Send + Sync + 'static {
     /// What the scheme says of itself.
     const INFO: SchemeInfo;
-    /// Fused kernels of a type that implements [`Runtime`]: see there.
-    const RUNTIME: Option<&'static kbit_abi::ExtRuntime> = None;
     /// What [`Scheme::begin`] makes for one matrix.
     type Job: Send + Sync;
     /// What [`Scheme::open_tensor`] reads from the heads.
@@ -440,8 +472,20 @@ pub trait Scheme: Sized + Send + Sync + 'static {
     ) -> Result<(), Error>;
 }
 
-/// What a scheme's fused kernels say of themselves.
-#[derive(Clone, Copy, Debug)]
+/// Arithmetic of a fused product: the host uses it only where that is what the user asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Activation {
+    /// f32 activations.
+    F32 = kbit_abi::ACT_F32,
+    /// bf16 activations, f32 sums.
+    Bf16 = kbit_abi::ACT_BF16,
+    /// 8-bit activations.
+    Int8 = kbit_abi::ACT_INT8,
+}
+
+/// What a scheme's fused kernels say of themselves, for one tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuntimeInfo {
     /// Bytes of one packed activation.
     pub activation_bytes: u64,
@@ -449,26 +493,85 @@ pub struct RuntimeInfo {
     pub activation_key: u64,
 }
 
-/// Fused kernels of a scheme: a product of encoded rows with activations.
+/// Packed activations, to read.
+#[derive(Clone, Copy, Debug)]
+pub struct Activations<'a> {
+    data: &'a [u8],
+    count: usize,
+    bytes: usize,
+    stride: usize,
+}
+
+impl<'a> Activations<'a> {
+    /// `count` activations of `bytes` bytes that lie `stride` bytes apart in `data`.
+    ///
+    /// # Panics
+    /// If `data` is too short.
+    #[must_use]
+    pub fn new(data: &'a [u8], count: usize, bytes: usize, stride: usize) -> Self {
+        let span = count.saturating_sub(1).checked_mul(stride).and_then(|span| span.checked_add(bytes));
+        assert!(
+            count == 0 || span.is_some_and(|span| span <= data.len()),
+            "activations longer than their data"
+        );
+        Self { data, count, bytes, stride }
+    }
+
+    /// Number of activations.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.count
+    }
+
+    /// True without activations.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Activation `a`.
+    ///
+    /// # Panics
+    /// If there is no such activation.
+    #[must_use]
+    pub fn get(&self, a: usize) -> &'a [u8] {
+        assert!(a < self.count, "activation {a} of {}", self.count);
+        &self.data[a * self.stride..a * self.stride + self.bytes]
+    }
+}
+
+/// Fused kernels of a scheme (extension `kbit.runtime/1`): products of encoded rows with activations.
 ///
-/// Set `const RUNTIME: Option<&'static abi::ExtRuntime> = Some(&runtime_table::<Self>(abi::ACT_F32, "portable"))` in the scheme.
+/// Exported by `schemes: [MyScheme: Runtime]`. Scratch is the plan's `decode_scratch_bytes`.
 pub trait Runtime: Scheme {
-    /// What the kernels say of themselves.
+    /// Arithmetic of [`Runtime::dot`].
+    const ACTIVATION: Activation;
+    /// True where [`Runtime::decode_i8`] is written.
+    const DECODES_I8: bool = false;
+
+    /// Name of the kernel chosen on this machine, for logs.
+    fn kernel(&self) -> &'static str {
+        "portable"
+    }
+
+    /// Size and key of packed activations for a tensor.
     fn runtime(&self, tensor: &Self::Tensor, shape: &Shape<'_>) -> RuntimeInfo;
 
-    /// Packs one activation of `cols` floats.
+    /// Packs one activation of `cols` floats. The buffer holds arbitrary bytes before.
     ///
     /// # Errors
     /// Values that cannot be packed.
     fn pack(
         &self,
         tensor: &Self::Tensor,
+        shape: &Shape<'_>,
         x: &[f32],
         packed: &mut [u8],
         scratch: &mut [u8],
     ) -> Result<(), Error>;
 
-    /// `y[r]` = row `rows.start + r` times one packed activation. Depends on the row and the activation alone.
+    /// `y.row_mut(a)[r]` = row `rows.start + r` times activation `a`. It depends on that row and activation alone, not on
+    /// how many others the call has. `parts` are the whole bodies.
     ///
     /// # Errors
     /// Damaged bytes.
@@ -479,8 +582,39 @@ pub trait Runtime: Scheme {
         shape: &Shape<'_>,
         parts: &[&[u8]],
         rows: Range<u64>,
-        packed: &[u8],
-        y: &mut [f32],
+        activations: &Activations<'_>,
+        y: &mut SlabMut<'_>,
         scratch: &mut [u8],
     ) -> Result<(), Error>;
+
+    /// Weights as signed bytes, a scale and a minimum for each `block` columns:
+    /// weight = `q[r * cols + c] * scale[r * blocks + c / block] + min[r * blocks + c / block]`.
+    ///
+    /// # Errors
+    /// [`Status::Unsupported`] where this block cannot be served; damaged bytes.
+    #[expect(clippy::too_many_arguments, reason = "mirrors the ABI")]
+    fn decode_i8(
+        &self,
+        tensor: &Self::Tensor,
+        shape: &Shape<'_>,
+        parts: &[&[u8]],
+        rows: Range<u64>,
+        block: u32,
+        out: EightBit<'_>,
+        scratch: &mut [u8],
+    ) -> Result<(), Error> {
+        let _ = (tensor, shape, parts, rows, block, out, scratch);
+        Err(Error::unsupported("the scheme has no 8-bit form"))
+    }
+}
+
+/// Where [`Runtime::decode_i8`] writes: `rows * cols` bytes, and `rows * cols.div_ceil(block)` scales and minima.
+#[derive(Debug)]
+pub struct EightBit<'a> {
+    /// Weights, `[rows][cols]`.
+    pub q: &'a mut [i8],
+    /// Scales, `[rows][blocks]`.
+    pub scale: &'a mut [f32],
+    /// Minima, `[rows][blocks]`.
+    pub min: &'a mut [f32],
 }

@@ -210,18 +210,28 @@ pub fn write<T: Record>(path: &Path, records: &[T]) -> Result<(), ResultsError> 
 }
 
 /// What makes two measurements measurements of the same thing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    model: String,
+    scheme: String,
+    metric: String,
+    tensor: Option<String>,
+    mode: String,
+    /// Digest of the text, context and chunks.
+    data: Option<(String, u64, u64)>,
+}
+
+/// The key of a measurement.
 #[must_use]
-pub fn key(
-    measurement: &Measurement,
-) -> (String, String, String, Option<String>, String, Option<(String, u64, u64)>) {
-    (
-        measurement.model.id.clone(),
-        measurement.scheme.label.clone(),
-        measurement.metric.clone(),
-        measurement.tensor.clone(),
-        measurement.mode.clone(),
-        measurement.data.as_ref().map(|data| (data.sha256.clone(), data.context, data.chunks)),
-    )
+pub fn key(measurement: &Measurement) -> Key {
+    Key {
+        model: measurement.model.id.clone(),
+        scheme: measurement.scheme.label.clone(),
+        metric: measurement.metric.clone(),
+        tensor: measurement.tensor.clone(),
+        mode: measurement.mode.clone(),
+        data: measurement.data.as_ref().map(|data| (data.sha256.clone(), data.context, data.chunks)),
+    }
 }
 
 /// Puts several sets together: of two measurements of the same thing, the later one counts, in the earlier one's place.

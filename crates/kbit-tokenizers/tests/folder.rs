@@ -71,7 +71,8 @@ fn agrees_with_the_tokenizers_crate_on_the_reference() {
         return;
     }
     let text = std::fs::read_to_string(text).unwrap();
-    let text = &text[..text.floor_char_boundary(300_000)];
+    let (end, _) = text.char_indices().nth(300_000).unwrap();
+    let text = &text[..end];
     let theirs = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
     let found = tokenizer(&folder, 512).encode(text, false, true);
     assert_eq!(found, theirs.encode_fast(text, false).unwrap().get_ids());
@@ -205,6 +206,13 @@ fn rejects_a_folder_without_tokenizer() {
     let folder = tempfile::tempdir().unwrap();
     let error = metadata_from_folder(folder.path(), 100, "llama").unwrap_err();
     assert!(matches!(error, TokenizerError::Absent { .. }), "{error}");
+}
+
+#[test]
+fn rejects_tekken_json_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tekken.json"), "{}").unwrap();
+    assert!(refusal(folder.path(), 100).contains("tekken.json"));
 }
 
 #[test]

@@ -243,7 +243,7 @@ fn plan(scheme: &Scheme, _: &mut CaseOutcome) -> Checked<String> {
             let too_large =
                 rows.checked_mul(cols).and_then(|n| n.checked_mul(4)).is_none_or(|n| n > i64::MAX as u64);
             let ask = || {
-                crate::scheme::local_plan(&state, &matrix, scheme.ggml_type(), scheme.functions.observes())
+                crate::scheme::local_plan(&state, &matrix, scheme.ggml_type(), scheme.functions.optional())
             };
             match ask() {
                 Ok(plan) => {
@@ -945,7 +945,7 @@ fn newer_host(scheme: &Scheme, _: &mut CaseOutcome) -> Checked<String> {
     }
     // SAFETY: the plugin's strings live until the process ends.
     let checked = unsafe {
-        TensorPlan::checked(&plan.known, &subject.matrix, scheme.ggml_type(), scheme.functions.observes())
+        TensorPlan::checked(&plan.known, &subject.matrix, scheme.ggml_type(), scheme.functions.optional())
     };
     if checked.as_ref() != Ok(&subject.plan) {
         return fail("a newer host gets another plan");

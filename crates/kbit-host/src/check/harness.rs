@@ -344,7 +344,7 @@ impl Scheme {
 
     /// The plan, or `None` where the scheme refuses the shape. A refusal must have words.
     pub(super) fn plan(&self, state: &State, matrix: &Matrix<'_>) -> Checked<Option<TensorPlan>> {
-        match local_plan(state, matrix, self.ggml_type(), self.functions.observes()) {
+        match local_plan(state, matrix, self.ggml_type(), self.functions.optional()) {
             Ok(plan) => Ok(Some(plan)),
             Err(CallFailure::Status { status: abi::EUNSUPPORTED | abi::EPARAM, text }) => {
                 if text.ends_with("without a message") {

@@ -244,8 +244,8 @@ impl Server {
             Request::Plan { shape } => {
                 let ggml_type =
                     loaded.text.schemes[*scheme].ggml_type.and_then(kbit_types::GgmlType::from_id);
-                let observes = loaded.functions[*scheme].observes();
-                local_plan(state, &shape.matrix(), ggml_type, observes).map(Answer::Plan)
+                let optional = loaded.functions[*scheme].optional();
+                local_plan(state, &shape.matrix(), ggml_type, optional).map(Answer::Plan)
             }
             Request::Begin { shape, plan, whole, aux } => {
                 let whole = whole.map(|span| carver.floats(span)).transpose()?;

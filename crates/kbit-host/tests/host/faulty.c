@@ -182,7 +182,7 @@ static float weight(const kbit_tensor *tensor, uint64_t r, uint64_t c) {
 }
 
 static kbit_status decode(const kbit_tensor *tensor, kbit_rows rows, float *out, uint64_t stride, kbit_buf scratch, kbit_err *err) {
-    (void)err;
+    if (rows.first % GROUP || (rows.count % GROUP && rows.first + rows.count != tensor->rows)) return say(err, KBIT_EINTERNAL, "half a group");
     float extra = FAULT_IS("decode-dirty") ? *(float *)scratch.ptr : 0;
     if (FAULT_IS("damage") && tensor->codes[0] == -1 && tensor->codes[1] == -1) abort();
     if (FAULT_IS("decode-rounding")) fesetround(FE_UPWARD);
@@ -205,7 +205,8 @@ static kbit_status act_pack(const kbit_tensor *tensor, const float *x, void *act
     return KBIT_OK;
 }
 static kbit_status dot(const kbit_tensor *tensor, kbit_rows rows, const void *act, uint64_t n_act, uint64_t act_stride, float *y, uint64_t y_stride, kbit_buf scratch, kbit_err *err) {
-    (void)scratch, (void)err;
+    (void)scratch;
+    if (rows.first % GROUP || (rows.count % GROUP && rows.first + rows.count != tensor->rows)) return say(err, KBIT_EINTERNAL, "half a group");
     for (uint64_t a = 0; a < n_act; a++)
         for (uint64_t r = 0; r < rows.count; r++) {
             double sum = 0;

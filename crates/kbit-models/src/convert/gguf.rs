@@ -14,6 +14,12 @@ pub(super) fn convert(
 ) -> Result<Conversion, ModelError> {
     let mut metadata = file.metadata().clone();
     let architecture = metadata.str("general.architecture")?.to_owned();
+    if metadata.get("kbit.tensors.name").is_some() {
+        return Err(ModelError::Metadata {
+            key: "kbit.tensors.name".to_owned(),
+            reason: "says that a scheme of kbit packed the file, which cannot be packed again".to_owned(),
+        });
+    }
     let has_tensor = |name: &str| checkpoint.tensor(name).is_some();
     let description = match Architecture::by_name(&architecture) {
         Ok(_) => Some(describe(&metadata, &has_tensor)?),

@@ -6,9 +6,9 @@ use crate::architecture::{Architecture, Presence, TensorRule, Transform, in_laye
 use crate::expr::matrix_shape;
 use crate::{Description, ModelError, Role, SourceExpr, describe};
 use kbit_formats::gguf::{Metadata, Value};
-use kbit_formats::{Checkpoint, Element, SourceTensor};
+use kbit_formats::{Checkpoint, SourceTensor};
 use kbit_tokenizers::TokenizerError;
-use kbit_types::{Dtype, MatrixShape};
+use kbit_types::MatrixShape;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -66,13 +66,12 @@ pub(super) fn convert(
     for found in &assigned.tensors {
         tensors.push(output(checkpoint, found, &model, &scales)?);
     }
-    let other = assigned.other.iter().filter_map(|name| checkpoint.tensor(name));
-    tensors.extend(other.map(|tensor| OutputTensor {
-        name: tensor.name.clone(),
-        shape: tensor.shape.clone(),
-        role: Role::Other,
-        expr: SourceExpr::tensor(tensor),
-    }));
+    for tensor in assigned.other.iter().filter_map(|name| checkpoint.tensor(name)) {
+        let expr = SourceExpr::tensor(tensor);
+        expr.check(checkpoint)?;
+        let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+        tensors.push(OutputTensor { name, shape, role: Role::Other, expr });
+    }
 
     metadata.insert("general.type", Value::String("model".to_owned()));
     general::write_sampling(folder, &mut metadata)?;
@@ -331,7 +330,10 @@ impl Scales {
         let block = match (method, format) {
             ("fp8", _) => &quantization["weight_block_size"],
             ("compressed-tensors", "float-quantized" | "naive-quantized") => {
-                &quantization["config_groups"]["group_0"]["weights"]["block_structure"]
+                let groups = quantization["config_groups"].as_object();
+                let group =
+                    groups.and_then(|groups| groups.values().next()).unwrap_or(&serde_json::Value::Null);
+                &group["weights"]["block_structure"]
             }
             _ => {
                 let reason = format!(
@@ -376,10 +378,7 @@ impl Scales {
 
     /// The tensor's values, scaled where it has a scale.
     fn apply(&self, checkpoint: &Checkpoint, tensor: &SourceTensor) -> Result<SourceExpr, ModelError> {
-        let is_f8 = matches!(tensor.element, Element::Plain(Dtype::F8E4M3 | Dtype::F8E5M2));
-        let Some(scale) =
-            self.of.get(&tensor.name).filter(|_| is_f8).and_then(|name| checkpoint.tensor(name))
-        else {
+        let Some(scale) = self.of.get(&tensor.name).and_then(|name| checkpoint.tensor(name)) else {
             return Ok(SourceExpr::tensor(tensor));
         };
         let shape = matrix_shape(&tensor.shape);

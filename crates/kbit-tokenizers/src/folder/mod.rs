@@ -84,6 +84,10 @@ pub fn metadata_from_folder_named(
                 out.insert("tokenizer.ggml.merges", Value::Array(Array::String(merges)));
             }
         }
+        (None, None) if folder.path.join("tekken.json").is_file() => {
+            let reason = "kbit does not read it; put the model's tokenizer.json beside it".to_owned();
+            return Err(folder.broken("tekken.json", reason));
+        }
         (None, None) => return Err(TokenizerError::Absent { folder: folder.path }),
     }
     let tokens = out.strings("tokenizer.ggml.tokens")?.len() as u64;

@@ -1,0 +1,141 @@
+//! Throughput of encoding and decoding, counted in the bytes of f32 weights, one thread, beside a plain memory copy.
+//!
+//! `cargo bench -p kbit-blocks` runs all; a filter takes some: `-- decode/Q4_0`, `-- /portable`. A table of all types with the
+//! best kernels, against the copy, ends every run that is not a test.
+#![expect(clippy::print_stdout, reason = "the table is the benchmark's output")]
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use kbit_blocks::{InstructionSet, Kernels, can_encode, uses_importance};
+use kbit_types::GgmlType;
+use std::time::Instant;
+
+/// 32 MiB of floats: past the second-level cache, as rows of a checkpoint come.
+const WEIGHTS: usize = 8 << 20;
+const COLS: usize = 4096;
+/// Encoding with importance searches; it gets fewer rows.
+const WEIGHTED: usize = 64 * COLS;
+
+/// Numbers like a normal distribution: sums of four uniform ones.
+fn weights() -> Vec<f32> {
+    let mut state = 1u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u32 << 24) as f32 - 0.5
+    };
+    (0..WEIGHTS).map(|_| 0.02 * (uniform() + uniform() + uniform() + uniform())).collect()
+}
+
+fn kernels() -> Vec<Kernels> {
+    let all = [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512];
+    all.into_iter()
+        .map(|set| (set, Kernels::up_to(set)))
+        .filter(|(set, kernels)| kernels.instruction_set() == *set)
+        .map(|(_, kernels)| kernels)
+        .collect()
+}
+
+fn types() -> impl Iterator<Item = GgmlType> {
+    GgmlType::ALL.iter().copied().filter(|ty| kbit_blocks::can_decode(*ty))
+}
+
+fn bytes_for(ty: GgmlType, weights: usize) -> Vec<u8> {
+    vec![
+        0x11;
+        ty.bytes_for(weights as u64).and_then(|bytes| usize::try_from(bytes).ok()).expect("whole blocks")
+    ]
+}
+
+fn name(kernels: Kernels) -> String {
+    format!("{:?}", kernels.instruction_set()).to_lowercase()
+}
+
+fn measure(c: &mut Criterion, x: &[f32], importance: &[f32]) {
+    let mut floats = vec![0f32; WEIGHTS];
+    let mut group = c.benchmark_group("copy");
+    group.throughput(Throughput::Bytes(4 * WEIGHTS as u64));
+    group.bench_function("f32", |b| b.iter(|| floats.copy_from_slice(black_box(x))));
+    group.finish();
+    for ty in types() {
+        let mut bytes = bytes_for(ty, WEIGHTS);
+        if can_encode(ty) {
+            let mut group = c.benchmark_group(format!("encode/{ty}"));
+            group.throughput(Throughput::Bytes(4 * WEIGHTS as u64));
+            for kernels in kernels() {
+                group.bench_function(BenchmarkId::from_parameter(name(kernels)), |b| {
+                    b.iter(|| kernels.encode_row_range(ty, black_box(x), COLS, None, &mut bytes));
+                });
+            }
+            group.finish();
+        }
+        if uses_importance(ty) {
+            let mut bytes = bytes_for(ty, WEIGHTED);
+            let mut group = c.benchmark_group(format!("encode_weighted/{ty}"));
+            group.throughput(Throughput::Bytes(4 * WEIGHTED as u64));
+            for kernels in kernels() {
+                group.bench_function(BenchmarkId::from_parameter(name(kernels)), |b| {
+                    let x = &x[..WEIGHTED];
+                    b.iter(|| kernels.encode_row_range(ty, black_box(x), COLS, Some(importance), &mut bytes));
+                });
+            }
+            group.finish();
+        }
+        let mut group = c.benchmark_group(format!("decode/{ty}"));
+        group.throughput(Throughput::Bytes(4 * WEIGHTS as u64));
+        for kernels in kernels() {
+            group.bench_function(BenchmarkId::from_parameter(name(kernels)), |b| {
+                b.iter(|| kernels.decode(ty, black_box(&bytes), &mut floats));
+            });
+        }
+        group.finish();
+    }
+}
+
+/// GB of f32 weights a second, the best of seven.
+fn rate(weights: usize, mut run: impl FnMut()) -> f64 {
+    let best = (0..7).map(|_| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64()
+    });
+    4.0 * weights as f64 / best.fold(f64::INFINITY, f64::min) / 1e9
+}
+
+fn table(x: &[f32], importance: &[f32]) {
+    let mut floats = vec![0f32; WEIGHTS];
+    let copy = rate(WEIGHTS, || floats.copy_from_slice(black_box(x)));
+    for kernels in kernels() {
+        println!("\n{} kernels; GB of f32 weights a second (of a memory copy's {copy:.1})", name(kernels));
+        println!("{:<6} {:>14} {:>14} {:>14}", "type", "encode", "importance", "decode");
+        for ty in types() {
+            let cell = |rate: f64| format!("{rate:.2} ({:.0}%)", 100.0 * rate / copy);
+            let mut bytes = bytes_for(ty, WEIGHTS);
+            let encode = can_encode(ty).then(|| {
+                rate(WEIGHTS, || drop(kernels.encode_row_range(ty, black_box(x), COLS, None, &mut bytes)))
+            });
+            let decode = rate(WEIGHTS, || drop(kernels.decode(ty, black_box(&bytes), &mut floats)));
+            let mut bytes = bytes_for(ty, WEIGHTED);
+            let weighted = uses_importance(ty).then(|| {
+                let x = &x[..WEIGHTED];
+                rate(WEIGHTED, || {
+                    drop(kernels.encode_row_range(ty, black_box(x), COLS, Some(importance), &mut bytes))
+                })
+            });
+            let [encode, weighted] = [encode, weighted].map(|rate| rate.map_or("-".to_owned(), cell));
+            println!("{:<6} {encode:>14} {weighted:>14} {:>14}", ty.name(), cell(decode));
+        }
+    }
+}
+
+fn main() {
+    let x = weights();
+    let importance: Vec<f32> = x[..COLS].iter().map(|x| x * x + 1e-6).collect();
+    let mut criterion = Criterion::default().sample_size(10).configure_from_args();
+    // `-- table` skips the rest.
+    if !std::env::args().any(|argument| argument == "table") {
+        measure(&mut criterion, &x, &importance);
+        criterion.final_summary();
+    }
+    if !std::env::args().any(|argument| argument == "--test") {
+        table(&x, &importance);
+    }
+}

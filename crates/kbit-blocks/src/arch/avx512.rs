@@ -1,0 +1,169 @@
+//! AVX-512 F, BW, DQ and VL.
+//!
+//! Invariant: an [`Avx512`] exists only where the CPU has all of them, and AVX2 and F16C. `VCVTNEPS2BF16` is not used: it takes
+//! subnormal numbers for zero, which ggml's reference does not.
+#![expect(unsafe_code, reason = "vector instructions and loads")]
+
+use super::{own_kernels, portable, shared_kernels};
+use crate::block::{Half, Q4_0, Q8_0};
+use crate::legacy::{BELOW_HALF, BLOCK};
+use std::arch::x86_64::*;
+
+/// Proof that the CPU has the features.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// The proof, if it holds.
+    pub(crate) fn new() -> Option<Self> {
+        (super::avx2::Avx2::new().is_some()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl"))
+        .then_some(Self(()))
+    }
+}
+
+shared_kernels! {
+    Avx512, "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl";
+    largest_bits(x: &[f32]) -> u32;
+    encode_f32(x: &[f32], out: &mut [u8]);
+    encode_bf16(x: &[f32], out: &mut [u8]);
+    encode_q4_1(x: &[f32], out: &mut [u8]);
+    encode_q5_0(x: &[f32], out: &mut [u8]);
+    encode_q5_1(x: &[f32], out: &mut [u8]);
+    weighted_q4_0(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q4_1(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_0(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_1(row: &[f32], importance: &[f32], out: &mut [u8]);
+    decode_f32(bytes: &[u8], out: &mut [f32]);
+    decode_bf16(bytes: &[u8], out: &mut [f32]);
+    decode_q8_0(bytes: &[u8], out: &mut [f32]);
+    decode_q4_0(bytes: &[u8], out: &mut [f32]);
+    decode_q4_1(bytes: &[u8], out: &mut [f32]);
+    decode_q5_0(bytes: &[u8], out: &mut [f32]);
+    decode_q5_1(bytes: &[u8], out: &mut [f32]);
+    decode_q2_k(bytes: &[u8], out: &mut [f32]);
+    decode_q3_k(bytes: &[u8], out: &mut [f32]);
+    decode_q4_k(bytes: &[u8], out: &mut [f32]);
+    decode_q5_k(bytes: &[u8], out: &mut [f32]);
+    decode_q6_k(bytes: &[u8], out: &mut [f32]);
+}
+
+own_kernels! {
+    Avx512;
+    encode_f16(x: &[f32], out: &mut [u8]);
+    decode_f16(bytes: &[u8], out: &mut [f32]);
+    encode_q8_0(x: &[f32], out: &mut [u8]);
+    encode_q4_0(x: &[f32], out: &mut [u8]);
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn load(x: &[f32; 16]) -> __m512 {
+    // SAFETY: reads the 64 bytes of `x`; the instruction needs no alignment.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn encode_f16(x: &[f32], out: &mut [u8]) {
+    let (vectors, rest) = x.as_chunks::<16>();
+    let (halves, rest_out) = out.split_at_mut(vectors.len() * 32);
+    for (x, out) in vectors.iter().zip(halves.as_chunks_mut::<32>().0) {
+        let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(load(x));
+        // SAFETY: writes the 32 bytes of `out`; the instruction needs no alignment.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), halves) }
+    }
+    portable::encode_f16(rest, rest_out);
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn decode_f16(bytes: &[u8], out: &mut [f32]) {
+    let (vectors, rest_out) = out.as_chunks_mut::<16>();
+    let (halves, rest) = bytes.split_at(vectors.len() * 32);
+    for (bytes, out) in halves.as_chunks::<32>().0.iter().zip(vectors) {
+        // SAFETY: reads the 32 bytes of `bytes`; the instruction needs no alignment.
+        let halves = unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) };
+        // SAFETY: writes the 64 bytes of `out`; the instruction needs no alignment.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(halves)) }
+    }
+    portable::decode_f16(rest, rest_out);
+}
+
+/// The two vectors of a block.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn load_block(x: &[f32; BLOCK]) -> [__m512; 2] {
+    let vectors = x.as_chunks::<16>().0;
+    [load(&vectors[0]), load(&vectors[1])]
+}
+
+/// The largest magnitude of a block.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn largest(x: &[__m512; 2]) -> f32 {
+    _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1])))
+}
+
+/// One over `d`, 0 for 0.
+#[inline]
+fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+/// Rounds to nearest even.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn half(value: f32) -> Half {
+    let bits = _mm_cvtsi128_si32(_mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_set_ss(value)));
+    let [low, high, ..] = bits.to_le_bytes();
+    Half([low, high])
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn encode_q8_0(x: &[f32], out: &mut [u8]) {
+    let sign = _mm512_set1_ps(-0.0);
+    let below_half = _mm512_set1_ps(BELOW_HALF);
+    for (x, block) in x.as_chunks::<BLOCK>().0.iter().zip(bytemuck::cast_slice_mut::<u8, Q8_0>(out)) {
+        let x = load_block(x);
+        let d = largest(&x) / 127.0;
+        let id = _mm512_set1_ps(inverse(d));
+        block.d = half(d);
+        for (x, q) in x.into_iter().zip(block.q.as_chunks_mut::<16>().0) {
+            // C's `roundf` (halves away from zero) followed by truncation, of which the low byte stays.
+            let scaled = _mm512_mul_ps(x, id);
+            let toward = _mm512_or_ps(below_half, _mm512_and_ps(scaled, sign));
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(_mm512_add_ps(scaled, toward)));
+            // SAFETY: writes the 16 bytes of `q`; the instruction needs no alignment.
+            unsafe { _mm_storeu_si128(q.as_mut_ptr().cast(), bytes) }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn encode_q4_0(x: &[f32], out: &mut [u8]) {
+    let shift = _mm512_set1_ps(8.5);
+    let most = _mm_set1_epi8(15);
+    for (values, block) in x.as_chunks::<BLOCK>().0.iter().zip(bytemuck::cast_slice_mut::<u8, Q4_0>(out)) {
+        let x = load_block(values);
+        let largest = largest(&x);
+        let equal =
+            x.map(|x| u32::from(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(largest))));
+        // The first of the largest; zeros of either sign count as plus zero.
+        let first = (equal[0] | equal[1] << 16).trailing_zeros();
+        let extreme = if largest == 0.0 { 0.0 } else { values[first as usize % BLOCK] };
+        let d = extreme / -8.0;
+        let id = _mm512_set1_ps(inverse(d));
+        let [low, high] = x.map(|x| {
+            // The low byte with its sign, capped.
+            let wide = _mm512_cvttps_epi32(_mm512_add_ps(_mm512_mul_ps(x, id), shift));
+            _mm_min_epi8(_mm512_cvtepi32_epi8(wide), most)
+        });
+        // Shifts words, so the bits that come from the byte below are cleared.
+        let high = _mm_and_si128(_mm_slli_epi16::<4>(high), _mm_set1_epi8(0xf0u8.cast_signed()));
+        block.d = half(d);
+        // SAFETY: writes the 16 bytes of `q`; the instruction needs no alignment.
+        unsafe { _mm_storeu_si128(block.q.as_mut_ptr().cast(), _mm_or_si128(low, high)) }
+    }
+}

@@ -1,0 +1,160 @@
+//! Kernels by instruction set. A kernel is a method of a value that exists only where the CPU has the features, so owning the
+//! value is the proof.
+//!
+//! Most kernels are the loops of [`portable`] compiled again with the features of the set ([`shared_kernels`]): the compiler
+//! vectorises them, never contracts a multiplication with an addition and never reorders sums, so all sets give equal bytes.
+//! Written by hand are those where it does not see the instruction: half-precision conversion and the packing of codes.
+
+pub(crate) mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+
+/// Instruction sets that there are kernels for, in ascending order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum InstructionSet {
+    /// The target's baseline.
+    Portable,
+    /// AVX2 and F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+}
+
+/// The kernels of one instruction set, which the CPU has.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernels(Set);
+
+#[derive(Clone, Copy, Debug)]
+enum Set {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+}
+
+impl Kernels {
+    /// The best set of this CPU that is not above `limit`.
+    #[must_use]
+    pub fn up_to(limit: InstructionSet) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if limit >= InstructionSet::Avx512
+                && let Some(avx512) = avx512::Avx512::new()
+            {
+                return Self(Set::Avx512(avx512));
+            }
+            if limit >= InstructionSet::Avx2
+                && let Some(avx2) = avx2::Avx2::new()
+            {
+                return Self(Set::Avx2(avx2));
+            }
+        }
+        let _ = limit;
+        Self(Set::Portable)
+    }
+
+    /// The best set of this CPU.
+    #[must_use]
+    pub fn best() -> Self {
+        Self::up_to(InstructionSet::Avx512)
+    }
+
+    /// The instruction set.
+    #[must_use]
+    pub const fn instruction_set(self) -> InstructionSet {
+        match self.0 {
+            Set::Portable => InstructionSet::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2(_) => InstructionSet::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(_) => InstructionSet::Avx512,
+        }
+    }
+}
+
+/// Methods of [`Kernels`] that choose the set.
+macro_rules! dispatch {
+    ($($name:ident($($argument:ident: $ty:ty),*) $(-> $result:ty)?;)*) => {
+        impl Kernels {
+            $(pub(crate) fn $name(self, $($argument: $ty),*) $(-> $result)? {
+                match self.0 {
+                    Set::Portable => portable::$name($($argument),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Set::Avx2(kernels) => kernels.$name($($argument),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Set::Avx512(kernels) => kernels.$name($($argument),*),
+                }
+            })*
+        }
+    };
+}
+
+dispatch! {
+    largest_bits(x: &[f32]) -> u32;
+    encode_f32(x: &[f32], out: &mut [u8]);
+    encode_f16(x: &[f32], out: &mut [u8]);
+    encode_bf16(x: &[f32], out: &mut [u8]);
+    encode_q8_0(x: &[f32], out: &mut [u8]);
+    encode_q4_0(x: &[f32], out: &mut [u8]);
+    encode_q4_1(x: &[f32], out: &mut [u8]);
+    encode_q5_0(x: &[f32], out: &mut [u8]);
+    encode_q5_1(x: &[f32], out: &mut [u8]);
+    weighted_q4_0(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q4_1(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_0(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_1(row: &[f32], importance: &[f32], out: &mut [u8]);
+    decode_f32(bytes: &[u8], out: &mut [f32]);
+    decode_f16(bytes: &[u8], out: &mut [f32]);
+    decode_bf16(bytes: &[u8], out: &mut [f32]);
+    decode_q8_0(bytes: &[u8], out: &mut [f32]);
+    decode_q4_0(bytes: &[u8], out: &mut [f32]);
+    decode_q4_1(bytes: &[u8], out: &mut [f32]);
+    decode_q5_0(bytes: &[u8], out: &mut [f32]);
+    decode_q5_1(bytes: &[u8], out: &mut [f32]);
+    decode_q2_k(bytes: &[u8], out: &mut [f32]);
+    decode_q3_k(bytes: &[u8], out: &mut [f32]);
+    decode_q4_k(bytes: &[u8], out: &mut [f32]);
+    decode_q5_k(bytes: &[u8], out: &mut [f32]);
+    decode_q6_k(bytes: &[u8], out: &mut [f32]);
+}
+
+/// Methods that run the portable loops, compiled with the features of a set.
+#[cfg(target_arch = "x86_64")]
+macro_rules! shared_kernels {
+    (
+        $kernels:ty, $features:literal;
+        $($name:ident($($argument:ident: $ty:ty),*) $(-> $result:ty)?;)*
+    ) => {
+        impl $kernels {
+            $(pub(crate) fn $name(self, $($argument: $ty),*) $(-> $result)? {
+                #[target_feature(enable = $features)]
+                fn run($($argument: $ty),*) $(-> $result)? {
+                    $crate::arch::portable::$name($($argument),*)
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run($($argument),*) }
+            })*
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use shared_kernels;
+
+/// Methods written by hand in the same module, as functions with the features of a set.
+#[cfg(target_arch = "x86_64")]
+macro_rules! own_kernels {
+    ($kernels:ty; $($name:ident($($argument:ident: $ty:ty),*);)*) => {
+        impl $kernels {
+            $(pub(crate) fn $name(self, $($argument: $ty),*) {
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { $name($($argument),*) }
+            })*
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use own_kernels;

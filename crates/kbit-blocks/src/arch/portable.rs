@@ -1,0 +1,116 @@
+//! The loops over blocks, for every CPU; the wider sets compile them again. Lengths fit: the caller has checked them.
+
+use crate::block::{
+    Block, Encode, EncodeWeighted, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+};
+use crate::legacy::BLOCK;
+use crate::plain::{MAGNITUDE, bf16_bits, bf16_value, f16_bits, f16_value};
+
+/// The bits of the largest magnitude; from those of infinity up, something is not finite.
+#[inline(always)]
+pub(crate) fn largest_bits(x: &[f32]) -> u32 {
+    x.iter().fold(0, |largest, x| largest.max(x.to_bits() & MAGNITUDE))
+}
+
+#[inline(always)]
+pub(crate) fn encode_f32(x: &[f32], out: &mut [u8]) {
+    for (x, bytes) in x.iter().zip(out.as_chunks_mut().0) {
+        *bytes = x.to_le_bytes();
+    }
+}
+
+#[inline(always)]
+pub(crate) fn decode_f32(bytes: &[u8], out: &mut [f32]) {
+    for (bytes, out) in bytes.as_chunks().0.iter().zip(out) {
+        *out = f32::from_le_bytes(*bytes);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn encode_f16(x: &[f32], out: &mut [u8]) {
+    for (x, bytes) in x.iter().zip(out.as_chunks_mut().0) {
+        *bytes = f16_bits(*x).to_le_bytes();
+    }
+}
+
+#[inline(always)]
+pub(crate) fn decode_f16(bytes: &[u8], out: &mut [f32]) {
+    for (bytes, out) in bytes.as_chunks().0.iter().zip(out) {
+        *out = f16_value(u16::from_le_bytes(*bytes));
+    }
+}
+
+#[inline(always)]
+pub(crate) fn encode_bf16(x: &[f32], out: &mut [u8]) {
+    for (x, bytes) in x.iter().zip(out.as_chunks_mut().0) {
+        *bytes = bf16_bits(*x).to_le_bytes();
+    }
+}
+
+#[inline(always)]
+pub(crate) fn decode_bf16(bytes: &[u8], out: &mut [f32]) {
+    for (bytes, out) in bytes.as_chunks().0.iter().zip(out) {
+        *out = bf16_value(u16::from_le_bytes(*bytes));
+    }
+}
+
+#[inline(always)]
+fn encode<B: Encode>(x: &[f32], out: &mut [u8]) {
+    for (x, block) in bytemuck::cast_slice(x).iter().zip(bytemuck::cast_slice_mut::<u8, B>(out)) {
+        *block = B::encode(x);
+    }
+}
+
+/// One row: its mean square enters the weights of the error.
+#[inline(always)]
+fn weighted<B: EncodeWeighted<Weights = [f32; BLOCK]>>(row: &[f32], importance: &[f32], out: &mut [u8]) {
+    // ggml's order: one sum over the row, then the mean.
+    let sum = row.iter().fold(0f32, |sum, x| sum + x * x);
+    #[expect(clippy::cast_precision_loss, reason = "as ggml divides by the float of the length")]
+    let mean_square = sum / row.len() as f32;
+    let blocks = row.as_chunks::<BLOCK>().0.iter().zip(importance.as_chunks::<BLOCK>().0);
+    for ((x, importance), block) in blocks.zip(bytemuck::cast_slice_mut::<u8, B>(out)) {
+        let mut weights = [0.0; BLOCK];
+        for ((x, importance), weight) in x.iter().zip(importance).zip(&mut weights) {
+            *weight = importance * (mean_square + x * x).sqrt();
+        }
+        *block = B::encode_weighted(x, &weights);
+    }
+}
+
+#[inline(always)]
+fn decode<B: Block>(bytes: &[u8], out: &mut [f32]) {
+    for (block, out) in bytemuck::cast_slice::<u8, B>(bytes).iter().zip(bytemuck::cast_slice_mut(out)) {
+        block.decode(out);
+    }
+}
+
+macro_rules! of_blocks {
+    (
+        encode: { $($encode:ident $a:ty,)* }
+        weighted: { $($weighted:ident $b:ty,)* }
+        decode: { $($decode:ident $c:ty,)* }
+    ) => {
+        $(#[inline(always)]
+        pub(crate) fn $encode(x: &[f32], out: &mut [u8]) {
+            encode::<$a>(x, out);
+        })*
+        $(#[inline(always)]
+        pub(crate) fn $weighted(row: &[f32], importance: &[f32], out: &mut [u8]) {
+            weighted::<$b>(row, importance, out);
+        })*
+        $(#[inline(always)]
+        pub(crate) fn $decode(bytes: &[u8], out: &mut [f32]) {
+            decode::<$c>(bytes, out);
+        })*
+    };
+}
+
+of_blocks! {
+    encode: { encode_q8_0 Q8_0, encode_q4_0 Q4_0, encode_q4_1 Q4_1, encode_q5_0 Q5_0, encode_q5_1 Q5_1, }
+    weighted: { weighted_q4_0 Q4_0, weighted_q4_1 Q4_1, weighted_q5_0 Q5_0, weighted_q5_1 Q5_1, }
+    decode: {
+        decode_q8_0 Q8_0, decode_q4_0 Q4_0, decode_q4_1 Q4_1, decode_q5_0 Q5_0, decode_q5_1 Q5_1,
+        decode_q2_k Q2_K, decode_q3_k Q3_K, decode_q4_k Q4_K, decode_q5_k Q5_K, decode_q6_k Q6_K,
+    }
+}
