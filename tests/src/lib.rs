@@ -115,3 +115,22 @@ pub fn copy_model(from: &Path, to: &Path) {
         std::fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
     }
 }
+
+/// The code blocks of `language` in a Markdown `page`.
+#[must_use]
+pub fn blocks(page: &str, language: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut current: Option<String> = None;
+    for line in page.lines() {
+        match (&mut current, line.strip_prefix("```")) {
+            (None, Some(tag)) if tag == language => current = Some(String::new()),
+            (Some(_), Some("")) => found.extend(current.take()),
+            (Some(block), _) => {
+                block.push_str(line);
+                block.push('\n');
+            }
+            _ => {}
+        }
+    }
+    found
+}

@@ -1,26 +1,8 @@
 //! Every command that the README and the guides show is run; every `cargo xtask` that they name exists.
 
-use kbit_tests::{kbit_in, kbit_ok, root};
+use kbit_tests::{blocks, kbit_in, kbit_ok, root};
 use std::path::Path;
 use std::process::Command;
-
-/// The code blocks of `language` in `page`.
-fn blocks(page: &str, language: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut current: Option<String> = None;
-    for line in page.lines() {
-        match (&mut current, line.strip_prefix("```")) {
-            (None, Some(tag)) if tag == language => current = Some(String::new()),
-            (Some(_), Some("")) => found.extend(current.take()),
-            (Some(block), _) => {
-                block.push_str(line);
-                block.push('\n');
-            }
-            _ => {}
-        }
-    }
-    found
-}
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))

@@ -7,6 +7,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput};
 use kbit_blocks::{InstructionSet, Kernels, can_encode, uses_importance};
 use kbit_types::GgmlType;
+use std::hint::black_box;
 use std::time::Instant;
 
 /// 32 MiB of floats: past the second-level cache, as rows of a checkpoint come.

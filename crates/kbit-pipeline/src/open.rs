@@ -130,6 +130,19 @@ fn source_bytes(checkpoint: &Checkpoint, tensor: &OutputTensor) -> u64 {
     tensor.expr.sources().iter().filter_map(|name| checkpoint.tensor(name)).map(|source| source.bytes).sum()
 }
 
+/// The tokenizer of a model, without its weights: a GGUF file may hold a vocabulary alone.
+///
+/// # Errors
+/// When the model cannot be read, or has no tokenizer.
+pub fn open_tokenizer(path: &Path) -> Result<Tokenizer, PipelineError> {
+    let checkpoint = Checkpoint::open(path)?;
+    let found = match checkpoint.gguf() {
+        Some(gguf) => tokenizer(gguf.metadata())?,
+        None => tokenizer(&kbit_models::convert(&checkpoint, &ConvertOptions::default())?.metadata)?,
+    };
+    found.ok_or_else(|| PipelineError::NoTokenizer { path: path.to_owned() })
+}
+
 fn tokenizer(metadata: &kbit_formats::gguf::Metadata) -> Result<Option<Tokenizer>, PipelineError> {
     if metadata.get("tokenizer.ggml.model").is_none() {
         return Ok(None);

@@ -56,7 +56,7 @@ impl Recipe {
     ) -> Result<Self, HostError> {
         let choose = |text: &str| -> Result<(SchemeSpec, Chosen), HostError> {
             let spec: SchemeSpec = text.parse()?;
-            let found = registry.scheme(&spec.name)?;
+            let found = scheme_named(registry, &spec.name)?;
             let params = found.resolve(&spec.params)?;
             Ok((spec, Chosen { scheme: found, params, isolation }))
         };
@@ -91,6 +91,16 @@ impl Recipe {
             _ => None,
         }
     }
+}
+
+/// The scheme of that name. The bare name of a ggml type is llama-quantize's name of a mix of types, and is not taken for the
+/// type.
+fn scheme_named(registry: &Registry, name: &str) -> Result<Arc<Scheme>, HostError> {
+    let block_type = format!("ggml:{name}");
+    if !name.contains([':', '.']) && registry.scheme(&block_type).is_ok() {
+        return Err(HostError::UnknownScheme { name: name.to_owned(), nearest: vec![block_type] });
+    }
+    registry.scheme(name)
 }
 
 /// The first number in a ggml type's name: `Q4_0` has 4 bits, `BF16` has 16.
@@ -184,8 +194,10 @@ impl Resolver<'_> {
 
     /// Every combination of the request's parameter lists, the last key fastest.
     fn request(&mut self, request: &SchemeRequest, isolation: Isolation) -> Vec<(SchemeSpec, Chosen)> {
-        let found =
-            request.text.parse::<SchemeSpec>().and_then(|spec| Ok((self.registry.scheme(&spec.name)?, spec)));
+        let found = request
+            .text
+            .parse::<SchemeSpec>()
+            .and_then(|spec| Ok((scheme_named(self.registry, &spec.name)?, spec)));
         let (scheme, spec) = match found {
             Ok(found) => found,
             Err(error) => {

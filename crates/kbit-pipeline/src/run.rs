@@ -475,11 +475,7 @@ impl<'a> Execution<'a> {
     }
 
     /// Measures the files of `batch` (indices from 1) against the unquantized model; those that fail are left out.
-    #[expect(
-        clippy::too_many_arguments,
-        clippy::type_complexity,
-        reason = "one call site, all of it context"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "one call site, all of it context")]
     fn measure_batch(
         &mut self,
         model: &ModelPlan<'_>,

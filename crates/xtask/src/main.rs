@@ -150,7 +150,7 @@ fn test() -> Outcome {
     let kbit = target().join("release/kbit").to_string_lossy().into_owned();
     let variables = [("KBIT_BIN", kbit.as_str())];
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run_with(&cargo, &["test", "--locked", "--workspace", "--exclude", "xtask"], &variables)
+    run_with(&cargo, &["test", "--locked", "--no-fail-fast", "--workspace", "--exclude", "xtask"], &variables)
 }
 
 fn lint() -> Outcome {

@@ -4,20 +4,11 @@ use crate::cli::Tokenize;
 use crate::failure::{DONE, Failure};
 use crate::output::{self, Table};
 use crate::session::Session;
-use kbit_formats::Checkpoint;
-use kbit_models::ConvertOptions;
-use kbit_pipeline::PipelineError;
-use kbit_tokenizers::Tokenizer;
 use std::io::Read;
 
 /// Prints the tokens of a text.
 pub fn tokenize(session: &Session, arguments: &Tokenize) -> Result<u8, Failure> {
-    let checkpoint = Checkpoint::open(&arguments.model)?;
-    let conversion = kbit_models::convert(&checkpoint, &ConvertOptions::default())?;
-    if conversion.metadata.get("tokenizer.ggml.model").is_none() {
-        return Err(PipelineError::NoTokenizer { path: arguments.model.clone() }.into());
-    }
-    let tokenizer = Tokenizer::from_metadata(&conversion.metadata)?;
+    let tokenizer = kbit_pipeline::open::open_tokenizer(&arguments.model)?;
     let text = match &arguments.text {
         Some(path) => kbit_pipeline::measure::read_text(path)?,
         None => {
