@@ -21,7 +21,7 @@ pub enum ModelError {
     Metadata {
         /// Full key.
         key: String,
-        /// What is wrong, after "metadata <key>".
+        /// What is wrong, after "metadata KEY".
         reason: String,
     },
     /// The configuration of a Hugging Face folder is missing something or contradicts itself.

@@ -29,6 +29,8 @@ pub struct Axis {
     pub label: String,
     /// Scale.
     pub scale: Scale,
+    /// Points past it are drawn as triangles at the edge, so that a few failures do not flatten everything else.
+    pub limit: Option<f64>,
 }
 
 /// A point.
@@ -53,9 +55,9 @@ pub struct Series {
     pub colour: usize,
     /// Points, by x.
     pub points: Vec<Point>,
-    /// Join the points.
-    pub joined: bool,
-    /// A curve beside the points, dashed.
+    /// A line, such as one through the best of the points. The label stands at its end, or else at the last point.
+    pub line: Vec<(f64, f64)>,
+    /// A fitted curve, dashed.
     pub curve: Vec<(f64, f64)>,
 }
 
@@ -169,15 +171,15 @@ impl Chart {
     #[must_use]
     pub fn svg(&self) -> Option<String> {
         let all = || self.series.iter().flat_map(|series| &series.points);
-        let x = Mapping::new(all().map(|point| point.x), self.x.scale, LEFT, WIDTH - RIGHT)?;
-        let y = Mapping::new(all().map(|point| point.y), self.y.scale, HEIGHT - BOTTOM, TOP)?;
+        let x = Mapping::new(all().map(|point| self.x.clip(point.x)), self.x.scale, LEFT, WIDTH - RIGHT)?;
+        let y = Mapping::new(all().map(|point| self.y.clip(point.y)), self.y.scale, HEIGHT - BOTTOM, TOP)?;
         let mut svg = format!(
             "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" xmlns=\"http://www.w3.org/2000/svg\">",
             escape(&self.title)
         );
         self.axes(&mut svg, &x, &y);
         for series in &self.series {
-            draw(&mut svg, series, &x, &y);
+            self.draw(&mut svg, series, &x, &y);
         }
         self.labels(&mut svg, &x, &y);
         svg.push_str("</svg>");
@@ -223,8 +225,10 @@ impl Chart {
             .series
             .iter()
             .filter_map(|series| {
-                let last = series.points.iter().max_by(|a, b| a.x.total_cmp(&b.x))?;
-                Some((y.place(last.y), x.place(last.x), series))
+                let points = || series.points.iter().map(|point| (point.x, point.y));
+                let last =
+                    series.line.last().copied().or_else(|| points().max_by(|a, b| a.0.total_cmp(&b.0)))?;
+                Some((y.place(self.y.clip(last.1)), x.place(self.x.clip(last.0)), series))
             })
             .collect();
         ends.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -262,39 +266,51 @@ impl Chart {
 /// Number of colours of the style sheet.
 pub const COLOURS: usize = 9;
 
-fn draw(svg: &mut String, series: &Series, x: &Mapping, y: &Mapping) {
-    let colour = series.colour % COLOURS;
-    let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
-        let mut path = String::new();
-        for (px, py) in points {
-            let _ = write!(
-                path,
-                "{}{:.1} {:.1}",
-                if path.is_empty() { "M" } else { " L" },
-                x.place(px),
-                y.place(py)
-            );
-        }
-        path
-    };
-    if series.joined {
-        let line = path(&mut series.points.iter().map(|point| (point.x, point.y)));
-        let _ = write!(svg, "<path class=\"line s{colour}\" d=\"{line}\"/>");
+impl Axis {
+    /// An axis without a limit.
+    #[must_use]
+    pub fn new(label: &str, scale: Scale) -> Self {
+        Self { label: label.to_owned(), scale, limit: None }
     }
-    if !series.curve.is_empty() {
-        let line = path(&mut series.curve.iter().copied());
-        let _ = write!(svg, "<path class=\"curve s{colour}\" d=\"{line}\"/>");
+
+    fn clip(&self, value: f64) -> f64 {
+        self.limit.map_or(value, |limit| value.min(limit))
     }
-    for point in &series.points {
-        let (px, py) = (x.place(point.x), y.place(point.y));
-        if point.marked {
-            let _ = write!(svg, "<circle class=\"ring\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"7.5\"/>");
+}
+
+impl Chart {
+    fn draw(&self, svg: &mut String, series: &Series, x: &Mapping, y: &Mapping) {
+        let colour = series.colour % COLOURS;
+        let place = |px: f64, py: f64| (x.place(self.x.clip(px)), y.place(self.y.clip(py)));
+        for (class, points) in [("line", &series.line), ("curve", &series.curve)] {
+            let mut path = String::new();
+            for (px, py) in points {
+                let (px, py) = place(*px, *py);
+                let _ = write!(path, "{}{px:.1} {py:.1}", if path.is_empty() { "M" } else { " L" });
+            }
+            if !path.is_empty() {
+                let _ = write!(svg, "<path class=\"{class} s{colour}\" d=\"{path}\"/>");
+            }
         }
-        let _ = write!(
-            svg,
-            "<circle class=\"dot f{colour}\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\"><title>{}</title></circle>",
-            escape(&point.title)
-        );
+        for point in &series.points {
+            let (px, py) = place(point.x, point.y);
+            let title = escape(&point.title);
+            if point.marked {
+                let _ = write!(svg, "<circle class=\"ring\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"7.5\"/>");
+            }
+            if self.y.limit.is_some_and(|limit| point.y > limit) {
+                let _ = write!(
+                    svg,
+                    "<path class=\"dot f{colour}\" d=\"M{px:.1} {:.1} l-5 9 h10 z\"><title>{title}</title></path>",
+                    py - 9.0
+                );
+            } else {
+                let _ = write!(
+                    svg,
+                    "<circle class=\"dot f{colour}\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\"><title>{title}</title></circle>"
+                );
+            }
+        }
     }
 }
 
@@ -315,11 +331,28 @@ mod tests {
 
     #[test]
     fn nothing_to_draw_is_no_chart() {
-        let axis = || Axis { label: String::new(), scale: Scale::Log };
+        let axis = || Axis::new("", Scale::Log);
         let point = Point { x: 1.0, y: -1.0, title: String::new(), marked: false };
-        let series =
-            Series { label: String::new(), colour: 0, points: vec![point], joined: false, curve: Vec::new() };
+        let series = Series {
+            label: String::new(),
+            colour: 0,
+            points: vec![point],
+            line: Vec::new(),
+            curve: Vec::new(),
+        };
         assert!(Chart { title: String::new(), x: axis(), y: axis(), series: vec![series] }.svg().is_none());
+    }
+
+    #[test]
+    fn a_point_past_the_limit_is_a_triangle_at_the_edge() {
+        let point = |y: f64| Point { x: y, y, title: format!("at {y}"), marked: false };
+        let points = vec![point(1.0), point(2.0), point(1e9)];
+        let series = Series { label: "a".into(), colour: 0, points, line: Vec::new(), curve: Vec::new() };
+        let y = Axis { limit: Some(2.0), ..Axis::new("y", Scale::Linear) };
+        let chart = Chart { title: String::new(), x: Axis::new("x", Scale::Linear), y, series: vec![series] };
+        let svg = chart.svg().unwrap();
+        assert_eq!(svg.matches("<circle class=\"dot").count(), 2, "{svg}");
+        assert!(svg.contains("z\"><title>at 1000000000</title></path>"), "{svg}");
     }
 
     #[test]

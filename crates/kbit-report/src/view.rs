@@ -4,6 +4,7 @@ use crate::chart::{Axis, Chart, Point, Scale, Series};
 use kbit_laws::{Fit, Fits};
 use kbit_results::{Cost, Measurement};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Everything that the page shows.
 #[derive(Serialize)]
@@ -11,6 +12,8 @@ pub struct View {
     pub title: String,
     pub headlines: Vec<String>,
     pub failures: Vec<String>,
+    /// The text, where all runs were measured on the same.
+    pub text: Option<String>,
     pub rows: Vec<Row>,
     pub charts: Vec<Figure>,
     pub heat: Vec<Heat>,
@@ -158,15 +161,18 @@ impl View {
                 .iter()
                 .any(|point| point.model == entry.about.model.id && point.scheme == entry.about.scheme.label)
         };
-        let rows = entries.iter().map(|entry| row(entry, on_front(entry))).collect();
+        let rows: Vec<Row> = entries.iter().map(|entry| row(entry, on_front(entry))).collect();
+        let first = rows.first().map(|row| row.data.clone());
+        let one_text = first.filter(|text| rows.iter().all(|row| row.data == *text));
         let mut charts = Vec::new();
         charts.extend(quality_chart(&entries, &on_front));
         charts.extend(divergence_chart(&entries, fits));
         let text = |key: &str| provenance.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
         Self {
             title: text("name").unwrap_or_else(|| "kbit report".to_owned()),
-            headlines: headlines(&entries, fits),
+            headlines: headlines(&entries, fits, &on_front),
             failures: failures(provenance),
+            text: one_text,
             rows,
             charts,
             heat: heat(measurements),
@@ -192,7 +198,7 @@ impl View {
                 .map(|point| {
                     [
                         point.model.clone(),
-                        point.scheme.clone(),
+                        if point.scheme == "none" { "unquantized".to_owned() } else { point.scheme.clone() },
                         format!("{:.2}", point.total_bits.log2()),
                         format!("{:.4}", point.nll),
                     ]
@@ -205,17 +211,23 @@ impl View {
     }
 }
 
+/// The scheme's label for people.
+fn scheme<'a>(entry: &'a Entry<'_>) -> &'a str {
+    if entry.about.scheme.family == "none" { "unquantized" } else { &entry.about.scheme.label }
+}
+
+/// Model and scheme.
+fn named(entry: &Entry<'_>) -> String {
+    format!("{} {}", entry.about.model.id, scheme(entry))
+}
+
 fn row(entry: &Entry<'_>, pareto: bool) -> Row {
     let about = entry.about;
     let (perplexity, perplexity_error) = shown(entry.get("perplexity"));
     let (kld, kld_error) = shown(entry.get("kl_divergence"));
     Row {
         model: about.model.id.clone(),
-        scheme: if about.scheme.family == "none" {
-            "unquantized".to_owned()
-        } else {
-            about.scheme.label.clone()
-        },
+        scheme: scheme(entry).to_owned(),
         bpw: format!("{:.3}", about.bpw.file),
         decoder_bpw: format!("{:.3}", about.bpw.decoder),
         size: size(about.bytes),
@@ -260,34 +272,49 @@ fn record(entry: &Entry<'_>) -> Vec<String> {
     ]
 }
 
-fn headlines(entries: &[Entry<'_>], fits: &Fits) -> Vec<String> {
+/// A KL divergence below it, in nats, is called nearly lossless.
+const NEARLY_LOSSLESS: f64 = 0.01;
+/// The scaling plot ends at this multiple of the lowest loss.
+const MOST_LOSS: f64 = 2.0;
+
+/// The answers first.
+fn headlines(entries: &[Entry<'_>], fits: &Fits, on_front: &dyn Fn(&Entry<'_>) -> bool) -> Vec<String> {
     let mut lines = Vec::new();
     let with_loss = entries.iter().filter_map(|entry| Some((entry, entry.get("nll")?.0)));
-    match with_loss.clone().min_by(|a, b| a.1.total_cmp(&b.1)) {
-        None => {
-            lines.push("Nothing was measured yet: add `evaluate:` to the configuration.".to_owned());
-            return lines;
-        }
-        Some((entry, nll)) => lines.push(format!(
-            "Lowest loss: {} {} at {} with {nll:.4} nats a token (perplexity {:.2}).",
-            entry.about.model.id,
-            entry.about.scheme.label,
-            size(entry.about.bytes),
-            nll.exp()
-        )),
-    }
+    let Some((lowest, nll)) = with_loss.min_by(|a, b| a.1.total_cmp(&b.1)) else {
+        return vec!["Nothing was measured yet: add `evaluate:` to the configuration.".to_owned()];
+    };
     // The smallest file that loses hardly anything against its own unquantized model.
     let largest = entries.iter().map(|entry| entry.about.model.params).max();
     let near = entries
         .iter()
         .filter(|entry| Some(entry.about.model.params) == largest)
-        .filter(|entry| entry.get("kl_divergence").is_some_and(|(kld, _)| kld < 0.01));
+        .filter(|entry| entry.get("kl_divergence").is_some_and(|(kld, _)| kld < NEARLY_LOSSLESS));
     if let Some(entry) = near.min_by_key(|entry| entry.about.bytes) {
         lines.push(format!(
-            "Smallest nearly lossless file of the largest model (KL divergence below 0.01 nats): {} at {:.2} bits a weight.",
-            entry.about.scheme.label, entry.about.bpw.file
+            "Smallest nearly lossless file of the largest model (KL divergence below {NEARLY_LOSSLESS} nats): {}, {:.2} bits a weight, {}.",
+            named(entry),
+            entry.about.bpw.file,
+            size(entry.about.bytes)
         ));
     }
+    let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
+    for entry in entries.iter().filter(|entry| on_front(entry)) {
+        if let Some(bits) = width(entry) {
+            *counts.entry(bits).or_default() += 1;
+        }
+    }
+    let total: usize = counts.values().sum();
+    let counts: Vec<String> = counts.iter().map(|(bits, count)| format!("{count} at {bits} bits")).collect();
+    if total > 1 {
+        lines.push(format!("{total} runs are on the Pareto front of loss and size: {}.", counts.join(", ")));
+    }
+    lines.push(format!(
+        "Lowest loss: {}, {}, with {nll:.4} nats a token (perplexity {:.2}).",
+        named(lowest),
+        size(lowest.about.bytes),
+        nll.exp()
+    ));
     for fit in fits.fits.iter().filter(|fit| fit.law == "exponential") {
         if let Some(slope) = fit.estimates.first() {
             lines.push(format!(
@@ -336,108 +363,66 @@ fn cost_row(cost: &Cost) -> [String; 5] {
     ]
 }
 
-/// Loss against log2 of total bits, one line a bit width.
+/// Nominal bits a weight, as whole numbers: what the lines of the scaling plot stand for.
 #[expect(clippy::cast_possible_truncation, reason = "bit widths")]
+fn width(entry: &Entry<'_>) -> Option<i64> {
+    entry.about.scheme.bits.map(|bits| bits.round() as i64)
+}
+
+/// Loss against log2 of total bits, one line a bit width.
 fn quality_chart(entries: &[Entry<'_>], on_front: &dyn Fn(&Entry<'_>) -> bool) -> Option<Figure> {
-    let mut widths: Vec<i64> =
-        entries.iter().filter_map(|entry| entry.about.scheme.bits.map(|bits| bits.round() as i64)).collect();
+    let measured: Vec<(&Entry<'_>, f64)> =
+        entries.iter().filter_map(|entry| Some((entry, entry.get("nll")?.0))).collect();
+    let mut widths: Vec<i64> = measured.iter().filter_map(|(entry, _)| width(entry)).collect();
     widths.sort_unstable();
     widths.dedup();
-    let mut series = Vec::new();
-    for (colour, width) in widths.iter().enumerate() {
-        let mut best: Vec<Point> = Vec::new();
-        let mut others: Vec<Point> = Vec::new();
-        let of_width = entries
-            .iter()
-            .filter(|entry| entry.about.scheme.bits.map(|bits| bits.round() as i64) == Some(*width));
-        let mut sizes: Vec<(u64, f64, Point)> = of_width
-            .filter_map(|entry| {
-                let nll = entry.get("nll")?.0;
-                let title = format!(
-                    "{} {}: {nll:.4} nats, {}",
-                    entry.about.model.id,
-                    entry.about.scheme.label,
-                    size(entry.about.bytes)
-                );
-                let point =
-                    Point { x: entry.about.total_bits.log2(), y: nll, title, marked: on_front(entry) };
-                Some((entry.about.model.params, nll, point))
-            })
-            .collect();
-        sizes.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
-        let mut last = None;
-        for (params, _, point) in sizes {
-            // The best scheme of a width carries its line; the others are dots.
-            if last == Some(params) {
-                others.push(point);
-            } else {
-                best.push(point);
+    let series: Vec<Series> = widths
+        .iter()
+        .enumerate()
+        .map(|(colour, bits)| {
+            let of_width: Vec<_> =
+                measured.iter().filter(|(entry, _)| width(entry) == Some(*bits)).copied().collect();
+            // The best scheme of each model carries the line.
+            let mut best: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
+            for (entry, nll) in &of_width {
+                let place = best.entry(entry.about.model.params).or_insert((0.0, f64::INFINITY));
+                if *nll < place.1 {
+                    *place = (entry.about.total_bits.log2(), *nll);
+                }
             }
-            last = Some(params);
-        }
-        if !best.is_empty() {
-            series.push(Series {
-                label: format!("{width} bits"),
-                colour,
-                points: best,
-                joined: true,
-                curve: Vec::new(),
+            let points = of_width.iter().map(|(entry, nll)| Point {
+                x: entry.about.total_bits.log2(),
+                y: *nll,
+                title: format!("{}: {nll:.4} nats, {}", named(entry), size(entry.about.bytes)),
+                marked: on_front(entry),
             });
-        }
-        for point in others {
-            let lone = Series {
-                label: String::new(),
+            Series {
+                label: format!("{bits} bits"),
                 colour,
-                points: vec![point],
-                joined: false,
+                points: points.collect(),
+                line: best.into_values().collect(),
                 curve: Vec::new(),
-            };
-            series.push(lone);
-        }
-    }
-    // Lone dots have no label of their own.
-    let (labelled, lone): (Vec<Series>, Vec<Series>) =
-        series.into_iter().partition(|series| !series.label.is_empty());
-    let mut merged = labelled;
-    for dot in lone {
-        if let Some(line) = merged.iter_mut().find(|line| line.colour == dot.colour) {
-            line.curve.clear();
-            line.points.extend(dot.points);
-        }
-    }
+            }
+        })
+        .collect();
+    let best = measured.iter().map(|(_, nll)| *nll).fold(f64::INFINITY, f64::min);
+    let worst_line = series.iter().flat_map(|series| &series.line).map(|(_, nll)| *nll).fold(best, f64::max);
     let chart = Chart {
         title: "Loss against size, one line a bit width".to_owned(),
-        x: Axis { label: "log2 of total bits".to_owned(), scale: Scale::Linear },
-        y: Axis { label: "loss, nats a token".to_owned(), scale: Scale::Linear },
-        series: merged.into_iter().map(|line| Series { joined: false, ..with_line(line) }).collect(),
+        x: Axis::new("log2 of total bits", Scale::Linear),
+        y: Axis {
+            limit: Some(worst_line.min(MOST_LOSS * best)),
+            ..Axis::new("loss, nats a token", Scale::Linear)
+        },
+        series,
     };
     Some(Figure {
         heading: "Quality against size".to_owned(),
         svg: chart.svg()?,
-        caption: "One line a bit width through the best scheme at each model size; the other schemes are dots. Rings mark the \
-                  Pareto front: no run is both smaller and better. Lower is better."
+        caption: "One line a bit width through the best scheme at each model size; the other schemes are dots, triangles where they \
+                  lie above the picture. Rings mark the Pareto front: no run is both smaller and better. Lower is better."
             .to_owned(),
     })
-}
-
-/// Draws the line as a curve through the best point of each size, so that all points stay dots.
-fn with_line(mut series: Series) -> Series {
-    let mut points: Vec<(f64, f64)> = series.points.iter().map(|point| (point.x, point.y)).collect();
-    points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut line: Vec<(f64, f64)> = Vec::new();
-    for (x, y) in points {
-        match line.last_mut() {
-            // Schemes of one model and width differ by their scales alone: less than a factor 1.5 in size.
-            Some(last) if x - last.0 < 0.58 => {
-                if y < last.1 {
-                    *last = (x, y);
-                }
-            }
-            _ => line.push((x, y)),
-        }
-    }
-    series.curve = line;
-    series
 }
 
 /// Divergence against bits a weight, one colour a family, with the fitted exponential of the largest model.
@@ -453,13 +438,7 @@ fn divergence_chart(entries: &[Entry<'_>], fits: &Fits) -> Option<Figure> {
         let of_family = entries.iter().filter(|entry| entry.about.scheme.family == *family);
         let points = of_family.filter_map(|entry| {
             let kld = entry.get("kl_divergence")?.0;
-            let title = format!(
-                "{} {}: {} nats at {:.3} bits",
-                entry.about.model.id,
-                entry.about.scheme.label,
-                figure(kld),
-                entry.about.bpw.file
-            );
+            let title = format!("{}: {} nats at {:.3} bits", named(entry), figure(kld), entry.about.bpw.file);
             Some(Point { x: entry.about.bpw.file, y: kld, title, marked: false })
         });
         let points: Vec<Point> = points.filter(|point| point.y > 0.0).collect();
@@ -468,14 +447,14 @@ fn divergence_chart(entries: &[Entry<'_>], fits: &Fits) -> Option<Figure> {
             label: (*family).to_owned(),
             colour,
             points,
-            joined: false,
+            line: Vec::new(),
             curve: fit.map(curve).unwrap_or_default(),
         }
     });
     let chart = Chart {
         title: "KL divergence against bits a weight".to_owned(),
-        x: Axis { label: "true bits a weight, scales included".to_owned(), scale: Scale::Linear },
-        y: Axis { label: "KL divergence, nats".to_owned(), scale: Scale::Log },
+        x: Axis::new("true bits a weight, scales included", Scale::Linear),
+        y: Axis::new("KL divergence, nats", Scale::Log),
         series: series.collect(),
     };
     Some(Figure {

@@ -1,7 +1,7 @@
 //! The conformance kit: does a plugin keep the rules of the ABI?
 //!
 //! Every case runs in a child process, so a crash or a hang is one failed case. [`check`] is the parent: it inspects
-//! the file, has a child load it, and then hands out one case a child. Cases stand in one list ([`CASES`]); what each
+//! the file, has a child load it, and then hands out one case a child. Cases stand in one list (`CASES`); what each
 //! looks at is its `about`, which the report repeats where a case fails.
 
 mod cases;
@@ -127,7 +127,7 @@ pub(crate) struct CaseTask {
     pub(crate) sha256: String,
     /// Which scheme of the plugin.
     pub(crate) scheme: usize,
-    /// Name in [`CASES`], or `load`.
+    /// Name in `CASES`, or `load`.
     pub(crate) case: String,
     pub(crate) params: ParamValues,
     pub(crate) isa: Isa,
