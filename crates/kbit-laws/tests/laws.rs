@@ -1,0 +1,245 @@
+//! Constants of synthetic data come back, published figures give the published slopes, and what cannot be known is refused.
+
+use kbit_laws::{Fit, FitOptions, Fits, fit_all, pareto, recommend};
+use kbit_results::{Bpw, Measurement, ModelInfo, SCHEMA, SchemeInfo};
+use std::collections::BTreeMap;
+
+/// A stream of numbers from the standard normal distribution (sums of twelve uniform ones).
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> f64 {
+        let mut uniform = || {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 11) as f64 / (1u64 << 53) as f64
+        };
+        (0..12).map(|_| uniform()).sum::<f64>() - 6.0
+    }
+}
+
+/// A figure of the model with `params` weights under a scheme of `bits` bits.
+fn figure(params: u64, family: &str, bits: f64, metric: &str, value: f64) -> Measurement {
+    let total_bits = params as f64 * bits;
+    Measurement {
+        schema: SCHEMA,
+        model: ModelInfo {
+            id: format!("m{params}"),
+            architecture: "llama".into(),
+            params,
+            tokens: Some(20 * params),
+            flops: Some(120.0 * (params as f64).powi(2)),
+        },
+        scheme: SchemeInfo {
+            label: if family == "none" { "none".into() } else { format!("{family}:bits={bits}") },
+            id: format!("org.example.{family}/1"),
+            family: family.into(),
+            params: BTreeMap::new(),
+            bits: Some(bits.floor()),
+        },
+        bpw: Bpw { file: bits, decoder: bits },
+        bytes: (total_bits / 8.0) as u64,
+        total_bits,
+        metric: metric.into(),
+        tensor: None,
+        value,
+        stderr: Some(0.01),
+        count: 1000,
+        mode: "f32".into(),
+        data: None,
+        file_sha256: None,
+    }
+}
+
+fn fit<'a>(fits: &'a Fits, law: &str, family: &str) -> &'a Fit {
+    fits.fits
+        .iter()
+        .find(|fit| fit.law == law && fit.family == family)
+        .unwrap_or_else(|| panic!("no {law} of {family}: {:?}", fits.refusals))
+}
+
+/// The constant, after a check that its interval holds `truth`.
+fn constant(fit: &Fit, name: &str, truth: f64) -> f64 {
+    let found = fit.estimates.iter().find(|estimate| estimate.name == name);
+    let found = found.unwrap_or_else(|| panic!("no {name} in {:?}", fit.estimates));
+    let (low, high) = (found.low.expect("an interval"), found.high.expect("an interval"));
+    assert!(low <= truth && truth <= high, "{name}: {truth} is not in {low} to {high}");
+    found.value
+}
+
+#[test]
+fn an_exponential_law_is_recovered_and_preferred() {
+    let mut noise = Noise(1);
+    let mut data = Vec::new();
+    for (params, a) in [(1_000_000, 20.0), (4_000_000, 8.0)] {
+        for bits in [2.25, 3.25, 4.25, 5.25, 6.25, 8.25f64] {
+            let kld = a * (-1.35 * bits).exp() * (0.05 * noise.next()).exp();
+            data.push(figure(params, "int", bits, "kl_divergence", kld));
+        }
+    }
+    let fits = fit_all(&data, &FitOptions::default());
+    let law = fit(&fits, "exponential", "int");
+    // Twelve points with 5 % noise over six bits: a slope is known to about 0.05 / (2 sqrt(12)) = 0.7 %.
+    assert!((constant(law, "b", 1.35) - 1.35).abs() < 0.03);
+    assert!((constant(law, "a[m1000000]", 20.0) / 20.0 - 1.0).abs() < 0.15);
+    assert!(law.r_squared > 0.99 && law.points.len() == 12);
+    let comparison = fits.comparisons.iter().find(|c| c.family == "int").expect("a comparison");
+    assert_eq!((comparison.better.as_str(), comparison.worse.as_str()), ("exponential", "power"));
+    assert!(comparison.aic_difference > 10.0, "{comparison:?}");
+}
+
+#[test]
+fn a_power_law_is_recovered_and_preferred() {
+    let mut noise = Noise(2);
+    let data: Vec<Measurement> = [2.5, 3.0, 3.5, 4.5, 5.5, 6.5, 8.5f64]
+        .iter()
+        .map(|bits| {
+            let kld = 500.0 * bits.powf(-6.0) * (0.05 * noise.next()).exp();
+            figure(1000, "mix", *bits, "kl_divergence", kld)
+        })
+        .collect();
+    let fits = fit_all(&data, &FitOptions::default());
+    assert!((constant(fit(&fits, "power", "mix"), "b", 6.0) - 6.0).abs() < 0.3);
+    assert_eq!(fits.comparisons[0].better, "power");
+}
+
+#[test]
+fn llama_cpps_published_table_has_its_published_slope() {
+    // ../shared/laws.md: Llama-3-8B, k-quants without importance.
+    let table =
+        [(6.56, 0.005_452), (5.70, 0.010_762), (4.89, 0.031_273), (4.00, 0.101_913), (3.16, 0.445_132)];
+    let data: Vec<Measurement> =
+        table.iter().map(|(bits, kld)| figure(8000, "k", *bits, "kl_divergence", *kld)).collect();
+    let fits = fit_all(&data, &FitOptions::default());
+    let law = fit(&fits, "power", "k");
+    // The table's authors' fit over all k-quants: b = 6.0, R² = .995; five of them lie within a few hundredths.
+    let b = law.estimates[0].value;
+    assert!((5.8..6.4).contains(&b), "b = {b}");
+    assert!(law.r_squared > 0.99, "{}", law.r_squared);
+}
+
+#[test]
+fn a_base_curve_and_its_offsets_are_recovered() {
+    let mut noise = Noise(3);
+    let sizes = [1u64 << 20, 1 << 21, 1 << 22, 1 << 23];
+    // Linear in log2 of total bits, so that knots cannot matter; 4 bits are better than 16 at equal size.
+    let curve = |total: f64, bits: f64| {
+        8.0 - 0.2 * total.log2()
+            + if bits < 4.0 {
+                0.3
+            } else if bits < 8.0 {
+                -0.25
+            } else {
+                0.0
+            }
+    };
+    let mut data = Vec::new();
+    for params in sizes {
+        for (family, bits) in [("int", 3.0), ("int", 4.0), ("none", 16.0)] {
+            let nll = curve(params as f64 * bits, bits) + 0.005 * noise.next();
+            data.push(figure(params, family, bits, "nll", nll));
+        }
+    }
+    let fits = fit_all(&data, &FitOptions::default());
+    let law = fit(&fits, "base-curve", "int");
+    assert!((constant(law, "offset[3 bits]", 0.3) - 0.3).abs() < 0.03);
+    assert!((constant(law, "offset[4 bits]", -0.25) + 0.25).abs() < 0.03);
+    assert!(law.leave_one_out.expect("an error") < 0.05, "{:?}", law.leave_one_out);
+}
+
+#[test]
+fn compute_that_follows_from_size_and_data_is_left_out_with_a_reason() {
+    let data: Vec<Measurement> = (0..6)
+        .map(|i| {
+            let params = 1_000_000u64 << i;
+            // Tokens are 20 N and C = 6 N D in `figure`, so that N alone is left.
+            figure(params, "none", 16.0, "nll", 30.0 * (params as f64).powf(-0.15))
+        })
+        .collect();
+    let fits = fit_all(&data, &FitOptions::default());
+    let reasons: Vec<&str> = fits.refusals.iter().map(|refusal| refusal.reason.as_str()).collect();
+    assert!(reasons.iter().any(|reason| reason.contains("C says nothing new")), "{reasons:?}");
+}
+
+#[test]
+fn fewer_points_than_constants_are_refused() {
+    let data: Vec<Measurement> =
+        [3.0, 4.0].iter().map(|bits| figure(1000, "int", *bits, "kl_divergence", 1.0 / bits)).collect();
+    let fits = fit_all(&data, &FitOptions::default());
+    assert!(fits.fits.is_empty());
+    let refusal = fits.refusals.iter().find(|refusal| refusal.law == "exponential").expect("a refusal");
+    assert!(refusal.reason.contains("2 points cannot determine 2 constants"), "{}", refusal.reason);
+}
+
+#[test]
+fn points_of_one_width_are_refused() {
+    let data: Vec<Measurement> =
+        (0..5).map(|i| figure(1000, "int", 4.0, "kl_divergence", 0.1 + f64::from(i) * 0.01)).collect();
+    let mut data = data;
+    for (i, point) in data.iter_mut().enumerate() {
+        point.scheme.label = format!("int:{i}");
+    }
+    let fits = fit_all(&data, &FitOptions::default());
+    assert!(fits.fits.is_empty());
+    assert!(fits.refusals.iter().any(|refusal| refusal.reason.contains("nearly the same bits")));
+}
+
+#[test]
+fn points_at_the_noise_floor_are_left_out() {
+    let mut data: Vec<Measurement> = [3.0, 4.0, 5.0, 6.0f64]
+        .iter()
+        .map(|bits| figure(1000, "int", *bits, "kl_divergence", (-bits).exp()))
+        .collect();
+    data.push(figure(1000, "int", 12.0, "kl_divergence", 1e-6));
+    let mut floor = figure(1000, "ggml", 32.0, "kl_divergence", 1e-6);
+    floor.scheme.id = "org.kbit.ggml.f32/1".into();
+    data.push(floor);
+    let fits = fit_all(&data, &FitOptions::default());
+    assert_eq!(fits.noise_floor, Some(1e-6));
+    let law = fit(&fits, "exponential", "int");
+    assert_eq!(law.points.len(), 4);
+    assert!((law.estimates[0].value - 1.0).abs() < 1e-9, "{:?}", law.estimates);
+    assert_eq!(law.range, (3.0, 6.0));
+}
+
+#[test]
+fn fits_repeat_for_one_seed() {
+    let data: Vec<Measurement> = [3.0, 4.0, 5.0, 6.0f64]
+        .iter()
+        .map(|bits| figure(1000, "int", *bits, "kl_divergence", (-bits).exp() * (1.0 + 0.01 * bits.sin())))
+        .collect();
+    let text = |seed| {
+        let options = FitOptions { seed, ..FitOptions::default() };
+        serde_json::to_string(&fit_all(&data, &options)).expect("JSON")
+    };
+    assert_eq!(text(7), text(7));
+    assert_ne!(text(7), text(8), "intervals come from resampling");
+}
+
+#[test]
+fn the_front_holds_what_nothing_beats() {
+    let data = [
+        figure(100, "int", 4.0, "nll", 3.0),
+        figure(100, "int", 8.0, "nll", 2.5),
+        figure(200, "int", 2.0, "nll", 3.5),
+        figure(200, "int", 8.0, "nll", 2.6),
+    ];
+    let front: Vec<(f64, f64)> = pareto(&data).iter().map(|point| (point.total_bits, point.nll)).collect();
+    assert_eq!(front, [(400.0, 3.0), (800.0, 2.5)]);
+}
+
+#[test]
+fn a_recommendation_keeps_the_budget_and_says_how_sure_it_is() {
+    let mut data = vec![
+        figure(100, "int", 4.0, "nll", 3.0),
+        figure(100, "int", 8.0, "nll", 2.5),
+        figure(200, "int", 3.0, "nll", 2.505),
+    ];
+    let chosen = recommend(&data, 100);
+    assert_eq!(chosen.choice.as_ref().map(|choice| choice.bytes), Some(100));
+    assert!(chosen.close, "5 thousandths apart with errors of a hundredth");
+    assert_eq!(recommend(&data, 60).choice.map(|choice| choice.bytes), Some(50));
+    let none = recommend(&data, 10);
+    assert!(none.choice.is_none() && none.smallest.is_some_and(|smallest| smallest.bytes == 50));
+    data.retain(|measurement| measurement.metric != "nll");
+    assert!(recommend(&data, 100).reason.contains("measure perplexity first"));
+}
