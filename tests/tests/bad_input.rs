@@ -1,6 +1,6 @@
 //! Wrong, damaged and hostile input: an error that names the place and the cure, the right exit status, no output.
 
-use kbit_tests::{copy_model, kbit, kbit_fails, repository, root};
+use kbit_tests::{copy_model, kbit, kbit_fails, kbit_ok, repository, root};
 use std::path::Path;
 use std::process::Command;
 
@@ -113,6 +113,93 @@ fn a_nan_in_a_matrix_is_refused_with_its_tensor() {
     assert!(message.contains("blk.") || message.contains("token_embd"), "{message}");
 }
 
+/// Rewrites the checkpoint of `model` with the tensors that `change` leaves.
+fn retensor(model: &Path, change: impl FnOnce(&mut Vec<(String, Vec<usize>, Vec<u8>)>)) {
+    let path = model.join("model.safetensors");
+    let bytes = std::fs::read(&path).expect("a checkpoint");
+    let read = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut tensors: Vec<_> = read
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            assert_eq!(view.dtype(), safetensors::Dtype::BF16);
+            (name, view.shape().to_vec(), view.data().to_vec())
+        })
+        .collect();
+    change(&mut tensors);
+    let views = tensors.iter().map(|(name, shape, data)| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape.clone(), data);
+        (name.clone(), view.expect("a view"))
+    });
+    let written = safetensors::serialize(views.collect::<Vec<_>>(), None).expect("serialized");
+    std::fs::write(&path, written).expect("written");
+}
+
+const PATCHES: &str = "vision_tower.patch_embed.weight";
+
+fn with_vision(model: &Path) {
+    retensor(model, |tensors| tensors.push((PATCHES.to_owned(), vec![4, 8], vec![0; 64])));
+}
+
+#[test]
+fn tensors_of_a_vision_part_are_refused_by_name_with_the_option_that_keeps_them() {
+    let message = damaged(with_vision);
+    assert!(message.contains(PATCHES) && message.contains("--pass-through"), "{message}");
+}
+
+#[test]
+fn tensors_of_a_vision_part_pass_through_on_request() {
+    let folder = tempfile::tempdir().expect("a folder");
+    copy_model(&root().join("assets/family/s0"), &folder.path().join("model"));
+    with_vision(&folder.path().join("model"));
+    let _ =
+        kbit_ok(folder.path(), &["convert", "model", "o.gguf", "--scheme", "ggml:q8_0", "--pass-through"]);
+    let listed = kbit_ok(folder.path(), &["inspect", "o.gguf", "--tensors"]);
+    assert!(listed.contains(PATCHES), "{listed}");
+    let _ = kbit_ok(folder.path(), &["verify", "o.gguf"]);
+}
+
+#[test]
+fn an_infinity_in_a_vector_is_refused_with_its_tensor() {
+    let message = damaged(|model| {
+        retensor(model, |tensors| {
+            let norm = tensors.iter_mut().find(|(name, ..)| name == "model.norm.weight").expect("a norm");
+            norm.2[..2].copy_from_slice(&0x7f80u16.to_le_bytes());
+        });
+    });
+    assert!(message.contains("output_norm.weight") && message.contains("inf"), "{message}");
+}
+
+#[test]
+fn a_tensor_of_the_wrong_shape_is_refused_by_name() {
+    let message = damaged(|model| {
+        retensor(model, |tensors| {
+            let query =
+                tensors.iter_mut().find(|(name, ..)| name.ends_with("0.self_attn.q_proj.weight")).expect("q");
+            query.1 = vec![query.1[0] / 2, query.1[1] * 2];
+        });
+    });
+    assert!(message.contains("q_proj") && message.contains("128"), "{message}");
+}
+
+#[test]
+fn missing_tensors_are_refused_by_name() {
+    let message = damaged(|model| {
+        retensor(model, |tensors| tensors.retain(|(name, ..)| !name.ends_with("1.mlp.up_proj.weight")));
+    });
+    assert!(message.contains("up_proj") || message.contains("blk.1.ffn_up.weight"), "{message}");
+}
+
+#[test]
+fn a_checkpoint_with_a_missing_shard_is_refused_by_name() {
+    let message = damaged(|model| {
+        std::fs::remove_file(model.join("model.safetensors")).expect("removed");
+        let index = r#"{"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}"#;
+        std::fs::write(model.join("model.safetensors.index.json"), index).expect("written");
+    });
+    assert!(message.contains("model-00001-of-00002.safetensors"), "{message}");
+}
+
 #[test]
 fn a_configuration_that_disagrees_with_the_tensors_is_refused() {
     let message = damaged(|model| {
@@ -150,6 +237,11 @@ fn a_model_without_tokenizer_cannot_be_measured_and_says_so() {
     let text = repository("assets/text/prose.txt");
     let message = kbit_fails(folder.path(), 1, &["eval", "model", "--metric", "perplexity", "--text", &text]);
     assert!(message.contains("tokenizer"), "{message}");
+    let convert = ["convert", "model", "out.gguf", "--scheme", "ggml:q8_0"];
+    let message = kbit_fails(folder.path(), 1, &convert);
+    assert!(message.contains("tokenizer.json") && message.contains("--without-tokenizer"), "{message}");
+    let _ = kbit_ok(folder.path(), &[&convert[..], &["--without-tokenizer"]].concat());
+    let _ = kbit_ok(folder.path(), &["logits", "out.gguf", "--tokens", "1,2", "--out", "l.safetensors"]);
 }
 
 #[test]

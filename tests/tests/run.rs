@@ -94,7 +94,7 @@ fn killed_runs_end_in_the_same_bytes_as_an_uninterrupted_one() {
     write_config(folder.path());
     // Moments spread over the run by a fixed pseudo-random sequence.
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    for _ in 0..6 {
+    for _ in 0..10 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let fraction = f64::from(u32::try_from(state >> 40).expect("24 bits")) / f64::from(1u32 << 24);
         let mut child = kbit_in(folder.path())

@@ -51,7 +51,7 @@ pub enum ModelError {
         wanted: Vec<u64>,
     },
     /// Tensors of another modality stand beside the text model.
-    #[error("{} tensors belong to a vision or audio part, not to the text model: {}; ask to pass them through unchanged, or remove them from the checkpoint", names.len(), listed(names))]
+    #[error("{} tensors belong to a vision or audio part, not to the text model: {}; `--pass-through` (`pass_through: true` in a configuration) copies them unchanged", names.len(), listed(names))]
     OtherModalities {
         /// Names in the checkpoint's terms.
         names: Vec<String>,
@@ -73,7 +73,7 @@ pub enum ModelError {
         reason: String,
     },
     /// The checkpoint has no tokenizer.
-    #[error("{}: no tokenizer beside the model; put tokenizer.json or tokenizer.model there, or ask to convert without one", folder.display())]
+    #[error("{}: no tokenizer beside the model; put tokenizer.json or tokenizer.model there, or convert with `--without-tokenizer` (`without_tokenizer: true` in a configuration)", folder.display())]
     NoTokenizer {
         /// Folder.
         folder: PathBuf,

@@ -4,6 +4,7 @@
 
 use crate::schema::{self, Mistake};
 use crate::yaml::{Node, Place, Tree};
+use kbit_models::ConvertOptions;
 use regex::Regex;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -55,8 +56,8 @@ pub struct ModelEntry {
     pub path: PathBuf,
     /// Name in tables and paths.
     pub name: String,
-    /// Copy tensors of other modalities.
-    pub pass_through: bool,
+    /// How it is read.
+    pub options: ConvertOptions,
     /// Where it stands.
     pub place: Place,
 }
@@ -297,8 +298,14 @@ impl Reader<'_> {
                 "its outputs go to a folder of that name: leave out slashes and leading dots",
             ));
         }
-        let pass_through = node.get("pass_through").and_then(Node::as_bool).unwrap_or(false);
-        ModelEntry { path, name, pass_through, place: node.place }
+        let flag = |key: &str| node.get(key).and_then(Node::as_bool).unwrap_or(false);
+        let options = ConvertOptions {
+            pass_through_other_modalities: flag("pass_through"),
+            without_tokenizer: flag("without_tokenizer"),
+            pre_tokenizer: string(node, "pre_tokenizer"),
+            name: None,
+        };
+        ModelEntry { path, name, options, place: node.place }
     }
 
     fn evaluation(&mut self, node: &Node) -> Evaluation {

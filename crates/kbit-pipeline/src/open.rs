@@ -39,15 +39,21 @@ pub struct OpenModel {
 }
 
 impl OpenModel {
-    /// Opens `path`. `registry` provides the schemes of packed files.
+    /// Opens `path`. `registry` provides the schemes of packed files; `options` say how a folder is read, which may always
+    /// be without a tokenizer here: what needs one asks for it.
     ///
     /// # Errors
     /// A damaged file, an unknown architecture, a missing tensor, or a scheme that is not installed.
-    pub fn open(path: &Path, registry: &Registry, isolation: Isolation) -> Result<Self, PipelineError> {
+    pub fn open(
+        path: &Path,
+        registry: &Registry,
+        isolation: Isolation,
+        options: &ConvertOptions,
+    ) -> Result<Self, PipelineError> {
         let checkpoint = Checkpoint::open(path)?;
         match checkpoint.gguf() {
             Some(_) => Self::from_gguf(&Gguf::open(path)?, registry, isolation),
-            None => Self::from_folder(Arc::new(checkpoint)),
+            None => Self::from_folder(Arc::new(checkpoint), options),
         }
     }
 
@@ -88,8 +94,9 @@ impl OpenModel {
         })
     }
 
-    fn from_folder(checkpoint: Arc<Checkpoint>) -> Result<Self, PipelineError> {
-        let conversion = kbit_models::convert(&checkpoint, &ConvertOptions::default())?;
+    fn from_folder(checkpoint: Arc<Checkpoint>, options: &ConvertOptions) -> Result<Self, PipelineError> {
+        let options = ConvertOptions { without_tokenizer: true, ..options.clone() };
+        let conversion = kbit_models::convert(&checkpoint, &options)?;
         let total: u64 = conversion.tensors.iter().map(|tensor| elements(tensor).saturating_mul(4)).sum();
         let resident = total <= RESIDENT_BYTES;
         let by_name: HashMap<&str, &OutputTensor> =

@@ -12,7 +12,7 @@ use crate::recipe::{Recipe, recipes};
 use crate::statistics::TensorError;
 use kbit_formats::Checkpoint;
 use kbit_host::{Isolation, Registry};
-use kbit_models::{Conversion, ConvertOptions, TrainingInfo};
+use kbit_models::{Conversion, TrainingInfo};
 use kbit_results::{Cost, Measurement};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -146,11 +146,7 @@ impl<'a> RunPlan<'a> {
         let mut models = Vec::new();
         for entry in &config.models {
             let checkpoint = Checkpoint::open(&entry.path)?;
-            let convert_options = ConvertOptions {
-                pass_through_other_modalities: entry.pass_through,
-                ..ConvertOptions::default()
-            };
-            let conversion = kbit_models::convert(&checkpoint, &convert_options)?;
+            let conversion = kbit_models::convert(&checkpoint, &entry.options)?;
             if !config.evaluations.is_empty() && conversion.metadata.get("tokenizer.ggml.model").is_none() {
                 return Err(PipelineError::NoTokenizer { path: entry.path.clone() });
             }
@@ -445,7 +441,12 @@ impl<'a> Execution<'a> {
         self.reused += records.iter().flatten().count();
         let pending: Vec<usize> = (0..records.len()).filter(|index| records[*index].is_none()).collect();
         if !pending.is_empty() {
-            let reference = OpenModel::open(&model.entry.path, self.plan.registry, Isolation::InProcess)?;
+            let reference = OpenModel::open(
+                &model.entry.path,
+                self.plan.registry,
+                Isolation::InProcess,
+                &model.entry.options,
+            )?;
             if records[0].is_none() {
                 let what = format!("{} unquantized, {}", model.entry.name, data.name);
                 let found = measure(&reference, base, &[], &data, self.progress, &what)?;
@@ -489,7 +490,12 @@ impl<'a> Execution<'a> {
         let mut opened = Vec::new();
         for &index in batch {
             let file = ready[index - 1].file;
-            match OpenModel::open(&file.path, self.plan.registry, file.recipe.main.isolation) {
+            match OpenModel::open(
+                &file.path,
+                self.plan.registry,
+                file.recipe.main.isolation,
+                &model.entry.options,
+            ) {
                 Ok(candidate) => opened.push((index, candidate)),
                 Err(error) => self.fail(model, &file.recipe.label, &error),
             }

@@ -95,6 +95,18 @@ static MODEL: Object = Object {
             "false",
             "Copy tensors of other modalities (vision, audio) unchanged instead of refusing the model.",
         ),
+        optional(
+            "without_tokenizer",
+            Kind::Bool,
+            "false",
+            "Accept a folder without tokenizer files; the outputs have none either and cannot be measured on text.",
+        ),
+        optional(
+            "pre_tokenizer",
+            Kind::Text,
+            "recognised from `tokenizer.json`",
+            "Name of a byte-level BPE's pre-tokenizer, where it is not recognised.",
+        ),
     ],
 };
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// The folder has no tokenizer.
-    #[error("{}: neither tokenizer.json nor tokenizer.model; put the model's tokenizer beside it", folder.display())]
+    #[error("{}: neither tokenizer.json nor tokenizer.model; put the model's tokenizer there, or convert with `--without-tokenizer` (`without_tokenizer: true` in a configuration)", folder.display())]
     Absent {
         /// Folder.
         folder: PathBuf,
@@ -47,7 +47,7 @@ pub enum TokenizerError {
         known: Vec<&'static str>,
     },
     /// A pre-tokenizer that kbit does not have.
-    #[error("pre-tokenizer {found} is not known; known are {}; if it is one of these under another name, name it by hand (pre-tokenizer option)", known.join(", "))]
+    #[error("pre-tokenizer {found} is not known; known are {}; if it is one of these under another name, name it with `--pre-tokenizer NAME` (`pre_tokenizer: NAME` in a configuration)", known.join(", "))]
     UnknownPreTokenizer {
         /// What was found: a name, or the structure in tokenizer.json.
         found: String,

@@ -176,6 +176,12 @@ pub struct Convert {
     /// Copy tensors of other modalities (vision, audio) unchanged
     #[arg(long)]
     pub pass_through: bool,
+    /// Accept a folder without tokenizer files; the output has no tokenizer either
+    #[arg(long)]
+    pub without_tokenizer: bool,
+    /// Pre-tokenizer of a byte-level BPE, where it is not recognised
+    #[arg(long, value_name = "NAME")]
+    pub pre_tokenizer: Option<String>,
 }
 
 /// Where plugins run.

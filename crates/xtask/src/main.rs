@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command for people")]
 
+mod bench_convert;
+
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
@@ -12,13 +14,14 @@ use std::process::{Command, ExitCode};
 const USAGE: &str = "\
 cargo xtask COMMAND
 
-  build        release binary and plugins, in target/release
-  quickstart   build, run configs/quickstart.yaml, say where the report is
-  test         build what tests need, run all tests
-  lint         formatting, clippy, docs
-  generate     write the generated files of docs/
-  check        fail if a generated file is out of date
-  ci           everything that continuous integration runs
+  build          release binary and plugins, in target/release
+  quickstart     build, run configs/quickstart.yaml, say where the report is
+  test           build what tests need, run all tests
+  lint           formatting, clippy, docs
+  generate       write the generated files of docs/
+  check          fail if a generated file is out of date
+  ci             everything that continuous integration runs
+  bench-convert  speed and memory of conversion, beside a plain copy of 8 GB (needs 20 GB of disk)
 ";
 
 /// Files that `kbit reference` writes, and the arguments that write them.
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Some("generate") => generate(false),
         Some("check") => generate(true),
         Some("ci") => ci(),
+        Some("bench-convert") => bench_convert::bench_convert(8),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);

@@ -21,8 +21,12 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
     };
     let recipe = Recipe::from_arguments(&registry, &arguments.scheme, &arguments.map, isolation)?;
     let checkpoint = Checkpoint::open(&arguments.source)?;
-    let options =
-        ConvertOptions { pass_through_other_modalities: arguments.pass_through, ..ConvertOptions::default() };
+    let options = ConvertOptions {
+        pass_through_other_modalities: arguments.pass_through,
+        without_tokenizer: arguments.without_tokenizer,
+        pre_tokenizer: arguments.pre_tokenizer.clone(),
+        name: None,
+    };
     let conversion = kbit_models::convert(&checkpoint, &options)?;
     let plan_options = PlanOptions {
         fallback_is_error: arguments.on_fallback == OnFallback::Error,

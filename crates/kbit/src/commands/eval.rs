@@ -6,6 +6,7 @@ use crate::output;
 use crate::session::Session;
 use kbit_eval::Perplexity;
 use kbit_host::Isolation;
+use kbit_models::ConvertOptions;
 use kbit_pipeline::measure::DataSet;
 use kbit_pipeline::open::OpenModel;
 use std::time::Instant;
@@ -13,7 +14,8 @@ use std::time::Instant;
 /// Measures a model on a text.
 pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
     let registry = session.registry(&[], None)?;
-    let model = OpenModel::open(&arguments.model, &registry, Isolation::InProcess)?;
+    let model =
+        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?;
     let context = usize::try_from(arguments.context).map_err(Failure::usage)?;
     let chunks = arguments.chunks.and_then(|chunks| usize::try_from(chunks).ok());
     let data = DataSet::tokenize(&arguments.text, model.tokenizer()?, context, chunks)?;
@@ -31,7 +33,8 @@ pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
         }
         (MetricArg::Kl, None) => return Err(Failure::usage("the metric kl needs --reference BASE")),
         (MetricArg::Kl, Some(reference)) => {
-            let reference = OpenModel::open(reference, &registry, Isolation::InProcess)?;
+            let reference =
+                OpenModel::open(reference, &registry, Isolation::InProcess, &ConvertOptions::default())?;
             let found = kbit_eval::kl_divergence(
                 &reference.model,
                 &[&model.model],

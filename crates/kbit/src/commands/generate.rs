@@ -6,6 +6,7 @@ use crate::output;
 use crate::session::Session;
 use kbit_engine::Sampler;
 use kbit_host::Isolation;
+use kbit_models::ConvertOptions;
 use kbit_pipeline::open::OpenModel;
 use std::io::Write;
 use std::time::Instant;
@@ -13,7 +14,8 @@ use std::time::Instant;
 /// Continues a text, token by token.
 pub fn generate(session: &Session, arguments: &Generate) -> Result<u8, Failure> {
     let registry = session.registry(&[], None)?;
-    let model = OpenModel::open(&arguments.model, &registry, Isolation::InProcess)?;
+    let model =
+        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?;
     let tokenizer = model.tokenizer()?;
     let prompt = tokenizer.encode(&arguments.prompt, true, true);
     if prompt.is_empty() {

@@ -5,12 +5,14 @@ use crate::failure::{DONE, Failure};
 use crate::output;
 use crate::session::Session;
 use kbit_host::Isolation;
+use kbit_models::ConvertOptions;
 use kbit_pipeline::open::OpenModel;
 
 /// Writes the logits of a token sequence: f32 `logits` `[T, vocab]`.
 pub fn logits(session: &Session, arguments: &Logits) -> Result<u8, Failure> {
     let registry = session.registry(&[], None)?;
-    let model = OpenModel::open(&arguments.model, &registry, Isolation::InProcess)?;
+    let model =
+        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?;
     let mut state = model.model.session(arguments.tokens.len());
     let mut logits = Vec::new();
     state.forward(&arguments.tokens, 0, &mut logits)?;
