@@ -322,7 +322,7 @@ fn rejects_a_vision_tower_or_passes_it_through() {
     assert!(
         matches!(&error, ModelError::OtherModalities { names } if names == &["vision_tower.patch_embed.weight"])
     );
-    assert!(error.to_string().contains("pass them through"));
+    assert!(error.to_string().contains("--pass-through"));
     let options = ConvertOptions { pass_through_other_modalities: true, ..without_tokenizer() };
     let conversion = convert(&checkpoint, &options).unwrap();
     let last = conversion.tensors.last().unwrap();

@@ -9,7 +9,7 @@ use kbit_formats::gguf::{Gguf, Mapped, TensorInfo};
 use kbit_formats::packed::PackedIndex;
 use kbit_host::{Bytes, Isolation, MatrixInfo, OpenScheme, ParamValues, PluginCodec, Registry, TensorBytes};
 use kbit_models::{ConvertOptions, OutputTensor, TrainingInfo};
-use kbit_tokenizers::Tokenizer;
+use kbit_tokenizers::{Tokenizer, TokenizerError};
 use kbit_types::{Codec, CodecError, MatrixShape};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -154,7 +154,11 @@ fn tokenizer(metadata: &kbit_formats::gguf::Metadata) -> Result<Option<Tokenizer
     if metadata.get("tokenizer.ggml.model").is_none() {
         return Ok(None);
     }
-    Ok(Some(Tokenizer::from_metadata(metadata)?))
+    match Tokenizer::from_metadata(metadata) {
+        Ok(found) => Ok(Some(found)),
+        Err(TokenizerError::NoTokenizer) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Name, weights and stored bytes of each tensor of the model.

@@ -189,7 +189,10 @@ fn rejects_a_pre_tokenizer_that_it_does_not_know() {
         ] });
     });
     let error = refusal(folder.path(), 260);
-    assert!(error.contains("[xyz]+") && error.contains("llama-bpe") && error.contains("by hand"), "{error}");
+    assert!(
+        error.contains("[xyz]+") && error.contains("llama-bpe") && error.contains("--pre-tokenizer"),
+        "{error}"
+    );
     let named = metadata_from_folder_named(folder.path(), 260, "llama", Some("qwen2")).unwrap();
     assert!(named.contains(&("tokenizer.ggml.pre".to_owned(), Value::String("qwen2".to_owned()))));
     assert!(metadata_from_folder_named(folder.path(), 260, "llama", Some("nobody")).is_err());

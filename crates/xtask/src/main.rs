@@ -154,7 +154,17 @@ fn test() -> Outcome {
     let kbit = target().join("release/kbit").to_string_lossy().into_owned();
     let variables = [("KBIT_BIN", kbit.as_str())];
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run_with(&cargo, &["test", "--locked", "--no-fail-fast", "--workspace", "--exclude", "xtask"], &variables)
+    let has_nextest = Command::new(&cargo)
+        .args(["nextest", "--version"])
+        .output()
+        .is_ok_and(|found| found.status.success());
+    let scope = ["--locked", "--no-fail-fast", "--workspace", "--exclude", "xtask"];
+    if !has_nextest {
+        return run_with(&cargo, &[&["test"], &scope[..]].concat(), &variables);
+    }
+    // nextest prints one summary of all tests; it does not run the examples of the documentation.
+    run_with(&cargo, &[&["test", "--doc", "--quiet"], &scope[..]].concat(), &variables)?;
+    run_with(&cargo, &[&["nextest", "run", "--status-level", "slow"], &scope[..]].concat(), &variables)
 }
 
 fn lint() -> Outcome {
