@@ -15,9 +15,9 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::time::Duration;
 
-const ALL_SEALS: SealFlags =
-    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+const FIXED_SIZE: SealFlags = SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW);
 
 /// A file that the dynamic linker can open.
 pub(crate) struct Image {
@@ -116,8 +116,26 @@ pub(crate) fn sealed(name: &str, bytes: &[u8], executable: bool) -> io::Result<O
     let mut file = File::from(descriptor);
     file.write_all(bytes)?;
     let descriptor = OwnedFd::from(file);
-    rustix::fs::fcntl_add_seals(&descriptor, ALL_SEALS)?;
+    seal(&descriptor)?;
     Ok(descriptor)
+}
+
+/// Seals a file that nobody has mapped and nobody else has open against any change.
+///
+/// The kernel refuses `WRITE` while a page of the file has another reference, as pages that were just written have for a
+/// moment. `FUTURE_WRITE` (Linux 5.1) asks for no such thing, and is as good where no writable mapping exists yet.
+fn seal(descriptor: &OwnedFd) -> io::Result<()> {
+    for pause in 0..10 {
+        match rustix::fs::fcntl_add_seals(descriptor, FIXED_SIZE | SealFlags::WRITE) {
+            Err(Errno::BUSY) => {}
+            result => return Ok(result?),
+        }
+        match rustix::fs::fcntl_add_seals(descriptor, FIXED_SIZE | SealFlags::FUTURE_WRITE) {
+            Err(Errno::INVAL) => std::thread::sleep(Duration::from_millis(1 << pause)),
+            result => return Ok(result?),
+        }
+    }
+    Err(Errno::BUSY.into())
 }
 
 /// Memory that two processes see.
@@ -261,6 +279,16 @@ mod tests {
         let mut file = File::from(image);
         assert!(file.write_all(b"x").is_err());
         assert!(file.set_len(0).is_err());
+    }
+
+    #[test]
+    fn sealing_does_not_depend_on_what_the_kernel_does_with_fresh_pages() {
+        // Enough pages that some are on the kernel's lists when the seal comes.
+        let bytes = vec![7u8; 1 << 20];
+        for _ in 0..200 {
+            let mut file = File::from(sealed("test", &bytes, false).unwrap());
+            assert!(file.write_all(b"x").is_err());
+        }
     }
 
     #[test]
