@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod failure;
 mod output;
+mod plugins;
 mod reference;
 mod session;
 

