@@ -102,6 +102,15 @@ pub fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{value:.2} {}", UNITS[unit]) }
 }
 
+/// `value`, an object, with the peak resident memory as `peak_rss_bytes`.
+pub fn with_peak_memory(value: &impl Serialize) -> serde_json::Result<serde_json::Value> {
+    let mut value = serde_json::to_value(value)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("peak_rss_bytes".to_owned(), kbit_formats::peak_rss_bytes().into());
+    }
+    Ok(value)
+}
+
 /// "peak memory 12.3 MiB", for the end of commands that read a model.
 pub fn peak_memory() -> String {
     kbit_formats::peak_rss_bytes().map_or_else(String::new, |peak| format!("peak memory {}", bytes(peak)))

@@ -96,9 +96,10 @@ pub fn inspect(session: &Session, arguments: &Inspect) -> Result<u8, Failure> {
 pub fn diff(session: &Session, arguments: &Diff) -> Result<u8, Failure> {
     let diff = kbit_formats::diff::diff(&arguments.a, &arguments.b)?;
     if session.global.json {
-        output::json(&diff)?;
+        output::json(&output::with_peak_memory(&diff)?)?;
     } else if diff.equal {
-        output::text(&format!("equal: {} tensors and all metadata", diff.common_tensors))?;
+        let (count, peak) = (diff.common_tensors, output::peak_memory());
+        output::text(&format!("equal: {count} tensors and all metadata, {peak}"))?;
     } else {
         let mut table = Table::new(&["what", "difference", "a", "b"]);
         for change in &diff.metadata {
@@ -116,7 +117,11 @@ pub fn diff(session: &Session, arguments: &Diff) -> Result<u8, Failure> {
             table.row(vec![change.name.clone(), kind, text(&change.a), text(&change.b)]);
         }
         let order = if diff.order_differs { "tensors stand in another order\n" } else { "" };
-        output::text(&format!("{}{order}", table.render()))?;
+        let tensors = match diff.tensors.len() {
+            0 => format!("all {} tensors are equal", diff.common_tensors),
+            count => format!("{count} tensors differ, {} are in both files", diff.common_tensors),
+        };
+        output::text(&format!("{}{order}{tensors}, {}", table.render(), output::peak_memory()))?;
     }
     Ok(if diff.equal { DONE } else { FAILED })
 }
@@ -125,14 +130,14 @@ pub fn diff(session: &Session, arguments: &Diff) -> Result<u8, Failure> {
 pub fn verify(session: &Session, arguments: &Verify) -> Result<u8, Failure> {
     let report = kbit_formats::verify::verify(&arguments.file)?;
     if session.global.json {
-        output::json(&report)?;
+        output::json(&output::with_peak_memory(&report)?)?;
     } else {
         let mut text = String::new();
         for problem in &report.problems {
             text.push_str(&format!("{}: {}\n", problem.tensor, problem.message));
         }
         text.push_str(&format!(
-            "{} tensors, {} read, {}, {}\n",
+            "{} tensors, {} read, {}, {}, {}\n",
             report.tensors,
             output::bytes(report.bytes),
             if report.has_checksums { "checksums compared" } else { "the file has no checksums" },
@@ -140,7 +145,8 @@ pub fn verify(session: &Session, arguments: &Verify) -> Result<u8, Failure> {
                 "no problem found".to_owned()
             } else {
                 format!("{} problems", report.problems.len())
-            }
+            },
+            output::peak_memory()
         ));
         output::text(&text)?;
     }
