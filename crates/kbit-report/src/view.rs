@@ -183,14 +183,17 @@ impl View {
                 .map(|c| {
                     format!(
                         "{}: {} fits better than {} on the same points, by {:.1} in AIC.",
-                        c.family, c.better, c.worse, c.aic_difference
+                        family_name(&c.family),
+                        c.better,
+                        c.worse,
+                        c.aic_difference
                     )
                 })
                 .collect(),
             refusals: fits
                 .refusals
                 .iter()
-                .map(|r| format!("{} ({}) was not fitted: {}.", r.law, r.family, r.reason))
+                .map(|r| format!("{} ({}) was not fitted: {}.", r.law, family_name(&r.family), r.reason))
                 .collect(),
             pareto: fits
                 .pareto
@@ -198,7 +201,7 @@ impl View {
                 .map(|point| {
                     [
                         point.model.clone(),
-                        if point.scheme == "none" { "unquantized".to_owned() } else { point.scheme.clone() },
+                        family_name(&point.scheme).to_owned(),
                         format!("{:.2}", point.total_bits.log2()),
                         format!("{:.4}", point.nll),
                     ]
@@ -209,6 +212,11 @@ impl View {
             records: entries.iter().map(record).collect(),
         }
     }
+}
+
+/// A scheme's family for people.
+fn family_name(family: &str) -> &str {
+    if family == "none" { "unquantized" } else { family }
 }
 
 /// The scheme's label for people.
@@ -489,7 +497,7 @@ fn fit_row(fit: &Fit) -> FitRow {
     FitRow {
         law: fit.law.clone(),
         form: fit.form.clone(),
-        family: fit.family.clone(),
+        family: family_name(&fit.family).to_owned(),
         estimates: estimates.collect(),
         r_squared: format!("{:.4}", fit.r_squared),
         aic: format!("{:.1}", fit.aic),
