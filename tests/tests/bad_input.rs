@@ -55,14 +55,14 @@ fn a_missing_model_is_a_mistake_of_the_configuration() {
 }
 
 #[test]
-fn a_bare_file_type_of_llama_quantize_says_how_to_ask_for_the_block_type() {
+fn an_unknown_file_type_is_told_the_nearest_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let message = kbit_fails(
         folder.path(),
         2,
-        &["convert", &repository("assets/family/s0"), "x.gguf", "--scheme", "q4_0"],
+        &["convert", &repository("assets/family/s0"), "x.gguf", "--scheme", "q6_kk"],
     );
-    assert!(message.contains("ggml:q4_0"), "{message}");
+    assert!(message.contains("did you mean") && message.contains("q6_k"), "{message}");
 }
 
 /// Converts a damaged copy of s0 and expects a failure that leaves nothing behind.

@@ -2,11 +2,14 @@
 //!
 //! What the schemes themselves declare (parameters, ranges) is checked by [`crate::recipe`], once plugins are loaded.
 
-use crate::schema::{self, Mistake};
-use crate::yaml::{Node, Place, Tree};
+use crate::edit::{Edits, SetMetadata};
+use crate::mix::MixOptions;
+use crate::schema;
 use kbit_models::ConvertOptions;
+use kbit_types::GgmlType;
+pub use kbit_yaml::DocumentError as ConfigError;
+use kbit_yaml::{Mistake, Node, Place, Tree};
 use regex::Regex;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,6 +40,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Whether a fallback stops the run.
     pub fallback_is_error: bool,
+    /// Whether tensors that are quantized already may be quantized anew.
+    pub allow_requantize: bool,
     /// Whether written tensors are decoded and compared.
     pub error_statistics: bool,
     /// Whether files carry hashes and the plan.
@@ -58,6 +63,8 @@ pub struct ModelEntry {
     pub name: String,
     /// How it is read.
     pub options: ConvertOptions,
+    /// What is changed about it.
+    pub edits: Edits,
     /// Where it stands.
     pub place: Place,
 }
@@ -82,6 +89,8 @@ pub struct SchemeEntry {
     pub label: Option<String>,
     /// Rules of its own.
     pub rules: Option<Vec<RuleEntry>>,
+    /// Options of a mix.
+    pub mix: MixOptions,
     /// Isolation of its own.
     pub isolated: Option<bool>,
 }
@@ -112,68 +121,13 @@ pub struct Evaluation {
     pub place: Place,
 }
 
-/// A configuration that cannot be used: every mistake with its place.
-#[derive(Debug)]
-pub struct ConfigError {
-    file: PathBuf,
-    text: String,
-    /// The mistakes, in the order of the file.
-    pub mistakes: Vec<Mistake>,
-}
-
-impl ConfigError {
-    /// The mistakes found in `file`, whose content is `text`.
-    #[must_use]
-    pub fn new(file: &Path, text: &str, mut mistakes: Vec<Mistake>) -> Self {
-        mistakes.sort_by_key(|mistake| (mistake.place.line, mistake.place.column));
-        Self { file: file.to_owned(), text: text.to_owned(), mistakes }
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, mistake) in self.mistakes.iter().enumerate() {
-            if index > 0 {
-                f.write_str("\n\n")?;
-            }
-            let Place { line, column } = mistake.place;
-            write!(f, "{}:{line}:{column}: {}", self.file.display(), mistake.message)?;
-            let excerpt =
-                usize::try_from(line).ok().and_then(|line| self.text.lines().nth(line.checked_sub(1)?));
-            if let Some(excerpt) = excerpt {
-                let indent = " ".repeat(usize::try_from(column).unwrap_or(1).saturating_sub(1).min(200));
-                write!(f, "\n{line:>5} | {excerpt}\n      | {indent}^")?;
-            }
-            write!(f, "\n      = help: {}", mistake.help)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
 impl Config {
     /// Reads and checks the configuration file `file`; relative paths inside start at its folder.
     ///
     /// # Errors
     /// [`ConfigError`] with every mistake found.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
-        const LIMIT: u64 = 4 << 20;
-        let unreadable = |message: String, help: &str| {
-            ConfigError::new(file, "", vec![Mistake::new(Place::default(), message, help)])
-        };
-        let size = std::fs::metadata(file).map_err(|error| {
-            unreadable(format!("cannot read the configuration: {error}"), "give the path of a YAML file")
-        })?;
-        if size.len() > LIMIT {
-            return Err(unreadable(
-                format!("the file has {} bytes, more than a configuration may have ({LIMIT})", size.len()),
-                "give a YAML configuration, not a model file",
-            ));
-        }
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            unreadable(format!("cannot read the configuration: {error}"), "give a YAML file in UTF-8")
-        })?;
+        let text = kbit_yaml::read_text(file, "the configuration")?;
         Self::parse(file, &text)
     }
 
@@ -187,7 +141,7 @@ impl Config {
             ConfigError::new(file, text, vec![mistake])
         })?;
         let mut mistakes = Vec::new();
-        schema::check(&root, &schema::CONFIG, &mut mistakes);
+        kbit_yaml::check(&root, &schema::CONFIG, &mut mistakes);
         if !mistakes.is_empty() {
             return Err(ConfigError::new(file, text, mistakes));
         }
@@ -228,7 +182,7 @@ impl Reader<'_> {
             name: string(root, "name").unwrap_or(stem),
             output: root.get("output").and_then(Node::as_str).map(|path| self.folder.join(path)),
             models,
-            schemes: many(root, "schemes").iter().map(scheme_entry).collect(),
+            schemes: many(root, "schemes").iter().map(|node| self.scheme_entry(node)).collect(),
             rules: root.get("rules").map(rules).unwrap_or_default(),
             evaluations: many(root, "evaluate").iter().map(|node| self.evaluation(node)).collect(),
             plugins: many(root, "plugins")
@@ -244,6 +198,7 @@ impl Reader<'_> {
                     .unwrap_or(60),
             ),
             fallback_is_error: root.get("on_fallback").and_then(Node::as_str) == Some("error"),
+            allow_requantize: root.get("allow_requantize").and_then(Node::as_bool).unwrap_or(false),
             error_statistics: root.get("error_statistics").and_then(Node::as_bool).unwrap_or(true),
             provenance: root.get("provenance").and_then(Node::as_bool).unwrap_or(true),
             bootstrap: usize::try_from(whole("bootstrap", 500)).unwrap_or(0),
@@ -305,7 +260,62 @@ impl Reader<'_> {
             pre_tokenizer: string(node, "pre_tokenizer"),
             name: None,
         };
-        ModelEntry { path, name, options, place: node.place }
+        let edits = self.edits(node);
+        ModelEntry { path, name, options, edits, place: node.place }
+    }
+
+    fn edits(&mut self, node: &Node) -> Edits {
+        let mut edits = Edits::default();
+        for item in node.get("set_metadata").map_or(&[][..], Node::items) {
+            match item.as_str().unwrap_or_default().parse::<SetMetadata>() {
+                Ok(set) => edits.metadata.push(set),
+                Err(error) => self.mistakes.push(Mistake::new(
+                    item.place,
+                    format!("`set_metadata`: {error}"),
+                    "write key=type:value, as general.name=str:My model",
+                )),
+            }
+        }
+        let layers = node.get("prune_layers").map_or(&[][..], Node::items);
+        edits.prune_layers =
+            layers.iter().filter_map(Node::as_int).filter_map(|layer| u64::try_from(layer).ok()).collect();
+        edits
+    }
+
+    fn scheme_entry(&mut self, node: &Node) -> SchemeEntry {
+        let text = node.as_str().map(str::to_owned).or_else(|| string(node, "scheme")).unwrap_or_default();
+        let params = match node.get("params").map(|params| &params.value) {
+            Some(Tree::Map(entries)) => {
+                entries.iter().map(|(key, value)| (key.name.clone(), key.place, value.clone())).collect()
+            }
+            _ => Vec::new(),
+        };
+        let place = node.get("scheme").map_or(node.place, |scheme| scheme.place);
+        let flag = |key: &str| node.get(key).and_then(Node::as_bool).unwrap_or(false);
+        SchemeEntry {
+            request: SchemeRequest { text, params, place },
+            label: string(node, "label"),
+            rules: node.get("rules").map(rules),
+            mix: MixOptions {
+                pure: flag("pure"),
+                leave_output: flag("leave_output"),
+                output_type: self.ggml_type(node, "output_type"),
+                embedding_type: self.ggml_type(node, "embedding_type"),
+            },
+            isolated: node.get("isolation").and_then(Node::as_str).map(|word| word == "process"),
+        }
+    }
+
+    fn ggml_type(&mut self, node: &Node, key: &str) -> Option<GgmlType> {
+        let value = node.get(key)?;
+        let word = value.as_str().unwrap_or_default();
+        let found = GgmlType::from_name(word);
+        if found.is_none() {
+            let names: Vec<_> = GgmlType::ALL.iter().map(|ty| ty.name()).collect();
+            let message = format!("`{key}` cannot be `{word}`");
+            self.mistakes.push(Mistake::new(value.place, message, kbit_yaml::suggestion(word, &names)));
+        }
+        found
     }
 
     fn evaluation(&mut self, node: &Node) -> Evaluation {
@@ -346,23 +356,6 @@ fn words(node: &Node) -> Vec<String> {
 
 fn many<'a>(root: &'a Node, key: &str) -> &'a [Node] {
     root.get(key).map_or(&[], Node::items)
-}
-
-fn scheme_entry(node: &Node) -> SchemeEntry {
-    let text = node.as_str().map(str::to_owned).or_else(|| string(node, "scheme")).unwrap_or_default();
-    let params = match node.get("params").map(|params| &params.value) {
-        Some(Tree::Map(entries)) => {
-            entries.iter().map(|(key, value)| (key.name.clone(), key.place, value.clone())).collect()
-        }
-        _ => Vec::new(),
-    };
-    let place = node.get("scheme").map_or(node.place, |scheme| scheme.place);
-    SchemeEntry {
-        request: SchemeRequest { text, params, place },
-        label: string(node, "label"),
-        rules: node.get("rules").map(rules),
-        isolated: node.get("isolation").and_then(Node::as_str).map(|word| word == "process"),
-    }
 }
 
 fn rules(node: &Node) -> Vec<RuleEntry> {

@@ -14,7 +14,7 @@ use kbit_formats::gguf::{Gguf, GgufWriter, WriteOptions};
 use kbit_formats::hash::Sha256;
 use kbit_host::{AuxData, Bytes, Job, MatrixInfo, OpenScheme, PluginCodec, TensorBytes, TensorPlan};
 use kbit_models::{Conversion, OutputTensor};
-use kbit_types::Codec;
+use kbit_types::{Codec, GgmlType};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,8 @@ use std::sync::{Arc, OnceLock};
 const CHUNK_WEIGHTS: u64 = 1 << 16;
 /// Weights in memory at once, twice (one slab is hashed while the next is encoded).
 const SLAB_WEIGHTS: u64 = 1 << 22;
+/// Bytes that are copied at once.
+const COPY_BYTES: u64 = 4 << 20;
 /// Written bytes after which the journal is brought up to date.
 const SYNC_BYTES: u64 = 256 << 20;
 
@@ -65,6 +67,7 @@ pub fn write_file(
     options: &RunOptions,
     bar: &Bar,
 ) -> Result<Written, PipelineError> {
+    plan.check()?;
     let mut journal = Journal::open(out, &plan_fingerprint(checkpoint, plan)?)?;
     let write_options = WriteOptions { overwrite: options.overwrite, keep_partial: true };
     let resumed =
@@ -171,6 +174,11 @@ impl FileRun<'_> {
         let output = &self.conversion.tensors[tensor.source];
         let (stored_sha256, source_sha256, error) = match &tensor.store {
             Store::F32 => self.plain(output, tensor)?,
+            Store::Copy { ty } => self.copied(output, tensor, *ty)?,
+            Store::NoEncoder { ty } => {
+                let tensors = vec![format!("{} ({ty})", output.name)];
+                return Err(PipelineError::NoEncoder { label: self.plan.label.clone(), tensors });
+            }
             Store::Scheme { scheme, plan, parts } => self.encoded(output, tensor, *scheme, plan, parts)?,
         };
         Ok(Entry { tensor: index, stored_sha256, source_sha256, error })
@@ -197,6 +205,33 @@ impl FileRun<'_> {
                 self.bar.advance(bytes.len() as u64);
             }
         }
+        let hash = hash.hex();
+        Ok((vec![hash.clone()], hash, None))
+    }
+
+    /// Takes over the bytes of the source.
+    fn copied(
+        &self,
+        output: &OutputTensor,
+        tensor: &PlannedTensor,
+        ty: GgmlType,
+    ) -> Result<Hashes, PipelineError> {
+        let name = output.expr.sources().first().copied().unwrap_or_default().to_owned();
+        let Some(source) = self.checkpoint.tensor(&name) else {
+            return Err(kbit_models::ModelError::MissingTensors { names: vec![name] }.into());
+        };
+        let elements = tensor.shape.elements().unwrap_or(0);
+        let mut hash = Sha256::new();
+        let mut bytes = Vec::new();
+        for range in ranges(0..tensor.bytes, COPY_BYTES) {
+            self.check_cancelled()?;
+            bytes.resize(bounded(range.end - range.start), 0);
+            self.checkpoint.read_at(source, range.start, &mut bytes)?;
+            refuse_halves_not_finite(&bytes, ty, output, range.start / 2, tensor.shape.cols)?;
+            hash.update(&bytes);
+            self.writer.write_at(tensor.first_stored, range.start, &bytes)?;
+        }
+        self.bar.advance(elements.saturating_mul(4));
         let hash = hash.hex();
         Ok((vec![hash.clone()], hash, None))
     }
@@ -530,6 +565,9 @@ impl SliceWork<'_> {
 #[must_use]
 pub fn memory_bytes(tensor: &PlannedTensor) -> u64 {
     let shape = tensor.shape;
+    if matches!(tensor.store, Store::Copy { .. }) {
+        return COPY_BYTES.min(tensor.bytes);
+    }
     let Store::Scheme { plan, .. } = &tensor.store else {
         return rows_for(SLAB_WEIGHTS, shape.cols, 1).min(shape.rows) * shape.cols * 8;
     };
@@ -584,6 +622,32 @@ fn refuse_not_finite(
             value: if values[index].is_nan() { "NaN" } else { "infinity" },
             row: first_row + index as u64 / cols.max(1),
             column: index as u64 % cols.max(1),
+        }),
+    }
+}
+
+/// Refuses NaN and infinity in copied half-precision values, the first of which is value `first` of the tensor. Values of other types
+/// are taken as they are.
+fn refuse_halves_not_finite(
+    bytes: &[u8],
+    ty: GgmlType,
+    output: &OutputTensor,
+    first: u64,
+    cols: u64,
+) -> Result<(), PipelineError> {
+    let exponent = match ty {
+        GgmlType::F16 => 0x7c00,
+        GgmlType::BF16 => 0x7f80,
+        _ => return Ok(()),
+    };
+    let halves = || bytes.as_chunks::<2>().0.iter().map(|half| u16::from_le_bytes(*half) & 0x7fff);
+    match halves().position(|half| half >= exponent) {
+        None => Ok(()),
+        Some(index) => Err(PipelineError::NotFinite {
+            tensor: output.name.clone(),
+            value: if halves().nth(index) == Some(exponent) { "infinity" } else { "NaN" },
+            row: (first + index as u64) / cols.max(1),
+            column: (first + index as u64) % cols.max(1),
         }),
     }
 }

@@ -84,6 +84,68 @@ pub enum PipelineError {
         /// Scheme.
         scheme: String,
     },
+    /// A mix cannot be applied.
+    #[error(transparent)]
+    Mix(#[from] kbit_mixes::MixError),
+    /// An option that only a mix understands.
+    #[error(
+        "{option} goes with a file type or a mix, and {scheme} is a scheme for all matrices; map tensors to schemes by rules instead (--map, `rules:`)"
+    )]
+    MixOption {
+        /// The option.
+        option: &'static str,
+        /// The scheme.
+        scheme: String,
+    },
+    /// A rule names a mix.
+    #[error(
+        "a rule gives tensors a scheme, and {name} is a mix of types; name a ggml type, as q4_k, or a scheme"
+    )]
+    MixInRule {
+        /// The mix.
+        name: String,
+    },
+    /// Types that need importance, and none is given.
+    #[error("{label}: {} tensors get types that need importance, and there is none for them: {}; give an importance matrix, or choose a file type that does without, as q3_k_s or iq4_xs",
+        tensors.len(), few(tensors))]
+    NeedsImportance {
+        /// Scheme label.
+        label: String,
+        /// Tensors.
+        tensors: Vec<String>,
+    },
+    /// Tensors that were already quantized.
+    #[error("{label}: {} tensors of the source are already quantized: {}; start from an unquantized model, or say --allow-requantize (`allow_requantize: true`) to add the new error to the old one",
+        tensors.len(), few(tensors))]
+    Requantize {
+        /// Scheme label.
+        label: String,
+        /// Tensors with their types.
+        tensors: Vec<String>,
+    },
+    /// Types that no loaded plugin encodes.
+    #[error("{label}: no plugin encodes the types of {} tensors: {}; choose another file type, or see what there is by `kbit plugin list`",
+        tensors.len(), few(tensors))]
+    NoEncoder {
+        /// Scheme label.
+        label: String,
+        /// Tensors with their types.
+        tensors: Vec<String>,
+    },
+    /// A layer to prune that is not there.
+    #[error("there is no layer {layer} to prune: the model has {layers}, counted from 0")]
+    PruneLayer {
+        /// Number of the layer.
+        layer: u64,
+        /// Layers of the model.
+        layers: u64,
+    },
+    /// Nothing left.
+    #[error("all {layers} layers would be pruned; keep one")]
+    PruneAll {
+        /// Layers of the model.
+        layers: u64,
+    },
     /// NaN or infinity where the file must hold a number.
     #[error("tensor {tensor}: {value} at row {row}, column {column}; the checkpoint is damaged: get it anew")]
     NotFinite {
@@ -147,6 +209,13 @@ pub enum PipelineError {
     /// The run was cancelled.
     #[error("cancelled; run the same command again to go on where it stopped")]
     Cancelled,
+}
+
+/// The first few of `names`.
+fn few(names: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{shown}, ...") } else { shown }
 }
 
 impl PipelineError {

@@ -7,9 +7,11 @@
 pub mod cache;
 pub mod config;
 pub mod convert;
+pub mod edit;
 mod error;
 mod journal;
 pub mod measure;
+pub mod mix;
 pub mod open;
 pub mod plan;
 pub mod progress;
@@ -17,6 +19,5 @@ pub mod recipe;
 pub mod run;
 pub mod schema;
 pub mod statistics;
-pub mod yaml;
 
 pub use error::PipelineError;

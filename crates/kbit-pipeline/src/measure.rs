@@ -191,14 +191,9 @@ impl Subject {
             model: self.model.clone(),
             scheme: SchemeInfo {
                 label: recipe.label.clone(),
-                id: recipe.main.scheme.id().to_owned(),
+                id: recipe.main.id(),
                 family: recipe.family.clone(),
-                params: recipe
-                    .main
-                    .params
-                    .iter()
-                    .map(|(key, value)| (key.clone(), serde_json::json!(value)))
-                    .collect(),
+                params: recipe.main.params().into_iter().collect(),
                 bits: recipe.nominal_bits(),
             },
             bpw: Bpw { file, decoder },

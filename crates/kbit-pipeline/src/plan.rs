@@ -1,14 +1,19 @@
 //! The plan of one output file: for each tensor the scheme, its parts and their exact bytes, the fallback if the
 //! scheme cannot take the shape, and the size of everything. Running a plan decides nothing more.
 
+use crate::edit::Edits;
 use crate::error::PipelineError;
-use crate::recipe::{Chosen, Recipe};
+use crate::recipe::{Chosen, Main, Recipe};
 use kbit_formats::gguf::{Array, GgufLayout, Metadata, NewTensor, Value};
 use kbit_formats::packed::{PackedIndex, PackedPart, PackedScheme, PackedTensor};
+use kbit_formats::{Checkpoint, Element};
 use kbit_host::{HostError, Isolation, MatrixInfo, OpenScheme, PartType, Registry, TensorPlan};
-use kbit_models::{Conversion, OutputTensor, Role};
-use kbit_types::{GgmlType, MatrixShape};
+use kbit_mixes::{Choice, Stored};
+use kbit_models::{Conversion, OutputTensor, Role, SourceExpr};
+use kbit_types::{Dtype, GgmlType, MatrixShape};
 use serde::Serialize;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Bytes between tensors are padded to this.
 const ALIGNMENT: u64 = 32;
@@ -29,6 +34,12 @@ pub struct FilePlan {
     pub layout: GgufLayout,
     /// Whether hashes are patched into the header at the end.
     pub provenance: bool,
+    /// Tensors whose types need importance that is not there.
+    pub without_importance: Vec<String>,
+    /// Tensors with their types that are quantized in the source already, and are to be quantized anew.
+    pub requantized: Vec<(String, GgmlType)>,
+    /// Whether they may be.
+    pub allow_requantize: bool,
 }
 
 /// A scheme that a plan uses.
@@ -59,6 +70,16 @@ pub struct PlannedTensor {
 pub enum Store {
     /// Little-endian f32, as norms and biases are.
     F32,
+    /// The bytes of the source, in its type.
+    Copy {
+        /// The type.
+        ty: GgmlType,
+    },
+    /// A type that no loaded plugin encodes: it can be planned, not written.
+    NoEncoder {
+        /// The type.
+        ty: GgmlType,
+    },
     /// By a scheme.
     Scheme {
         /// Index into [`FilePlan::schemes`].
@@ -83,6 +104,18 @@ pub struct Fallback {
     pub reason: String,
     /// Bits a weight of what is stored.
     pub bits: f64,
+    /// Bits a weight of what was asked for, where that is known beforehand.
+    pub wanted_bits: Option<f64>,
+}
+
+impl std::fmt::Display for Fallback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} is stored as {} at {} bits a weight", self.tensor, self.stored, self.bits)?;
+        if let Some(wanted) = self.wanted_bits {
+            write!(f, " instead of {} at {wanted}", self.wanted)?;
+        }
+        write!(f, ": {}", self.reason)
+    }
 }
 
 /// A line of `--dry-run`.
@@ -101,27 +134,55 @@ pub struct PlanLine {
 }
 
 impl FilePlan {
-    /// Plans the file that `recipe` makes of `conversion`.
+    /// Plans the file that `recipe` makes of `conversion`, which reads `checkpoint`.
     ///
     /// # Errors
-    /// When a scheme refuses a tensor for a reason other than its shape, a name is too long for GGUF, two stored
-    /// tensors would have one name, or `fallback_is_error` and a tensor needs a fallback.
+    /// When a scheme refuses a tensor for a reason other than its shape, a mix cannot be applied, a name is too long for GGUF, two
+    /// stored tensors would have one name, or `fallback_is_error` and a tensor needs a fallback.
     pub fn new(
+        checkpoint: &Checkpoint,
         conversion: &Conversion,
         recipe: &Recipe,
         registry: &Registry,
         options: &PlanOptions,
     ) -> Result<Self, PipelineError> {
-        let mut builder = Builder { registry, schemes: Vec::new(), stored: Vec::new(), tensors: Vec::new() };
+        let facts = options.edits.facts(&conversion.metadata);
+        let choices = match &recipe.main {
+            Main::Scheme(_) => None,
+            Main::Mix(mix) => Some(mix.choose(conversion, &facts, recipe, options.importance.is_some())?),
+        };
+        let mut builder = Builder {
+            registry,
+            checkpoint,
+            schemes: Vec::new(),
+            stored: Vec::new(),
+            tensors: Vec::new(),
+            requantized: Vec::new(),
+        };
         for (source, tensor) in conversion.tensors.iter().enumerate() {
-            builder.add(source, tensor, recipe)?;
+            match &choices {
+                None => builder.by_role(source, tensor, recipe)?,
+                Some(choices) => builder.by_choice(source, tensor, recipe, &choices[source])?,
+            }
         }
-        let Builder { schemes, stored, tensors, .. } = builder;
+        let Builder { schemes, stored, tensors, requantized, .. } = builder;
         let fallbacks: Vec<_> = tensors.iter().filter_map(|tensor| tensor.fallback.clone()).collect();
         if options.fallback_is_error && !fallbacks.is_empty() {
             return Err(PipelineError::Fallbacks { label: recipe.label.clone(), fallbacks });
         }
-        let metadata = metadata(conversion, &schemes, &stored, &tensors, options.provenance)?;
+        let lacks_importance = |tensor: &&PlannedTensor| {
+            let name = options.edits.original_name(&conversion.tensors[tensor.source].name);
+            choices.as_ref().is_some_and(|choices| choices[tensor.source].needs_importance)
+                && !matches!(tensor.store, Store::Copy { .. })
+                && options.importance.as_ref().is_none_or(|names| !names.contains(&name))
+        };
+        let without_importance = tensors
+            .iter()
+            .filter(lacks_importance)
+            .map(|tensor| conversion.tensors[tensor.source].name.clone())
+            .collect();
+        let context = MetadataContext { checkpoint, conversion, recipe, options, facts: &facts };
+        let metadata = metadata(&context, &schemes, &stored, &tensors)?;
         let layout = GgufLayout::new(&metadata, &stored, ALIGNMENT)?;
         Ok(Self {
             label: recipe.label.clone(),
@@ -130,7 +191,46 @@ impl FilePlan {
             stored,
             layout,
             provenance: options.provenance,
+            without_importance,
+            requantized,
+            allow_requantize: options.allow_requantize,
         })
+    }
+
+    /// Refuses a plan that can be shown but not carried out.
+    ///
+    /// # Errors
+    /// Types without importance that they need, tensors that would be quantized twice, types that no plugin encodes.
+    pub fn check(&self) -> Result<(), PipelineError> {
+        let label = self.label.clone();
+        if !self.without_importance.is_empty() {
+            return Err(PipelineError::NeedsImportance { label, tensors: self.without_importance.clone() });
+        }
+        if !self.requantized.is_empty() && !self.allow_requantize {
+            let tensors = self.requantized.iter().map(|(name, ty)| format!("{name} ({ty})")).collect();
+            return Err(PipelineError::Requantize { label, tensors });
+        }
+        let tensors: Vec<_> = self
+            .tensors
+            .iter()
+            .filter_map(|tensor| match tensor.store {
+                Store::NoEncoder { ty } => Some(format!("{} ({ty})", self.stored[tensor.first_stored].name)),
+                _ => None,
+            })
+            .collect();
+        if tensors.is_empty() { Ok(()) } else { Err(PipelineError::NoEncoder { label, tensors }) }
+    }
+
+    /// What it costs that tensors are quantized anew, where some are.
+    #[must_use]
+    pub fn requantize_warning(&self) -> Option<String> {
+        let (name, ty) = self.requantized.first()?;
+        Some(format!(
+            "{} tensors are quantized already (first: {name}, {ty}): the error of the new types comes on top of the old one, \
+             and error figures are against the source, so they leave the old one out; `kbit eval --metric kl --reference` \
+             against the unquantized model tells both",
+            self.requantized.len()
+        ))
     }
 
     /// Stored bytes of all tensors.
@@ -182,6 +282,7 @@ impl FilePlan {
                 shape: output.shape.clone(),
                 scheme: match &tensor.store {
                     Store::F32 => "F32".to_owned(),
+                    Store::Copy { ty } | Store::NoEncoder { ty } => ty.name().to_owned(),
                     Store::Scheme { scheme, .. } => self.schemes[*scheme].chosen.scheme.id().to_owned(),
                 },
                 bytes: tensor.bytes,
@@ -201,17 +302,29 @@ fn bits<'a>(tensors: impl Iterator<Item = &'a PlannedTensor>) -> f64 {
 }
 
 /// Choices that hold for every tensor of a plan.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PlanOptions {
     /// A fallback is an error instead of a warning.
     pub fallback_is_error: bool,
     /// Write hashes and the plan into the file.
     pub provenance: bool,
+    /// Quantize tensors that are quantized in the source already.
+    pub allow_requantize: bool,
+    /// Metadata set by hand. Layers to prune must be left out of the conversion already, by [`Edits::prune`].
+    pub edits: Edits,
+    /// Names of the source's tensors that importance is given for, where there is any.
+    pub importance: Option<Arc<BTreeSet<String>>>,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { fallback_is_error: false, provenance: true }
+        Self {
+            fallback_is_error: false,
+            provenance: true,
+            allow_requantize: false,
+            edits: Edits::default(),
+            importance: None,
+        }
     }
 }
 
@@ -227,33 +340,125 @@ pub(crate) fn matrix_shape(shape: &[u64]) -> Option<MatrixShape> {
 
 struct Builder<'a> {
     registry: &'a Registry,
+    checkpoint: &'a Checkpoint,
     schemes: Vec<UsedScheme>,
     stored: Vec<NewTensor>,
     tensors: Vec<PlannedTensor>,
+    requantized: Vec<(String, GgmlType)>,
 }
 
 impl Builder<'_> {
-    fn add(&mut self, source: usize, tensor: &OutputTensor, recipe: &Recipe) -> Result<(), PipelineError> {
+    /// One scheme for all matrices, but for rules.
+    fn by_role(
+        &mut self,
+        source: usize,
+        tensor: &OutputTensor,
+        recipe: &Recipe,
+    ) -> Result<(), PipelineError> {
+        let main = match &recipe.main {
+            Main::Scheme(chosen) => Some(chosen),
+            Main::Mix(_) => None,
+        };
+        let chosen = match recipe.rule(&tensor.name) {
+            _ if !is_quantizable(tensor.role) => None,
+            Some(chosen) => chosen,
+            None => main,
+        };
+        // Blocks of the very type that is asked for are taken over.
+        let stored = stored_type(self.checkpoint, tensor).filter(|ty| ty.is_quantized());
+        match (chosen, stored) {
+            (Some(chosen), Some(ty)) if chosen.scheme.ggml_type() == Some(ty) => {
+                self.keep(source, tensor, ty)
+            }
+            _ => self.add(source, tensor, chosen),
+        }
+    }
+
+    /// As a mix has chosen.
+    fn by_choice(
+        &mut self,
+        source: usize,
+        tensor: &OutputTensor,
+        recipe: &Recipe,
+        choice: &Choice,
+    ) -> Result<(), PipelineError> {
+        let stored = stored_type(self.checkpoint, tensor);
+        let ty = match (choice.stored, stored) {
+            (Stored::Elsewhere, _) => return self.add(source, tensor, recipe.rule(&tensor.name).flatten()),
+            (Stored::Kept, None | Some(GgmlType::F32)) => return self.add(source, tensor, None),
+            (Stored::Kept, Some(ty)) => return self.keep(source, tensor, ty),
+            (Stored::As(GgmlType::F32), _) => return self.add(source, tensor, None),
+            (Stored::As(ty), Some(stored)) if ty == stored => return self.keep(source, tensor, ty),
+            (Stored::As(ty), _) => ty,
+        };
+        match self.registry.scheme(&format!("ggml:{}", ty.name().to_lowercase())) {
+            Ok(scheme) => {
+                let params = scheme.resolve(&kbit_host::ParamValues::new())?;
+                let chosen = Chosen { scheme, params, isolation: Isolation::InProcess };
+                self.add(source, tensor, Some(&chosen))?;
+            }
+            Err(HostError::UnknownScheme { .. }) => {
+                self.store_in(source, tensor, ty, Store::NoEncoder { ty })?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if let (Some(wanted), Some(planned)) = (choice.wanted, self.tensors.last_mut()) {
+            let columns = tensor.shape.last().copied().unwrap_or(1);
+            planned.fallback = Some(Fallback {
+                tensor: tensor.name.clone(),
+                wanted: wanted.name().to_owned(),
+                stored: ty.name().to_owned(),
+                reason: format!(
+                    "rows of {columns} weights are not whole blocks of {}",
+                    wanted.block_elements()
+                ),
+                bits: ty.bits_per_weight(),
+                wanted_bits: Some(wanted.bits_per_weight()),
+            });
+        }
+        Ok(())
+    }
+
+    /// The bytes of the source.
+    fn keep(&mut self, source: usize, tensor: &OutputTensor, ty: GgmlType) -> Result<(), PipelineError> {
+        self.store_in(source, tensor, ty, Store::Copy { ty })
+    }
+
+    /// One array of the type `ty`.
+    fn store_in(
+        &mut self,
+        source: usize,
+        tensor: &OutputTensor,
+        ty: GgmlType,
+        store: Store,
+    ) -> Result<(), PipelineError> {
+        let shape = slices_of(&tensor.shape).ok_or_else(|| too_large(tensor))?;
+        let bytes =
+            shape.elements().and_then(|count| ty.bytes_for(count)).ok_or_else(|| too_large(tensor))?;
+        let first_stored = self.stored.len();
+        self.store_plain(tensor, ty);
+        self.tensors.push(PlannedTensor { source, shape, store, first_stored, bytes, fallback: None });
+        Ok(())
+    }
+
+    /// By a scheme, or as f32.
+    fn add(
+        &mut self,
+        source: usize,
+        tensor: &OutputTensor,
+        chosen: Option<&Chosen>,
+    ) -> Result<(), PipelineError> {
+        let Some(chosen) = chosen else {
+            return self.store_in(source, tensor, GgmlType::F32, Store::F32);
+        };
+        if let Some(ty) = stored_type(self.checkpoint, tensor).filter(|ty| ty.is_quantized()) {
+            self.requantized.push((tensor.name.clone(), ty));
+        }
         let shape = matrix_shape(&tensor.shape).ok_or_else(|| PipelineError::Axes {
             tensor: tensor.name.clone(),
             shape: tensor.shape.clone(),
         })?;
-        let chosen = if is_quantizable(tensor.role) { recipe.choose(&tensor.name) } else { None };
         let first_stored = self.stored.len();
-        let Some(chosen) = chosen else {
-            let bytes =
-                shape.elements().and_then(|count| count.checked_mul(4)).ok_or_else(|| too_large(tensor))?;
-            self.store_plain(tensor, GgmlType::F32);
-            self.tensors.push(PlannedTensor {
-                source,
-                shape,
-                store: Store::F32,
-                first_stored,
-                bytes,
-                fallback: None,
-            });
-            return Ok(());
-        };
         let (scheme, plan, fallback) = match self.plan(chosen, tensor, shape)? {
             Ok((scheme, plan)) => (scheme, plan, None),
             Err(reason) => {
@@ -269,6 +474,7 @@ impl Builder<'_> {
                     stored: "F16".to_owned(),
                     reason,
                     bits: 16.0,
+                    wanted_bits: chosen.scheme.ggml_type().map(GgmlType::bits_per_weight),
                 };
                 (scheme, plan, Some(fallback))
             }
@@ -354,21 +560,37 @@ const fn is_quantizable(role: Role) -> bool {
     matches!(role, Role::TokenEmbedding | Role::Output | Role::Matrix)
 }
 
-/// llama.cpp's number (`enum llama_ftype`) for a file whose matrices mostly have this type; `None` where it has none.
+/// llama.cpp's number for a file whose matrices mostly have one of `types`; `None` where it has none.
 fn file_type(types: &[GgmlType]) -> Option<u32> {
-    const NUMBERS: [(GgmlType, u32); 8] = [
-        (GgmlType::F32, 0),
-        (GgmlType::F16, 1),
-        (GgmlType::Q4_0, 2),
-        (GgmlType::Q4_1, 3),
-        (GgmlType::Q8_0, 7),
-        (GgmlType::Q5_0, 8),
-        (GgmlType::Q5_1, 9),
-        (GgmlType::BF16, 32),
-    ];
     let count = |ty: GgmlType| types.iter().filter(|other| **other == ty).count();
     let most = types.iter().copied().max_by_key(|ty| count(*ty)).unwrap_or(GgmlType::F32);
-    NUMBERS.iter().find(|(ty, _)| *ty == most).map(|(_, number)| *number)
+    kbit_mixes::file_type_of(most)
+}
+
+/// The type in which a GGUF source stores a tensor that is taken from it as it is.
+fn stored_type(checkpoint: &Checkpoint, tensor: &OutputTensor) -> Option<GgmlType> {
+    checkpoint.gguf()?;
+    let SourceExpr::Tensor { name, .. } = &tensor.expr else { return None };
+    Some(match checkpoint.tensor(name)?.element {
+        Element::Block(ty) => ty,
+        Element::Plain(Dtype::F32) => GgmlType::F32,
+        Element::Plain(Dtype::F16) => GgmlType::F16,
+        Element::Plain(Dtype::Bf16) => GgmlType::BF16,
+        Element::Plain(Dtype::F64) => GgmlType::F64,
+        Element::Plain(Dtype::I8) => GgmlType::I8,
+        Element::Plain(Dtype::I16) => GgmlType::I16,
+        Element::Plain(Dtype::I32) => GgmlType::I32,
+        Element::Plain(Dtype::I64) => GgmlType::I64,
+        Element::Plain(_) => return None,
+    })
+}
+
+/// Any shape as slices of matrices: outer axes together.
+fn slices_of(shape: &[u64]) -> Option<MatrixShape> {
+    let (cols, rest) = shape.split_last().map_or((1, shape), |(cols, rest)| (*cols, rest));
+    let (rows, rest) = rest.split_last().map_or((1, rest), |(rows, rest)| (*rows, rest));
+    let slices = rest.iter().try_fold(1u64, |product, axis| product.checked_mul(*axis))?;
+    Some(MatrixShape { rows, cols, slices })
 }
 
 /// The name of a part's element type in a packed file.
@@ -400,13 +622,23 @@ fn part_type(dtype: PartType) -> (GgmlType, u64) {
     }
 }
 
+/// What metadata follows from, beside the tensors.
+struct MetadataContext<'a> {
+    checkpoint: &'a Checkpoint,
+    conversion: &'a Conversion,
+    recipe: &'a Recipe,
+    options: &'a PlanOptions,
+    /// Metadata of the source, with what is set by hand.
+    facts: &'a Metadata,
+}
+
 fn metadata(
-    conversion: &Conversion,
+    context: &MetadataContext<'_>,
     schemes: &[UsedScheme],
     stored: &[NewTensor],
     tensors: &[PlannedTensor],
-    provenance: bool,
 ) -> Result<Metadata, PipelineError> {
+    let MetadataContext { checkpoint, conversion, recipe, options, facts } = *context;
     let mut used: Vec<usize> = Vec::new();
     let mut plain: Vec<GgmlType> = Vec::new();
     let mut index = PackedIndex { tensors: Vec::new(), schemes: Vec::new() };
@@ -443,21 +675,34 @@ fn metadata(
             slices: tensor.shape.slices,
         });
     }
-    let file_type = if index.tensors.is_empty() { file_type(&plain) } else { None };
+    let file_type = match &recipe.main {
+        _ if !index.tensors.is_empty() => None,
+        Main::Scheme(_) => file_type(&plain),
+        Main::Mix(mix) => {
+            let types = |tensor| stored_type(checkpoint, tensor).unwrap_or(GgmlType::F32);
+            mix.file_type(facts, conversion.tensors.iter().map(types))
+        }
+    };
     let mut metadata = conversion.metadata_for(file_type);
+    options.edits.apply(facts, &mut metadata);
     if !index.tensors.is_empty() {
         index.write(&mut metadata);
     }
-    if provenance {
+    if options.provenance {
         let plan: Vec<_> = schemes.iter().map(|used| used.chosen.fingerprint()).collect();
         let assigned: Vec<_> = tensors
             .iter()
             .map(|tensor| match tensor.store {
                 Store::F32 => serde_json::Value::Null,
+                Store::Copy { .. } => "copy".into(),
+                Store::NoEncoder { ty } => ty.name().into(),
                 Store::Scheme { scheme, .. } => scheme.into(),
             })
             .collect();
-        let plan = serde_json::json!({ "schemes": plan, "tensors": assigned });
+        let mut plan = serde_json::json!({ "schemes": plan, "tensors": assigned });
+        if let Main::Mix(mix) = &recipe.main {
+            plan["mix"] = serde_json::json!({ "name": mix.label(), "options": recipe.main.params() });
+        }
         let names = tensors.iter().map(|tensor| conversion.tensors[tensor.source].name.clone()).collect();
         let hashes = |count: usize| Value::Array(Array::String(vec![UNKNOWN_HASH.to_owned(); count]));
         metadata.insert("kbit.version", Value::String(env!("CARGO_PKG_VERSION").to_owned()));

@@ -1,10 +1,13 @@
 //! What a scheme entry of the configuration expands to, matched with the loaded plugins.
 
 use crate::config::{Config, ConfigError, RuleEntry, SchemeEntry, SchemeRequest};
-use crate::schema::Mistake;
-use crate::yaml::{Node, Place, Tree};
+use crate::error::PipelineError;
+use crate::mix::{MixOptions, MixRecipe};
 use kbit_host::{HostError, Isolation, ParamKind, ParamValue, ParamValues, Registry, Scheme, SchemeSpec};
+use kbit_types::GgmlType;
+use kbit_yaml::{Mistake, Node, Place, Tree};
 use regex::Regex;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A scheme with resolved parameters.
@@ -30,6 +33,60 @@ impl Chosen {
     }
 }
 
+/// What stores the tensors that no rule names.
+#[derive(Clone)]
+pub enum Main {
+    /// One scheme for all matrices.
+    Scheme(Chosen),
+    /// A type each, by a mix.
+    Mix(Box<MixRecipe>),
+}
+
+impl Main {
+    /// Scheme id; of a mix, its label.
+    #[must_use]
+    pub fn id(&self) -> String {
+        match self {
+            Self::Scheme(chosen) => chosen.scheme.id().to_owned(),
+            Self::Mix(mix) => mix.label(),
+        }
+    }
+
+    /// Parameters of the scheme; of a mix, the options that are set.
+    #[must_use]
+    pub fn params(&self) -> Vec<(String, serde_json::Value)> {
+        match self {
+            Self::Scheme(chosen) => {
+                chosen.params.iter().map(|(key, value)| (key.clone(), serde_json::json!(value))).collect()
+            }
+            Self::Mix(mix) => {
+                let MixOptions { pure, leave_output, output_type, embedding_type } = &mix.options;
+                let name = |ty: &Option<GgmlType>| serde_json::json!(ty.map(GgmlType::name));
+                let all = [
+                    ("pure", (*pure).into()),
+                    ("leave_output", (*leave_output).into()),
+                    ("output_type", name(output_type)),
+                    ("embedding_type", name(embedding_type)),
+                ];
+                let given = mix.options.given();
+                all.into_iter()
+                    .filter(|(key, _)| given.contains(key))
+                    .map(|(key, value)| (key.to_owned(), value))
+                    .collect()
+            }
+        }
+    }
+
+    /// Where the plugin runs; the ggml types of mixes run in the process.
+    #[must_use]
+    pub const fn isolation(&self) -> Isolation {
+        match self {
+            Self::Scheme(chosen) => chosen.isolation,
+            Self::Mix(_) => Isolation::InProcess,
+        }
+    }
+}
+
 /// One output a model: a scheme for most tensors, others by rule.
 #[derive(Clone)]
 pub struct Recipe {
@@ -37,55 +94,71 @@ pub struct Recipe {
     pub label: String,
     /// Family in tables: the scheme's short name.
     pub family: String,
-    /// The scheme for tensors without a rule.
-    pub main: Chosen,
+    /// What stores tensors without a rule.
+    pub main: Main,
     /// Rules in order; `None` keeps the tensor as f32.
     pub rules: Vec<(Regex, Option<Chosen>)>,
 }
 
 impl Recipe {
-    /// The recipe for one scheme argument of the command line, with `rules` as `REGEX=SCHEME`.
+    /// The recipe for one scheme argument of the command line, with `rules` as `REGEX=SCHEME`. `options` go with a mix.
     ///
     /// # Errors
-    /// An unknown scheme or parameter, or a rule that is not a regular expression.
+    /// An unknown scheme or parameter, mistakes in a mix of the user's own, or options that the scheme does not understand.
     pub fn from_arguments(
         registry: &Registry,
         scheme: &str,
         rules: &[(Regex, String)],
+        options: &MixOptions,
         isolation: Isolation,
-    ) -> Result<Self, HostError> {
-        let choose = |text: &str| -> Result<(SchemeSpec, Chosen), HostError> {
-            let spec: SchemeSpec = text.parse()?;
-            let found = scheme_named(registry, &spec.name)?;
+    ) -> Result<Self, PipelineError> {
+        let choose = |spec: &SchemeSpec, found: Arc<Scheme>| -> Result<Chosen, HostError> {
             let params = found.resolve(&spec.params)?;
-            Ok((spec, Chosen { scheme: found, params, isolation }))
+            Ok(Chosen { scheme: found, params, isolation })
         };
-        let (spec, main) = choose(scheme)?;
         let rules = rules
             .iter()
             .map(|(pattern, text)| {
-                Ok((pattern.clone(), if text == "f32" { None } else { Some(choose(text)?.1) }))
+                if text == "f32" {
+                    return Ok((pattern.clone(), None));
+                }
+                let (spec, found) = scheme_of_rule(registry, text)?;
+                Ok((pattern.clone(), Some(choose(&spec, found)?)))
             })
-            .collect::<Result<_, HostError>>()?;
+            .collect::<Result<_, PipelineError>>()?;
+        if let Some(mix) = MixRecipe::named(scheme, Path::new(""), options) {
+            return Ok(Self::of_mix(mix?, None, rules));
+        }
+        if let Some(option) = options.given().first() {
+            return Err(PipelineError::MixOption { option, scheme: scheme.to_owned() });
+        }
+        let (spec, found) = scheme_named_by(registry, scheme)?;
+        let main = Main::Scheme(choose(&spec, found)?);
         Ok(Self { label: spec.to_string(), family: family(&spec.name), main, rules })
     }
 
-    /// The scheme for the tensor `name`; `None` keeps it as f32.
+    fn of_mix(mix: MixRecipe, label: Option<String>, rules: Vec<(Regex, Option<Chosen>)>) -> Self {
+        let label = label.unwrap_or_else(|| mix.label());
+        Self { label, family: "mix".to_owned(), main: Main::Mix(Box::new(mix)), rules }
+    }
+
+    /// The rule for the tensor `name`, if there is one; its scheme, or `None` where that keeps the tensor as f32.
     #[must_use]
-    pub fn choose(&self, name: &str) -> Option<&Chosen> {
-        match self.rules.iter().find(|(pattern, _)| pattern.is_match(name)) {
-            Some((_, chosen)) => chosen.as_ref(),
-            None => Some(&self.main),
-        }
+    pub fn rule(&self, name: &str) -> Option<Option<&Chosen>> {
+        self.rules.iter().find(|(pattern, _)| pattern.is_match(name)).map(|(_, chosen)| chosen.as_ref())
     }
 
     /// Nominal bits a weight: the ggml type's, or the scheme's parameter `bits`.
     #[must_use]
     pub fn nominal_bits(&self) -> Option<f64> {
-        if let Some(ty) = self.main.scheme.ggml_type() {
+        let chosen = match &self.main {
+            Main::Mix(mix) => return mix.mix.main.map(|ty| nominal_ggml_bits(ty.name())),
+            Main::Scheme(chosen) => chosen,
+        };
+        if let Some(ty) = chosen.scheme.ggml_type() {
             return Some(nominal_ggml_bits(ty.name()));
         }
-        match self.main.params.get("bits") {
+        match chosen.params.get("bits") {
             #[expect(clippy::cast_precision_loss, reason = "a bit width is small")]
             Some(ParamValue::Int(bits)) => Some(*bits as f64),
             _ => None,
@@ -93,14 +166,41 @@ impl Recipe {
     }
 }
 
-/// The scheme of that name. The bare name of a ggml type is llama-quantize's name of a mix of types, and is not taken for the
-/// type.
+/// The scheme of that name. The bare name of a ggml type is not taken for the type; most are file types anyway.
 fn scheme_named(registry: &Registry, name: &str) -> Result<Arc<Scheme>, HostError> {
     let block_type = format!("ggml:{name}");
     if !name.contains([':', '.']) && registry.scheme(&block_type).is_ok() {
         return Err(HostError::UnknownScheme { name: name.to_owned(), nearest: vec![block_type] });
     }
-    registry.scheme(name)
+    registry.scheme(name).map_err(|error| match error {
+        HostError::UnknownScheme { name, mut nearest } => {
+            let names: Vec<_> = kbit_mixes::builtins().iter().map(|mix| mix.name.to_lowercase()).collect();
+            nearest.extend(kbit_yaml::nearest(&name, names.iter().map(String::as_str)).map(str::to_owned));
+            HostError::UnknownScheme { name, nearest }
+        }
+        error => error,
+    })
+}
+
+/// The scheme that an entry of `schemes` names.
+fn scheme_named_by(registry: &Registry, text: &str) -> Result<(SchemeSpec, Arc<Scheme>), PipelineError> {
+    let spec: SchemeSpec = text.parse()?;
+    let found = scheme_named(registry, &spec.name)?;
+    Ok((spec, found))
+}
+
+/// The scheme that a rule names. For single tensors the bare name of a ggml type is that type, as in llama-quantize's
+/// `--tensor-type`.
+fn scheme_of_rule(registry: &Registry, text: &str) -> Result<(SchemeSpec, Arc<Scheme>), PipelineError> {
+    if let Some(ty) = GgmlType::from_name(text) {
+        let spec: SchemeSpec = format!("ggml:{}", ty.name().to_lowercase()).parse()?;
+        let found = registry.scheme(&spec.name)?;
+        return Ok((spec, found));
+    }
+    if text.starts_with("mix:") || kbit_mixes::builtin(text).is_some() {
+        return Err(PipelineError::MixInRule { name: text.to_owned() });
+    }
+    scheme_named_by(registry, text)
 }
 
 /// The first number in a ggml type's name: `Q4_0` has 4 bits, `BF16` has 16.
@@ -156,7 +256,16 @@ impl Resolver<'_> {
         };
         let rules = entry.rules.as_ref().unwrap_or(&self.config.rules);
         let rules = self.rules(rules, isolation);
-        let expanded = self.request(&entry.request, isolation);
+        let folder = self.config.file.parent().unwrap_or(Path::new(""));
+        if let Some(mix) = MixRecipe::named(&entry.request.text, folder, &entry.mix) {
+            return self.mix(entry, mix, rules);
+        }
+        if let Some(option) = entry.mix.given().first() {
+            let error = PipelineError::MixOption { option, scheme: entry.request.text.clone() };
+            self.mistakes.push(Mistake::new(entry.request.place, error.to_string(), "remove the key"));
+            return Vec::new();
+        }
+        let expanded = self.request(&entry.request, scheme_named_by, isolation);
         if entry.label.is_some() && expanded.len() > 1 {
             let message = format!("one `label` cannot name {} runs", expanded.len());
             self.mistakes.push(Mistake::new(
@@ -171,10 +280,34 @@ impl Resolver<'_> {
             .map(|(spec, main)| Recipe {
                 label: entry.label.clone().unwrap_or_else(|| spec.to_string()),
                 family: family(&spec.name),
-                main,
+                main: Main::Scheme(main),
                 rules: rules.clone(),
             })
             .collect()
+    }
+
+    fn mix(
+        &mut self,
+        entry: &SchemeEntry,
+        mix: Result<MixRecipe, ConfigError>,
+        rules: Vec<(Regex, Option<Chosen>)>,
+    ) -> Vec<Recipe> {
+        if let Some((key, place, _)) = entry.request.params.first() {
+            let message = format!("a mix has no parameter `{key}`");
+            self.mistakes.push(Mistake::new(
+                *place,
+                message,
+                "its options stand beside `scheme`: pure, leave_output, output_type, embedding_type",
+            ));
+        }
+        match mix {
+            Ok(mix) => vec![Recipe::of_mix(mix, entry.label.clone(), rules)],
+            Err(error) => {
+                let help = "mend the mix; every mistake is told with its place in that file";
+                self.mistakes.push(Mistake::new(entry.request.place, error.to_string(), help));
+                Vec::new()
+            }
+        }
     }
 
     fn rules(&mut self, rules: &[RuleEntry], isolation: Isolation) -> Vec<(Regex, Option<Chosen>)> {
@@ -182,7 +315,7 @@ impl Resolver<'_> {
         for rule in rules {
             let chosen = match &rule.scheme {
                 None => None,
-                Some(request) => match self.request(request, isolation).pop() {
+                Some(request) => match self.request(request, scheme_of_rule, isolation).pop() {
                     Some((_, chosen)) => Some(chosen),
                     None => continue,
                 },
@@ -193,12 +326,13 @@ impl Resolver<'_> {
     }
 
     /// Every combination of the request's parameter lists, the last key fastest.
-    fn request(&mut self, request: &SchemeRequest, isolation: Isolation) -> Vec<(SchemeSpec, Chosen)> {
-        let found = request
-            .text
-            .parse::<SchemeSpec>()
-            .and_then(|spec| Ok((scheme_named(self.registry, &spec.name)?, spec)));
-        let (scheme, spec) = match found {
+    fn request(
+        &mut self,
+        request: &SchemeRequest,
+        find: fn(&Registry, &str) -> Result<(SchemeSpec, Arc<Scheme>), PipelineError>,
+        isolation: Isolation,
+    ) -> Vec<(SchemeSpec, Chosen)> {
+        let (spec, scheme) = match find(self.registry, &request.text) {
             Ok(found) => found,
             Err(error) => {
                 self.host_mistake(request.place, &error);
@@ -265,7 +399,7 @@ impl Resolver<'_> {
         chosen
     }
 
-    fn host_mistake(&mut self, place: Place, error: &HostError) {
+    fn host_mistake(&mut self, place: Place, error: &dyn std::error::Error) {
         self.mistakes.push(Mistake::new(
             place,
             error.to_string(),

@@ -71,6 +71,10 @@ pub struct FileLine {
     pub decoder_bits_per_weight: f64,
     /// Tensors stored otherwise than asked.
     pub fallbacks: Vec<Fallback>,
+    /// Why the file cannot be written, where it cannot.
+    pub obstacle: Option<String>,
+    /// What it costs that tensors are quantized anew, where some are.
+    pub requantized: Option<String>,
     /// Where it goes.
     pub path: PathBuf,
 }
@@ -141,18 +145,24 @@ impl<'a> RunPlan<'a> {
             (None, None) => Path::new("kbit-runs").join(&config.name),
         };
         let recipes = recipes(config, registry)?;
-        let options =
-            PlanOptions { fallback_is_error: config.fallback_is_error, provenance: config.provenance };
         let mut models = Vec::new();
         for entry in &config.models {
             let checkpoint = Checkpoint::open(&entry.path)?;
-            let conversion = kbit_models::convert(&checkpoint, &entry.options)?;
+            let mut conversion = kbit_models::convert(&checkpoint, &entry.options)?;
+            entry.edits.prune(&mut conversion)?;
+            let options = PlanOptions {
+                fallback_is_error: config.fallback_is_error,
+                provenance: config.provenance,
+                allow_requantize: config.allow_requantize,
+                edits: entry.edits.clone(),
+                ..PlanOptions::default()
+            };
             if !config.evaluations.is_empty() && conversion.metadata.get("tokenizer.ggml.model").is_none() {
                 return Err(PipelineError::NoTokenizer { path: entry.path.clone() });
             }
             let mut files = Vec::new();
             for recipe in &recipes {
-                let plan = FilePlan::new(&conversion, recipe, registry, &options)?;
+                let plan = FilePlan::new(&checkpoint, &conversion, recipe, registry, &options)?;
                 let path =
                     out.join("files").join(&entry.name).join(format!("{}.gguf", file_name(&recipe.label)));
                 files.push(PlannedFile { recipe: recipe.clone(), plan, path });
@@ -174,6 +184,8 @@ impl<'a> RunPlan<'a> {
                 bits_per_weight: all,
                 decoder_bits_per_weight: decoder,
                 fallbacks: file.plan.fallbacks().cloned().collect(),
+                obstacle: file.plan.check().err().map(|error| error.to_string()),
+                requantized: file.plan.requantize_warning(),
                 path: file.path.clone(),
             }
         };
@@ -197,12 +209,21 @@ impl<'a> RunPlan<'a> {
             .unwrap_or(0)
     }
 
+    /// Refuses a plan that can be shown but not carried out.
+    ///
+    /// # Errors
+    /// As [`FilePlan::check`], of the first file.
+    pub fn check(&self) -> Result<(), PipelineError> {
+        self.models.iter().flat_map(|model| &model.files).try_for_each(|file| file.plan.check())
+    }
+
     /// Runs the plan; a second time, only what is missing.
     ///
     /// # Errors
     /// What stops the whole run. A file that fails is a [`Failure`] in the summary, and the others go on.
     pub fn run(&self, progress: &Progress, cancel: &Arc<AtomicBool>) -> Result<RunSummary, PipelineError> {
         let started = Instant::now();
+        self.check()?;
         std::fs::create_dir_all(&self.out)
             .map_err(PipelineError::io(&self.out, "making the output folder"))?;
         let _lock = lock(&self.out)?;
@@ -493,7 +514,7 @@ impl<'a> Execution<'a> {
             match OpenModel::open(
                 &file.path,
                 self.plan.registry,
-                file.recipe.main.isolation,
+                file.recipe.main.isolation(),
                 &model.entry.options,
             ) {
                 Ok(candidate) => opened.push((index, candidate)),

@@ -1,71 +1,8 @@
 //! The configuration's keys, declared once: checking, the JSON Schema for editors and the reference page all read
 //! the tables of this module.
 
-use crate::yaml::{Node, Place, Tree};
-use serde_json::{Map, Value, json};
-use std::fmt::Write as _;
-
-/// What a value may be.
-#[derive(Debug)]
-pub enum Kind {
-    /// `true` or `false`.
-    Bool,
-    /// A whole number in a range, both ends included.
-    Int {
-        /// Least value.
-        min: i64,
-        /// Greatest value.
-        max: i64,
-    },
-    /// Text.
-    Text,
-    /// A path; relative ones start at the folder of the configuration file.
-    Path,
-    /// A regular expression, matched anywhere in a tensor's GGUF name.
-    Regex,
-    /// One of these words.
-    Choice(&'static [&'static str]),
-    /// One item, or a list of them.
-    Many(&'static Self),
-    /// A map with declared keys.
-    Object(&'static Object),
-    /// Text (with this meaning), or a map with declared keys.
-    TextOr(&'static str, &'static Object),
-    /// A map whose keys the named scheme declares; checked against the loaded plugin.
-    SchemeParameters,
-}
-
-/// One key of a map.
-#[derive(Debug)]
-pub struct Key {
-    /// As it is written.
-    pub name: &'static str,
-    /// What it means.
-    pub doc: &'static str,
-    /// What it may be.
-    pub kind: Kind,
-    /// `None` where it must be given; else what holds without it, in words.
-    pub default: Option<&'static str>,
-}
-
-/// A map with declared keys.
-#[derive(Debug)]
-pub struct Object {
-    /// Name in the reference page.
-    pub name: &'static str,
-    /// What it is.
-    pub doc: &'static str,
-    /// Its keys.
-    pub keys: &'static [Key],
-}
-
-const fn required(name: &'static str, kind: Kind, doc: &'static str) -> Key {
-    Key { name, doc, kind, default: None }
-}
-
-const fn optional(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key { name, doc, kind, default: Some(default) }
-}
+use kbit_yaml::{Kind, Object, optional, reference_tables, required};
+use serde_json::{Value, json};
 
 /// Where plugins run.
 pub const ISOLATION: &[&str] = &["none", "process"];
@@ -107,6 +44,18 @@ static MODEL: Object = Object {
             "recognised from `tokenizer.json`",
             "Name of a byte-level BPE's pre-tokenizer, where it is not recognised.",
         ),
+        optional(
+            "set_metadata",
+            Kind::Many(&Kind::Text),
+            "none",
+            "Metadata to set, as `key=type:value` with the types int, float, bool, str, u8 to i64, f32, f64.",
+        ),
+        optional(
+            "prune_layers",
+            Kind::Many(&Kind::Int { min: 0, max: 1 << 20 }),
+            "none",
+            "Layers to leave out, by number from 0; those behind move up.",
+        ),
     ],
 };
 
@@ -115,7 +64,7 @@ static RULE: Object = Object {
     doc: "A scheme for some tensors. The first rule that matches wins.",
     keys: &[
         required("match", Kind::Regex, "Matched anywhere in the tensor's GGUF name, as `token_embd.weight`."),
-        required("scheme", Kind::Text, "`name`, `name:key=value,...`, or `f32` to keep the tensor as it is."),
+        required("scheme", Kind::Text, "`name`, `name:key=value,...`, a ggml type, as `q6_k`, or `f32`."),
     ],
 };
 
@@ -126,11 +75,11 @@ static SCHEME: Object = Object {
         required(
             "scheme",
             Kind::Text,
-            "Name of the scheme, as `kbit plugin list` shows it, or `name:key=value,...`.",
+            "Name of the scheme, as `kbit plugin list` shows it, or `name:key=value,...`; a file type of llama-quantize, as `q4_k_m`; `mix:FILE` for a mix of one's own.",
         ),
         optional(
             "params",
-            Kind::SchemeParameters,
+            Kind::Parameters,
             "the scheme's defaults",
             "Values of the scheme's parameters; lists expand to a grid.",
         ),
@@ -145,6 +94,25 @@ static SCHEME: Object = Object {
             Kind::Many(&Kind::Object(&RULE)),
             "the configuration's `rules`",
             "Other schemes for some tensors.",
+        ),
+        optional("pure", Kind::Bool, "false", "In a file type or mix: its own type for all matrices."),
+        optional(
+            "leave_output",
+            Kind::Bool,
+            "false",
+            "In a file type or mix: leave the output matrix as it is.",
+        ),
+        optional(
+            "output_type",
+            Kind::Text,
+            "by the mix",
+            "In a file type or mix: ggml type of the output matrix.",
+        ),
+        optional(
+            "embedding_type",
+            Kind::Text,
+            "by the mix",
+            "In a file type or mix: ggml type of the token embeddings.",
         ),
         optional(
             "isolation",
@@ -234,7 +202,13 @@ pub static CONFIG: Object = Object {
             "on_fallback",
             Kind::Choice(ON_FALLBACK),
             "warn",
-            "What to do when a scheme cannot take a tensor's shape: store it as f16 with a warning, or stop.",
+            "What to do when a scheme cannot take a tensor's shape: store it otherwise with a warning that says what it costs, or stop.",
+        ),
+        optional(
+            "allow_requantize",
+            Kind::Bool,
+            "false",
+            "Quantize tensors that are quantized already; the new error comes on top of the old one.",
         ),
         optional(
             "error_statistics",
@@ -258,184 +232,15 @@ pub static CONFIG: Object = Object {
     ],
 };
 
-/// A mistake in a configuration: where, what, and the cure.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mistake {
-    /// Line and column.
-    pub place: Place,
-    /// What is wrong.
-    pub message: String,
-    /// What to do.
-    pub help: String,
-}
-
-impl Mistake {
-    /// A mistake at `place`.
-    #[must_use]
-    pub fn new(place: Place, message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { place, message: message.into(), help: help.into() }
-    }
-}
-
-/// The candidate nearest to `name`, if one is near enough to be a slip of the hand.
-#[must_use]
-pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let lower = name.to_lowercase();
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().max(name.len()) / 3)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
-/// "did you mean `x`? known: a, b, c".
-#[must_use]
-pub fn suggestion(name: &str, candidates: &[&str]) -> String {
-    let known = candidates.join(", ");
-    match nearest(name, candidates.iter().copied()) {
-        Some(near) => format!("did you mean `{near}`? known: {known}"),
-        None => format!("known: {known}"),
-    }
-}
-
-/// Checks `node` against `object`; appends every mistake.
-pub fn check(node: &Node, object: &Object, mistakes: &mut Vec<Mistake>) {
-    let Tree::Map(entries) = &node.value else {
-        let keys: Vec<_> = object.keys.iter().map(|key| key.name).collect();
-        let message = format!("a {} is a map, found {}", object.name, node.kind());
-        mistakes.push(Mistake::new(node.place, message, format!("its keys are {}", keys.join(", "))));
-        return;
-    };
-    for (key, value) in entries {
-        match object.keys.iter().find(|known| known.name == key.name) {
-            Some(known) => check_kind(value, &key.name, &known.kind, mistakes),
-            None => {
-                let names: Vec<_> = object.keys.iter().map(|key| key.name).collect();
-                let message = format!("unknown key `{}` in a {}", key.name, object.name);
-                mistakes.push(Mistake::new(key.place, message, suggestion(&key.name, &names)));
-            }
-        }
-    }
-    for key in object.keys.iter().filter(|key| key.default.is_none() && node.get(key.name).is_none()) {
-        let message = format!("a {} needs the key `{}`", object.name, key.name);
-        mistakes.push(Mistake::new(node.place, message, format!("add `{}:` ({})", key.name, key.doc)));
-    }
-}
-
-fn check_kind(node: &Node, key: &str, kind: &Kind, mistakes: &mut Vec<Mistake>) {
-    let mut wrong = |wanted: String| {
-        let message = format!("`{key}` is {wanted}, found {}", describe(node));
-        mistakes.push(Mistake::new(node.place, message, format!("give {wanted}")));
-    };
-    match kind {
-        Kind::Bool if node.as_bool().is_none() => wrong("true or false".into()),
-        Kind::Int { min, max } if !node.as_int().is_some_and(|value| (*min..=*max).contains(&value)) => {
-            wrong(format!("a whole number from {min} to {max}"));
-        }
-        Kind::Text | Kind::Path | Kind::Regex if node.as_str().is_none_or(str::is_empty) => {
-            wrong("text".into())
-        }
-        Kind::Regex => {
-            if let Err(error) = regex::Regex::new(node.as_str().unwrap_or_default()) {
-                let reason = error.to_string().lines().last().unwrap_or_default().to_owned();
-                let message = format!("`{key}` is not a regular expression: {reason}");
-                mistakes.push(Mistake::new(
-                    node.place,
-                    message,
-                    "escape characters such as ( [ * with a backslash",
-                ));
-            }
-        }
-        Kind::Choice(words) => match node.as_str() {
-            Some(word) if words.contains(&word) => {}
-            Some(word) => {
-                let message = format!("`{key}` cannot be `{word}`");
-                mistakes.push(Mistake::new(node.place, message, suggestion(word, words)));
-            }
-            None => wrong(format!("one of {}", words.join(", "))),
-        },
-        Kind::Many(inner) => {
-            if node.items().is_empty() {
-                wrong("at least one item".into());
-            }
-            for item in node.items() {
-                check_kind(item, key, inner, mistakes);
-            }
-        }
-        Kind::Object(object) => check(node, object, mistakes),
-        Kind::TextOr(_, object) => match &node.value {
-            Tree::Str(text) if !text.is_empty() => {}
-            _ => check(node, object, mistakes),
-        },
-        Kind::SchemeParameters if !matches!(node.value, Tree::Map(_)) => wrong("a map of parameters".into()),
-        _ => {}
-    }
-}
-
-fn describe(node: &Node) -> String {
-    match &node.value {
-        Tree::Str(text) => format!("`{text}`"),
-        Tree::Int(value) => format!("{value}"),
-        Tree::Float(value) => format!("{value}"),
-        Tree::Bool(value) => format!("{value}"),
-        _ => node.kind().to_owned(),
-    }
-}
-
 /// JSON Schema (draft 2020-12) of the configuration, for editors.
 #[must_use]
 pub fn json_schema() -> Value {
-    let mut schema = object_schema(&CONFIG);
+    let mut schema = kbit_yaml::json_schema(&CONFIG);
     if let Value::Object(map) = &mut schema {
         map.insert("$schema".into(), json!("https://json-schema.org/draft/2020-12/schema"));
         map.insert("title".into(), json!("kbit configuration"));
     }
     schema
-}
-
-fn object_schema(object: &Object) -> Value {
-    let mut properties = Map::new();
-    for key in object.keys {
-        let mut schema = kind_schema(&key.kind);
-        if let Value::Object(map) = &mut schema {
-            let doc = key
-                .default
-                .map_or_else(|| key.doc.to_owned(), |default| format!("{} Default: {default}.", key.doc));
-            map.insert("description".into(), json!(doc));
-        }
-        properties.insert(key.name.into(), schema);
-    }
-    let needed: Vec<_> = object.keys.iter().filter(|key| key.default.is_none()).map(|key| key.name).collect();
-    json!({
-        "type": "object",
-        "description": object.doc,
-        "additionalProperties": false,
-        "required": needed,
-        "properties": properties,
-    })
-}
-
-fn kind_schema(kind: &Kind) -> Value {
-    match kind {
-        Kind::Bool => json!({ "type": "boolean" }),
-        Kind::Int { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
-        Kind::Text | Kind::Path => json!({ "type": "string", "minLength": 1 }),
-        Kind::Regex => json!({ "type": "string", "format": "regex", "minLength": 1 }),
-        Kind::Choice(words) => json!({ "enum": words }),
-        Kind::Many(inner) => {
-            let item = kind_schema(inner);
-            json!({ "anyOf": [item.clone(), { "type": "array", "minItems": 1, "items": item }] })
-        }
-        Kind::Object(object) => object_schema(object),
-        Kind::TextOr(meaning, object) => {
-            json!({ "anyOf": [{ "type": "string", "minLength": 1, "description": meaning }, object_schema(object)] })
-        }
-        Kind::SchemeParameters => json!({
-            "type": "object",
-            "additionalProperties": { "type": ["boolean", "number", "string", "array"] },
-        }),
-    }
 }
 
 /// The reference page of the configuration, in Markdown.
@@ -446,44 +251,14 @@ pub fn reference() -> String {
          Generated from the declarations in `crates/kbit-pipeline/src/schema.rs` by `cargo xtask generate`; do not edit.\n\
          `kbit config schema` prints the same as a JSON Schema; `kbit config check FILE` checks a file.\n",
     );
-    for object in [&CONFIG, &MODEL, &SCHEME, &RULE, &EVALUATION, &LAWS] {
-        let _ = write!(
-            page,
-            "\n## {}\n\n{}\n\n| key | value | default | meaning |\n|---|---|---|---|\n",
-            object.name, object.doc
-        );
-        for key in object.keys {
-            let default = key.default.unwrap_or("*required*");
-            let _ = writeln!(
-                page,
-                "| `{}` | {} | {default} | {} |",
-                key.name,
-                kind_words(&key.kind).replace('|', "\\|"),
-                key.doc
-            );
-        }
-    }
+    page.push_str(&reference_tables(&[&CONFIG, &MODEL, &SCHEME, &RULE, &EVALUATION, &LAWS]));
     page
-}
-
-fn kind_words(kind: &Kind) -> String {
-    match kind {
-        Kind::Bool => "true or false".into(),
-        Kind::Int { min, max } => format!("{min} to {max}"),
-        Kind::Text => "text".into(),
-        Kind::Path => "path".into(),
-        Kind::Regex => "regular expression".into(),
-        Kind::Choice(words) => words.join(", "),
-        Kind::Many(inner) => format!("{}, or a list", kind_words(inner)),
-        Kind::Object(object) => format!("[{0}](#{0})", object.name),
-        Kind::TextOr(meaning, object) => format!("{meaning}, or a [{0}](#{0})", object.name),
-        Kind::SchemeParameters => "the scheme's parameters".into(),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kbit_yaml::{Mistake, Node, Place, check};
 
     fn mistakes_of(text: &str) -> Vec<Mistake> {
         let mut mistakes = Vec::new();

@@ -93,6 +93,12 @@ impl GgmlType {
         Self::ALL.iter().copied().find(|ty| ty.name().eq_ignore_ascii_case(name))
     }
 
+    /// True for types that store blocks of weights with a common scale; false for plain numbers.
+    #[must_use]
+    pub const fn is_quantized(self) -> bool {
+        self.block_elements() > 1
+    }
+
     /// Bytes of `elements` weights, or `None` where they are not whole blocks or do not fit 64 bits.
     #[must_use]
     pub const fn bytes_for(self, elements: u64) -> Option<u64> {

@@ -1,6 +1,8 @@
 //! The command line, declared once: parsing, `--help`, completions and the reference page read these types.
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use kbit_pipeline::edit::SetMetadata;
+use kbit_types::GgmlType;
 use std::path::PathBuf;
 
 /// k-bit language models: quantize, evaluate, fit, choose.
@@ -54,7 +56,7 @@ pub enum Command {
     Run(Run),
     /// Quantize one model into one GGUF file
     #[command(
-        after_help = "Examples:\n  kbit convert assets/family/s3 s3-q4.gguf --scheme ggml:q4_0\n  kbit convert model.gguf out.gguf --scheme int:bits=4,block=64 --map 'token_embd=ggml:q8_0'"
+        after_help = "Examples:\n  kbit convert assets/family/s3 s3-q4.gguf --scheme q4_k_m\n  kbit convert model.gguf out.gguf --scheme int:bits=4,block=64 --map 'token_embd=ggml:q8_0'"
     )]
     Convert(Convert),
     /// Show what a checkpoint or packed file holds
@@ -152,12 +154,34 @@ pub struct Convert {
     /// GGUF file to write
     #[arg(value_hint = ValueHint::FilePath)]
     pub out: PathBuf,
-    /// Scheme for all matrices: `name` or `name:key=value,...`
+    /// Scheme for all matrices: `name` or `name:key=value,...`; or a mix of types: `q4_k_m` and llama-quantize's other file
+    /// types, `mix:FILE` for one's own
     #[arg(long, value_name = "S")]
     pub scheme: String,
-    /// Scheme for tensors whose GGUF name matches; `f32` keeps them; the first match wins
+    /// Scheme for tensors whose GGUF name matches: as `--scheme`, or a ggml type; the first match wins
     #[arg(long, value_name = "REGEX=S", value_parser = parse_rule)]
     pub map: Vec<(regex::Regex, String)>,
+    /// Mixes: the type of the output matrix
+    #[arg(long, value_name = "TYPE", value_parser = parse_type)]
+    pub output_type: Option<GgmlType>,
+    /// Mixes: the type of the token embeddings
+    #[arg(long, value_name = "TYPE", value_parser = parse_type)]
+    pub embedding_type: Option<GgmlType>,
+    /// Mixes: the mix's own type for all matrices
+    #[arg(long)]
+    pub pure: bool,
+    /// Mixes: leave the output matrix as it is
+    #[arg(long)]
+    pub leave_output: bool,
+    /// Set metadata; types are int, float, bool, str, u8 to i64, f32, f64
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    pub set_metadata: Vec<SetMetadata>,
+    /// Layers to leave out, by number from 0; those behind move up
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    pub prune_layers: Vec<u64>,
+    /// Quantize tensors that are quantized already; the new error comes on top of the old one
+    #[arg(long)]
+    pub allow_requantize: bool,
     /// Print the plan and stop
     #[arg(long)]
     pub dry_run: bool,
@@ -199,7 +223,7 @@ pub enum IsolationArg {
 /// What to do when a scheme cannot take a tensor's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OnFallback {
-    /// Store it as f16 and say so
+    /// Store it otherwise and say so
     Warn,
     /// Stop
     Error,
@@ -444,6 +468,12 @@ fn parse_rule(text: &str) -> Result<(regex::Regex, String), String> {
     let (pattern, scheme) = text.split_once('=').ok_or("write REGEX=SCHEME, as token_embd=ggml:q8_0")?;
     let pattern = regex::Regex::new(pattern).map_err(|error| error.to_string())?;
     Ok((pattern, scheme.to_owned()))
+}
+
+/// Reads a ggml type by name, in any case.
+fn parse_type(text: &str) -> Result<GgmlType, String> {
+    let names: Vec<_> = GgmlType::ALL.iter().map(|ty| ty.name()).collect();
+    GgmlType::from_name(text).ok_or_else(|| kbit_yaml::suggestion(text, &names))
 }
 
 /// Reads `6GiB`, `1.5GB`, `700MiB`, `4096`.

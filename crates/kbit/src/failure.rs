@@ -41,7 +41,12 @@ impl Failure {
 impl From<kbit_pipeline::PipelineError> for Failure {
     fn from(error: kbit_pipeline::PipelineError) -> Self {
         match error {
-            kbit_pipeline::PipelineError::Config(_) => Self::usage(error),
+            kbit_pipeline::PipelineError::Config(_)
+            | kbit_pipeline::PipelineError::Mix(_)
+            | kbit_pipeline::PipelineError::MixOption { .. }
+            | kbit_pipeline::PipelineError::MixInRule { .. }
+            | kbit_pipeline::PipelineError::PruneLayer { .. }
+            | kbit_pipeline::PipelineError::PruneAll { .. } => Self::usage(error),
             kbit_pipeline::PipelineError::Host(host) => host.into(),
             other => Self::failed(other),
         }

@@ -8,6 +8,8 @@ use kbit_formats::Checkpoint;
 use kbit_host::Isolation;
 use kbit_models::{Conversion, ConvertOptions};
 use kbit_pipeline::convert::{RunOptions, Written, write_file};
+use kbit_pipeline::edit::Edits;
+use kbit_pipeline::mix::MixOptions;
 use kbit_pipeline::plan::{FilePlan, PlanOptions};
 use kbit_pipeline::recipe::Recipe;
 use std::time::Instant;
@@ -19,7 +21,13 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
         IsolationArg::None => Isolation::InProcess,
         IsolationArg::Process => Isolation::Process,
     };
-    let recipe = Recipe::from_arguments(&registry, &arguments.scheme, &arguments.map, isolation)?;
+    let mix = MixOptions {
+        pure: arguments.pure,
+        leave_output: arguments.leave_output,
+        output_type: arguments.output_type,
+        embedding_type: arguments.embedding_type,
+    };
+    let recipe = Recipe::from_arguments(&registry, &arguments.scheme, &arguments.map, &mix, isolation)?;
     let checkpoint = Checkpoint::open(&arguments.source)?;
     let options = ConvertOptions {
         pass_through_other_modalities: arguments.pass_through,
@@ -27,21 +35,28 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
         pre_tokenizer: arguments.pre_tokenizer.clone(),
         name: None,
     };
-    let conversion = kbit_models::convert(&checkpoint, &options)?;
+    let mut conversion = kbit_models::convert(&checkpoint, &options)?;
+    let edits =
+        Edits { metadata: arguments.set_metadata.clone(), prune_layers: arguments.prune_layers.clone() };
+    edits.prune(&mut conversion)?;
     let plan_options = PlanOptions {
         fallback_is_error: arguments.on_fallback == OnFallback::Error,
         provenance: !arguments.no_provenance,
+        allow_requantize: arguments.allow_requantize,
+        edits,
+        ..PlanOptions::default()
     };
-    let plan = FilePlan::new(&conversion, &recipe, &registry, &plan_options)?;
+    let plan = FilePlan::new(&checkpoint, &conversion, &recipe, &registry, &plan_options)?;
     if arguments.dry_run {
         print_plan(session, &conversion, &plan)?;
         return Ok(DONE);
     }
+    plan.check()?;
     for fallback in plan.fallbacks() {
-        output::note(&format!(
-            "warning: {} is stored as {} at {} bits a weight: {}",
-            fallback.tensor, fallback.stored, fallback.bits, fallback.reason
-        ));
+        output::note(&format!("warning: {fallback}"));
+    }
+    if let Some(warning) = plan.requantize_warning() {
+        output::note(&format!("warning: {warning}"));
     }
     let started = Instant::now();
     let options = RunOptions {
@@ -64,6 +79,8 @@ fn print_plan(session: &Session, conversion: &Conversion, plan: &FilePlan) -> Re
         return Ok(output::json(&serde_json::json!({
             "tensors": lines,
             "fallbacks": fallbacks,
+            "obstacle": plan.check().err().map(|error| error.to_string()),
+            "requantized": plan.requantize_warning(),
             "file_bytes": plan.layout.file_bytes(),
             "bits_per_weight": all,
             "decoder_bits_per_weight": decoder,
@@ -83,10 +100,13 @@ fn print_plan(session: &Session, conversion: &Conversion, plan: &FilePlan) -> Re
     }
     let mut text = table.render();
     for fallback in fallbacks {
-        text.push_str(&format!(
-            "fallback: {} as {} at {} bits a weight: {}\n",
-            fallback.tensor, fallback.stored, fallback.bits, fallback.reason
-        ));
+        text.push_str(&format!("fallback: {fallback}\n"));
+    }
+    if let Some(warning) = plan.requantize_warning() {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    if let Err(obstacle) = plan.check() {
+        text.push_str(&format!("cannot be written: {obstacle}\n"));
     }
     text.push_str(&format!(
         "file of {}, {all:.3} bits a weight ({decoder:.3} without embedding and output), about {} of memory for slabs\n",

@@ -19,10 +19,10 @@ pub fn run(session: &Session, arguments: &Run) -> Result<u8, Failure> {
     }
     for line in plan.lines() {
         for fallback in &line.fallbacks {
-            output::note(&format!(
-                "warning: {} {}: {} is stored as {} at {} bits a weight: {}",
-                line.model, line.scheme, fallback.tensor, fallback.stored, fallback.bits, fallback.reason
-            ));
+            output::note(&format!("warning: {} {}: {fallback}", line.model, line.scheme));
+        }
+        if let Some(warning) = &line.requantized {
+            output::note(&format!("warning: {} {}: {warning}", line.model, line.scheme));
         }
     }
     let summary = plan.run(&session.progress(), &Arc::new(AtomicBool::new(false)))?;
@@ -75,10 +75,13 @@ fn print_plan(session: &Session, plan: &RunPlan<'_>) -> Result<u8, Failure> {
     let mut text = table.render();
     for line in &lines {
         for fallback in &line.fallbacks {
-            text.push_str(&format!(
-                "fallback: {} {}: {} as {} at {} bits a weight: {}\n",
-                line.model, line.scheme, fallback.tensor, fallback.stored, fallback.bits, fallback.reason
-            ));
+            text.push_str(&format!("fallback: {} {}: {fallback}\n", line.model, line.scheme));
+        }
+        if let Some(warning) = &line.requantized {
+            text.push_str(&format!("warning: {} {}: {warning}\n", line.model, line.scheme));
+        }
+        if let Some(obstacle) = &line.obstacle {
+            text.push_str(&format!("cannot be written: {} {}: {obstacle}\n", line.model, line.scheme));
         }
     }
     text.push_str(&format!(

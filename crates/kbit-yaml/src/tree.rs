@@ -1,7 +1,6 @@
 //! YAML as a tree in which every key and value knows its line and column.
 //!
-//! The configuration is checked against [`crate::schema`] on this tree, so that an error can point at the very
-//! key. Parsing is `serde_yaml` (serde-saphyr): duplicate keys are refused and the input is bounded by its budgets.
+//! Documents are checked against declared keys on this tree, so that an error can point at the very key. Parsing is `serde_yaml` (serde-saphyr): duplicate keys are refused and the input is bounded by its budgets.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_yaml::Spanned;
@@ -41,12 +40,12 @@ pub enum Tree {
     /// `- item` or `[item, ...]`.
     List(Vec<Node>),
     /// `key: value`; keys in the order of the text.
-    Map(Vec<(Key, Node)>),
+    Map(Vec<(MapKey, Node)>),
 }
 
 /// A key of a map with its place.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Key {
+pub struct MapKey {
     /// The key itself.
     pub name: String,
     /// Where it stands.
@@ -211,7 +210,7 @@ impl<'de> Visitor<'de> for TreeVisitor {
         while let Some(key) = access.next_key::<Spanned<String>>()? {
             let value = access.next_value::<Spanned<Tree>>()?;
             let place = Place { line: key.referenced.line(), column: key.referenced.column() };
-            entries.push((Key { name: key.value, place }, value.into()));
+            entries.push((MapKey { name: key.value, place }, value.into()));
         }
         Ok(Tree::Map(entries))
     }
