@@ -2,13 +2,16 @@
 //! scheme cannot take the shape, and the size of everything. Running a plan decides nothing more.
 
 use crate::error::PipelineError;
+use crate::importance::{self, ImportanceUse};
 use crate::recipe::{Chosen, Recipe};
+use kbit_calibrate::Importance;
 use kbit_formats::gguf::{Array, GgufLayout, Metadata, NewTensor, Value};
 use kbit_formats::packed::{PackedIndex, PackedPart, PackedScheme, PackedTensor};
 use kbit_host::{HostError, Isolation, MatrixInfo, OpenScheme, PartType, Registry, TensorPlan};
 use kbit_models::{Conversion, OutputTensor, Role};
 use kbit_types::{GgmlType, MatrixShape};
 use serde::Serialize;
+use std::sync::Arc;
 
 /// Bytes between tensors are padded to this.
 const ALIGNMENT: u64 = 32;
@@ -29,6 +32,10 @@ pub struct FilePlan {
     pub layout: GgufLayout,
     /// Whether hashes are patched into the header at the end.
     pub provenance: bool,
+    /// The importance matrix, where there is one.
+    pub importance: Option<Arc<Importance>>,
+    /// What is made of it.
+    pub importance_use: Option<ImportanceUse>,
 }
 
 /// A scheme that a plan uses.
@@ -53,6 +60,8 @@ pub struct PlannedTensor {
     pub bytes: u64,
     /// Set where the chosen scheme could not take the shape.
     pub fallback: Option<Fallback>,
+    /// Whether its scheme is given the importance of its columns.
+    pub importance: bool,
 }
 
 /// How a tensor is stored.
@@ -112,16 +121,31 @@ impl FilePlan {
         registry: &Registry,
         options: &PlanOptions,
     ) -> Result<Self, PipelineError> {
-        let mut builder = Builder { registry, schemes: Vec::new(), stored: Vec::new(), tensors: Vec::new() };
+        let importance = options.importance.clone();
+        let mut builder = Builder {
+            registry,
+            importance: importance.as_deref(),
+            importance_use: importance.as_deref().map(ImportanceUse::new),
+            schemes: Vec::new(),
+            stored: Vec::new(),
+            tensors: Vec::new(),
+        };
         for (source, tensor) in conversion.tensors.iter().enumerate() {
             builder.add(source, tensor, recipe)?;
         }
-        let Builder { schemes, stored, tensors, .. } = builder;
+        let Builder { schemes, stored, tensors, importance_use, .. } = builder;
+        if let (Some(importance), Some(found)) = (&importance, &importance_use) {
+            found.check(importance, |name| {
+                conversion.tensors.iter().any(|tensor| {
+                    tensor.name == name && matches!(tensor.role, Role::TokenEmbedding | Role::Output)
+                })
+            })?;
+        }
         let fallbacks: Vec<_> = tensors.iter().filter_map(|tensor| tensor.fallback.clone()).collect();
         if options.fallback_is_error && !fallbacks.is_empty() {
             return Err(PipelineError::Fallbacks { label: recipe.label.clone(), fallbacks });
         }
-        let metadata = metadata(conversion, &schemes, &stored, &tensors, options.provenance)?;
+        let metadata = metadata(conversion, &schemes, &stored, &tensors, options)?;
         let layout = GgufLayout::new(&metadata, &stored, ALIGNMENT)?;
         Ok(Self {
             label: recipe.label.clone(),
@@ -130,6 +154,8 @@ impl FilePlan {
             stored,
             layout,
             provenance: options.provenance,
+            importance,
+            importance_use,
         })
     }
 
@@ -158,7 +184,11 @@ impl FilePlan {
     #[must_use]
     pub fn fingerprint(&self) -> serde_json::Value {
         let schemes: Vec<_> = self.schemes.iter().map(|used| used.chosen.fingerprint()).collect();
-        serde_json::json!({ "header": kbit_formats::hash::hex(self.layout.header()), "schemes": schemes })
+        let mut depends = serde_json::json!({ "header": kbit_formats::hash::hex(self.layout.header()), "schemes": schemes });
+        if let (Some(importance), Some(fields)) = (&self.importance, depends.as_object_mut()) {
+            fields.insert("importance".to_owned(), importance::fingerprint(importance));
+        }
+        depends
     }
 
     /// Bytes of memory for slabs that writing takes at most, beside the program itself.
@@ -201,17 +231,19 @@ fn bits<'a>(tensors: impl Iterator<Item = &'a PlannedTensor>) -> f64 {
 }
 
 /// Choices that hold for every tensor of a plan.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PlanOptions {
     /// A fallback is an error instead of a warning.
     pub fallback_is_error: bool,
     /// Write hashes and the plan into the file.
     pub provenance: bool,
+    /// Importance of the columns of the matrices.
+    pub importance: Option<Arc<Importance>>,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { fallback_is_error: false, provenance: true }
+        Self { fallback_is_error: false, provenance: true, importance: None }
     }
 }
 
@@ -227,6 +259,8 @@ pub(crate) fn matrix_shape(shape: &[u64]) -> Option<MatrixShape> {
 
 struct Builder<'a> {
     registry: &'a Registry,
+    importance: Option<&'a Importance>,
+    importance_use: Option<ImportanceUse>,
     schemes: Vec<UsedScheme>,
     stored: Vec<NewTensor>,
     tensors: Vec<PlannedTensor>,
@@ -251,6 +285,7 @@ impl Builder<'_> {
                 first_stored,
                 bytes,
                 fallback: None,
+                importance: false,
             });
             return Ok(());
         };
@@ -273,6 +308,7 @@ impl Builder<'_> {
                 (scheme, plan, Some(fallback))
             }
         };
+        let importance = self.has_importance(scheme, tensor, shape, &plan)?;
         let slice_bytes = plan.total_bytes(shape.rows).ok_or_else(|| too_large(tensor))?;
         let bytes = slice_bytes.checked_mul(shape.slices).ok_or_else(|| too_large(tensor))?;
         let parts = match self.schemes[scheme].chosen.scheme.ggml_type() {
@@ -283,8 +319,44 @@ impl Builder<'_> {
             None => self.store_parts(tensor, shape, &plan, first_stored)?,
         };
         let store = Store::Scheme { scheme, plan, parts };
-        self.tensors.push(PlannedTensor { source, shape, store, first_stored, bytes, fallback });
+        self.tensors.push(PlannedTensor { source, shape, store, first_stored, bytes, fallback, importance });
         Ok(())
+    }
+
+    /// Whether the scheme is given the importance of the tensor's columns; refuses a scheme that needs what is not there.
+    fn has_importance(
+        &mut self,
+        scheme: usize,
+        tensor: &OutputTensor,
+        shape: MatrixShape,
+        plan: &TensorPlan,
+    ) -> Result<bool, PipelineError> {
+        let given = match (self.importance, &mut self.importance_use) {
+            (Some(importance), Some(found)) => found.add(importance, tensor, shape, plan)?,
+            _ => false,
+        };
+        let needs = |what: &str, cure| PipelineError::NeedsCalibration {
+            tensor: tensor.name.clone(),
+            scheme: self.schemes[scheme].chosen.scheme.id().to_owned(),
+            what: what.to_owned(),
+            cure,
+        };
+        if plan.requires_more_than_importance() {
+            return Err(needs("calibration data that kbit does not gather yet", "choose another scheme"));
+        }
+        if given || !plan.requires_importance() {
+            return Ok(given);
+        }
+        Err(match self.importance {
+            None => needs(
+                "an importance matrix",
+                "give one by `--imatrix FILE` (`importance: FILE` in a configuration), or choose another scheme",
+            ),
+            Some(importance) => needs(
+                &format!("importance, and {} has none for this tensor", importance.matrix.path().display()),
+                "choose another scheme for it by `--map` (`rules`), or gather the importance anew",
+            ),
+        })
     }
 
     /// The inner error is the scheme's reason for not taking the shape.
@@ -305,15 +377,7 @@ impl Builder<'_> {
         };
         let info = MatrixInfo { tensor: tensor.name.clone(), shape, slice: 0 };
         match self.schemes[scheme].open.plan(&info) {
-            Ok(plan) => {
-                if plan.aux_required != 0 {
-                    return Err(PipelineError::NeedsCalibration {
-                        tensor: tensor.name.clone(),
-                        scheme: chosen.scheme.id().to_owned(),
-                    });
-                }
-                Ok(Ok((scheme, plan)))
-            }
+            Ok(plan) => Ok(Ok((scheme, plan))),
             Err(HostError::Unsupported { message, .. }) => Ok(Err(message)),
             Err(error) => Err(error.into()),
         }
@@ -405,7 +469,7 @@ fn metadata(
     schemes: &[UsedScheme],
     stored: &[NewTensor],
     tensors: &[PlannedTensor],
-    provenance: bool,
+    options: &PlanOptions,
 ) -> Result<Metadata, PipelineError> {
     let mut used: Vec<usize> = Vec::new();
     let mut plain: Vec<GgmlType> = Vec::new();
@@ -445,10 +509,13 @@ fn metadata(
     }
     let file_type = if index.tensors.is_empty() { file_type(&plain) } else { None };
     let mut metadata = conversion.metadata_for(file_type);
+    if let Some(importance) = &options.importance {
+        importance::write_metadata(importance, &mut metadata);
+    }
     if !index.tensors.is_empty() {
         index.write(&mut metadata);
     }
-    if provenance {
+    if options.provenance {
         let plan: Vec<_> = schemes.iter().map(|used| used.chosen.fingerprint()).collect();
         let assigned: Vec<_> = tensors
             .iter()
@@ -457,7 +524,12 @@ fn metadata(
                 Store::Scheme { scheme, .. } => scheme.into(),
             })
             .collect();
-        let plan = serde_json::json!({ "schemes": plan, "tensors": assigned });
+        let mut plan = serde_json::json!({ "schemes": plan, "tensors": assigned });
+        if let (Some(importance), Some(fields)) = (&options.importance, plan.as_object_mut()) {
+            fields.insert("importance".to_owned(), importance::fingerprint(importance));
+            let hash = importance.matrix.sha256().to_owned();
+            metadata.insert("kbit.calibration.sha256", Value::String(hash));
+        }
         let names = tensors.iter().map(|tensor| conversion.tensors[tensor.source].name.clone()).collect();
         let hashes = |count: usize| Value::Array(Array::String(vec![UNKNOWN_HASH.to_owned(); count]));
         metadata.insert("kbit.version", Value::String(env!("CARGO_PKG_VERSION").to_owned()));

@@ -4,12 +4,14 @@ use crate::cache::{Cache, ContentHashes, Stamp, key_of};
 use crate::config::{Config, Evaluation, ModelEntry};
 use crate::convert::{self, RunOptions};
 use crate::error::PipelineError;
+use crate::importance::ImportanceUse;
 use crate::measure::{Candidate, DataSet, Measured, Subject, measure};
 use crate::open::OpenModel;
 use crate::plan::{Fallback, FilePlan, PlanOptions};
 use crate::progress::Progress;
 use crate::recipe::{Recipe, recipes};
 use crate::statistics::TensorError;
+use kbit_calibrate::{Importance, ImportanceMatrix};
 use kbit_formats::Checkpoint;
 use kbit_host::{Isolation, Registry};
 use kbit_models::{Conversion, TrainingInfo};
@@ -71,6 +73,8 @@ pub struct FileLine {
     pub decoder_bits_per_weight: f64,
     /// Tensors stored otherwise than asked.
     pub fallbacks: Vec<Fallback>,
+    /// What is made of the importance matrix, where there is one.
+    pub importance: Option<ImportanceUse>,
     /// Where it goes.
     pub path: PathBuf,
 }
@@ -141,8 +145,6 @@ impl<'a> RunPlan<'a> {
             (None, None) => Path::new("kbit-runs").join(&config.name),
         };
         let recipes = recipes(config, registry)?;
-        let options =
-            PlanOptions { fallback_is_error: config.fallback_is_error, provenance: config.provenance };
         let mut models = Vec::new();
         for entry in &config.models {
             let checkpoint = Checkpoint::open(&entry.path)?;
@@ -150,6 +152,19 @@ impl<'a> RunPlan<'a> {
             if !config.evaluations.is_empty() && conversion.metadata.get("tokenizer.ggml.model").is_none() {
                 return Err(PipelineError::NoTokenizer { path: entry.path.clone() });
             }
+            let importance = match &entry.importance {
+                None => None,
+                Some(found) => Some(Arc::new(Importance {
+                    matrix: ImportanceMatrix::open(&found.path)?,
+                    policy: found.policy,
+                    named: found.named.clone(),
+                })),
+            };
+            let options = PlanOptions {
+                fallback_is_error: config.fallback_is_error,
+                provenance: config.provenance,
+                importance,
+            };
             let mut files = Vec::new();
             for recipe in &recipes {
                 let plan = FilePlan::new(&conversion, recipe, registry, &options)?;
@@ -174,6 +189,7 @@ impl<'a> RunPlan<'a> {
                 bits_per_weight: all,
                 decoder_bits_per_weight: decoder,
                 fallbacks: file.plan.fallbacks().cloned().collect(),
+                importance: file.plan.importance_use.clone(),
                 path: file.path.clone(),
             }
         };

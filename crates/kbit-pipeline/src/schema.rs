@@ -71,6 +71,10 @@ const fn optional(name: &'static str, kind: Kind, default: &'static str, doc: &'
 pub const ISOLATION: &[&str] = &["none", "process"];
 /// What to do when a scheme cannot take a tensor's shape.
 pub const ON_FALLBACK: &[&str] = &["warn", "error"];
+/// What to do where the importance matrix has no data.
+pub const ON_MISSING: &[&str] = &["warn", "error"];
+/// Importance of experts without data.
+pub const EMPTY_EXPERTS: &[&str] = &["ones", "mean"];
 /// Quality metrics.
 pub const METRICS: &[&str] = &["perplexity", "kl_divergence", "bits_per_byte"];
 /// Report formats.
@@ -106,6 +110,32 @@ static MODEL: Object = Object {
             Kind::Text,
             "recognised from `tokenizer.json`",
             "Name of a byte-level BPE's pre-tokenizer, where it is not recognised.",
+        ),
+        optional(
+            "importance",
+            Kind::TextOr("a path", &IMPORTANCE),
+            "the configuration's `importance`",
+            "Importance matrix of this model.",
+        ),
+    ],
+};
+
+static IMPORTANCE: Object = Object {
+    name: "importance",
+    doc: "An importance matrix in llama.cpp's GGUF or `.dat` format, for the schemes that use one.",
+    keys: &[
+        required("path", Kind::Path, "File, as llama-imatrix writes it."),
+        optional(
+            "on_missing",
+            Kind::Choice(ON_MISSING),
+            "warn",
+            "What to do where matrices (embedding and output aside) or experts have no data: say so, or stop.",
+        ),
+        optional(
+            "empty_experts",
+            Kind::Choice(EMPTY_EXPERTS),
+            "ones",
+            "Importance of experts without data: 1 for every column as llama-quantize has it, or the mean of the other experts.",
         ),
     ],
 };
@@ -206,6 +236,12 @@ pub static CONFIG: Object = Object {
             "Schemes to apply to each model.",
         ),
         optional("rules", Kind::Many(&Kind::Object(&RULE)), "none", "Other schemes for some tensors."),
+        optional(
+            "importance",
+            Kind::TextOr("a path", &IMPORTANCE),
+            "none",
+            "Importance matrix of the models that name none of their own.",
+        ),
         optional(
             "evaluate",
             Kind::Many(&Kind::Object(&EVALUATION)),

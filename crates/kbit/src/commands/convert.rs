@@ -1,15 +1,18 @@
 //! `kbit convert`.
 
-use crate::cli::{Convert, IsolationArg, OnFallback};
+use crate::cli::{Convert, EmptyExpertsArg, IsolationArg, OnFallback, OnMissingImportance};
 use crate::failure::{DONE, Failure};
 use crate::output::{self, Table};
 use crate::session::Session;
+use kbit_calibrate::{EmptyExperts, Importance, ImportanceMatrix, OnMissing, Policy};
 use kbit_formats::Checkpoint;
 use kbit_host::Isolation;
 use kbit_models::{Conversion, ConvertOptions};
 use kbit_pipeline::convert::{RunOptions, Written, write_file};
+use kbit_pipeline::importance::ImportanceUse;
 use kbit_pipeline::plan::{FilePlan, PlanOptions};
 use kbit_pipeline::recipe::Recipe;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Quantizes one model into one file, or prints the plan.
@@ -31,6 +34,7 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
     let plan_options = PlanOptions {
         fallback_is_error: arguments.on_fallback == OnFallback::Error,
         provenance: !arguments.no_provenance,
+        importance: importance(arguments)?,
     };
     let plan = FilePlan::new(&conversion, &recipe, &registry, &plan_options)?;
     if arguments.dry_run {
@@ -42,6 +46,9 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
             "warning: {} is stored as {} at {} bits a weight: {}",
             fallback.tensor, fallback.stored, fallback.bits, fallback.reason
         ));
+    }
+    for note in plan.importance_use.iter().flat_map(ImportanceUse::notes) {
+        output::note(&note);
     }
     let started = Instant::now();
     let options = RunOptions {
@@ -56,6 +63,23 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
     Ok(DONE)
 }
 
+/// The importance matrix of `--imatrix`, with what holds where it has no data.
+fn importance(arguments: &Convert) -> Result<Option<Arc<Importance>>, Failure> {
+    let Some(path) = &arguments.imatrix else { return Ok(None) };
+    let matrix = ImportanceMatrix::open(path)?;
+    let policy = Policy {
+        on_missing: match arguments.on_missing_importance {
+            OnMissingImportance::Warn => OnMissing::Warn,
+            OnMissingImportance::Error => OnMissing::Error,
+        },
+        empty_experts: match arguments.empty_experts {
+            EmptyExpertsArg::Ones => EmptyExperts::Ones,
+            EmptyExpertsArg::Mean => EmptyExperts::Mean,
+        },
+    };
+    Ok(Some(Arc::new(Importance { matrix, policy, named: path.to_string_lossy().into_owned() })))
+}
+
 fn print_plan(session: &Session, conversion: &Conversion, plan: &FilePlan) -> Result<(), Failure> {
     let lines = plan.lines(conversion);
     let (all, decoder) = plan.bits_per_weight(conversion);
@@ -68,6 +92,7 @@ fn print_plan(session: &Session, conversion: &Conversion, plan: &FilePlan) -> Re
             "bits_per_weight": all,
             "decoder_bits_per_weight": decoder,
             "memory_bytes": plan.memory_bytes(),
+            "importance": plan.importance_use,
         }))?);
     }
     let mut table = Table::new(&["tensor", "shape", "stored by", ">size", ">bpw"]);
@@ -87,6 +112,9 @@ fn print_plan(session: &Session, conversion: &Conversion, plan: &FilePlan) -> Re
             "fallback: {} as {} at {} bits a weight: {}\n",
             fallback.tensor, fallback.stored, fallback.bits, fallback.reason
         ));
+    }
+    for note in plan.importance_use.iter().flat_map(ImportanceUse::notes) {
+        text.push_str(&format!("{note}\n"));
     }
     text.push_str(&format!(
         "file of {}, {all:.3} bits a weight ({decoder:.3} without embedding and output), about {} of memory for slabs\n",
@@ -116,6 +144,7 @@ fn print_written(
             "decoder_bits_per_weight": decoder,
             "resumed_tensors": written.resumed,
             "fallbacks": plan.fallbacks().collect::<Vec<_>>(),
+            "importance": plan.importance_use,
             "errors": errors,
             "seconds": seconds,
             "peak_rss_bytes": kbit_formats::peak_rss_bytes(),
