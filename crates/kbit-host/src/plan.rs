@@ -114,6 +114,24 @@ impl TensorPlan {
         })
     }
 
+    /// True where mean squared inputs (an importance matrix) change what is encoded.
+    #[must_use]
+    pub const fn uses_importance(&self) -> bool {
+        (self.aux_used | self.aux_required) & abi::AUX_DIAG != 0
+    }
+
+    /// True where nothing can be encoded without mean squared inputs.
+    #[must_use]
+    pub const fn requires_importance(&self) -> bool {
+        self.aux_required & abi::AUX_DIAG != 0
+    }
+
+    /// True where auxiliary data are required that no importance matrix holds.
+    #[must_use]
+    pub const fn requires_more_than_importance(&self) -> bool {
+        self.aux_required & !abi::AUX_DIAG != 0
+    }
+
     /// True if `observe` and `prepare` come before `encode`.
     #[must_use]
     pub fn needs_prepare(&self) -> bool {

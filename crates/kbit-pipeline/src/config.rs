@@ -5,6 +5,7 @@
 use crate::edit::{Edits, SetMetadata};
 use crate::mix::MixOptions;
 use crate::schema;
+use kbit_calibrate::{EmptyExperts, OnMissing, Policy};
 use kbit_models::ConvertOptions;
 use kbit_types::GgmlType;
 pub use kbit_yaml::DocumentError as ConfigError;
@@ -65,8 +66,21 @@ pub struct ModelEntry {
     pub options: ConvertOptions,
     /// What is changed about it.
     pub edits: Edits,
+    /// Its importance matrix.
+    pub importance: Option<ImportanceEntry>,
     /// Where it stands.
     pub place: Place,
+}
+
+/// An importance matrix.
+#[derive(Clone, Debug)]
+pub struct ImportanceEntry {
+    /// File.
+    pub path: PathBuf,
+    /// As it is written in the configuration.
+    pub named: String,
+    /// What holds where it has no data.
+    pub policy: Policy,
 }
 
 /// A scheme as asked for, not yet matched with a plugin.
@@ -167,7 +181,8 @@ impl Reader<'_> {
     fn config(&mut self, root: &Node, file: &Path, text: &str) -> Config {
         let stem =
             file.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
-        let models = many(root, "models").iter().map(|node| self.model(node)).collect();
+        let importance = root.get("importance").map(|node| self.importance(node));
+        let models = many(root, "models").iter().map(|node| self.model(node, importance.as_ref())).collect();
         let laws = root.get("laws");
         let whole = |key: &str, default: i64| {
             laws.and_then(|laws| laws.get(key)).and_then(Node::as_int).unwrap_or(default)
@@ -228,7 +243,29 @@ impl Reader<'_> {
         }
     }
 
-    fn model(&mut self, node: &Node) -> ModelEntry {
+    fn importance(&mut self, node: &Node) -> ImportanceEntry {
+        let named =
+            node.as_str().or_else(|| node.get("path").and_then(Node::as_str)).unwrap_or_default().to_owned();
+        let path = self.folder.join(&named);
+        if !path.is_file() {
+            let message = format!("there is no importance matrix at `{}`", path.display());
+            let help =
+                "give a file that llama-imatrix wrote; relative paths start at the configuration's folder";
+            self.mistakes.push(Mistake::new(node.place, message, help));
+        }
+        let says = |key: &str, word: &str| node.get(key).and_then(Node::as_str) == Some(word);
+        let policy = Policy {
+            on_missing: if says("on_missing", "error") { OnMissing::Error } else { OnMissing::Warn },
+            empty_experts: if says("empty_experts", "mean") {
+                EmptyExperts::Mean
+            } else {
+                EmptyExperts::Ones
+            },
+        };
+        ImportanceEntry { path, named, policy }
+    }
+
+    fn model(&mut self, node: &Node, importance: Option<&ImportanceEntry>) -> ModelEntry {
         let written = node.as_str().or_else(|| node.get("path").and_then(Node::as_str)).unwrap_or_default();
         let path = self.folder.join(written);
         if !path.exists() {
@@ -261,7 +298,11 @@ impl Reader<'_> {
             name: None,
         };
         let edits = self.edits(node);
-        ModelEntry { path, name, options, edits, place: node.place }
+        let importance = match node.get("importance") {
+            Some(node) => Some(self.importance(node)),
+            None => importance.cloned(),
+        };
+        ModelEntry { path, name, options, edits, importance, place: node.place }
     }
 
     fn edits(&mut self, node: &Node) -> Edits {

@@ -104,7 +104,7 @@ pub fn write_file(
 /// Equal for equal headers (names, plan, plugin hashes) and unchanged source files.
 fn plan_fingerprint(checkpoint: &Checkpoint, plan: &FilePlan) -> Result<String, PipelineError> {
     let mut hash = Sha256::new();
-    hash.update(plan.layout.header());
+    hash.update(plan.fingerprint().to_string().as_bytes());
     hash.update(checkpoint.fingerprint()?.as_bytes());
     Ok(hash.hex())
 }
@@ -393,9 +393,29 @@ impl SliceWork<'_> {
         Ok(values)
     }
 
+    /// Importance of the slice's columns and the tokens that it was gathered on, where the plan gives it to the scheme.
+    fn importance(&self) -> Result<Option<(Vec<f32>, u64)>, PipelineError> {
+        let Some(importance) = self.run.plan.importance.as_ref().filter(|_| self.tensor.importance) else {
+            return Ok(None);
+        };
+        let mut values = vec![0.0; bounded(self.tensor.shape.cols)];
+        let tokens = importance.read(
+            &self.run.plan.edits.original_name(&self.info.tensor),
+            self.info.slice,
+            &mut values,
+        )?;
+        Ok(Some((values, tokens)))
+    }
+
     /// Opens the job; observes all groups and prepares where the plan asks for it.
     fn begin(&self, whole: Option<&[f32]>) -> Result<(Job, Vec<Vec<u8>>), PipelineError> {
-        let mut job = self.open.begin(&self.info, whole, &AuxData::default())?;
+        let importance = self.importance()?;
+        let aux = AuxData {
+            diag: importance.as_ref().map(|(values, _)| values.as_slice()),
+            n_samples: importance.as_ref().map_or(0, |(_, tokens)| *tokens),
+            ..AuxData::default()
+        };
+        let mut job = self.open.begin(&self.info, whole, &aux)?;
         let mut stats = Vec::new();
         if self.plan.stat_bytes > 0 {
             let cols = self.tensor.shape.cols;

@@ -68,29 +68,29 @@ impl Edits {
         facts
     }
 
-    /// Sets in `metadata` what is set by hand, and what pruning changes; at the end, as llama-quantize does. `facts` is that of the
-    /// whole model.
-    pub(crate) fn apply(&self, facts: &Metadata, metadata: &mut Metadata) {
-        let mut set = |key: &str, value: Value| {
-            metadata.remove(key);
-            metadata.insert(key, value);
-        };
+    /// Sets in `metadata` what is set by hand; at the end, as llama-quantize does.
+    pub(crate) fn set(&self, metadata: &mut Metadata) {
         for entry in &self.metadata {
-            set(&entry.key, entry.value.clone());
+            set_last(metadata, &entry.key, entry.value.clone());
         }
+    }
+
+    /// Sets in `metadata` what pruning changes; at the end, as llama-quantize does. `facts` is that of the whole model.
+    pub(crate) fn prune_metadata(&self, facts: &Metadata, metadata: &mut Metadata) {
         if self.prune_layers.is_empty() {
             return;
         }
         let (prefix, layers) = layers_of(facts);
-        let left = layers.saturating_sub(self.prune_layers.len() as u64);
         for (key, value) in facts.iter().filter(|(key, _)| key.starts_with(&prefix)) {
             if let Value::Array(array) = value
                 && array.len() as u64 == layers
             {
-                set(key, Value::Array(self.pruned_array(array)));
+                metadata.insert(key, Value::Array(self.pruned_array(array)));
             }
         }
-        set(&format!("{prefix}block_count"), Value::U32(u32::try_from(left).unwrap_or(u32::MAX)));
+        let left = (0..layers).filter(|layer| !self.prune_layers.contains(layer)).count();
+        let left = Value::U32(u32::try_from(left).unwrap_or(u32::MAX));
+        set_last(metadata, &format!("{prefix}block_count"), left);
     }
 
     /// A list with an element a layer, without those of the layers that are left out.
@@ -149,6 +149,11 @@ impl Edits {
             _ => name.to_owned(),
         }
     }
+}
+
+fn set_last(metadata: &mut Metadata, key: &str, value: Value) {
+    metadata.remove(key);
+    metadata.insert(key, value);
 }
 
 /// The number of a tensor's block, and the rest of its name.
@@ -212,7 +217,7 @@ mod tests {
         metadata.insert("deci.block_count", Value::U32(3));
         metadata.insert("deci.attention.head_count", Value::Array(Array::U32(vec![0, 4, 8])));
         let facts = metadata.clone();
-        edits.apply(&facts, &mut metadata);
+        edits.prune_metadata(&facts, &mut metadata);
         assert_eq!(metadata.u32("deci.block_count").ok(), Some(2));
         assert_eq!(metadata.get("deci.attention.head_count"), Some(&Value::Array(Array::U32(vec![0, 8]))));
     }

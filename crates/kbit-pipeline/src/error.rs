@@ -74,15 +74,29 @@ pub enum PipelineError {
         /// All of them.
         fallbacks: Vec<Fallback>,
     },
+    /// An importance matrix could not be read, or belongs to another model.
+    #[error(transparent)]
+    Calibrate(#[from] kbit_calibrate::CalibrateError),
     /// A scheme needs calibration data.
-    #[error(
-        "tensor {tensor}: scheme {scheme} needs calibration data (an importance matrix); choose one that does not"
-    )]
+    #[error("tensor {tensor}: scheme {scheme} needs {what}; {cure}")]
     NeedsCalibration {
         /// Tensor.
         tensor: String,
         /// Scheme.
         scheme: String,
+        /// What it needs, and why that is not there.
+        what: String,
+        /// What to do.
+        cure: &'static str,
+    },
+    /// The importance matrix has no data for some matrices, and that is to be an error.
+    #[error("{}: {} matrices have no importance, or experts without (first: {}); gather it on more text, or go on without by `--on-missing-importance warn` (`on_missing: warn`)",
+        path.display(), tensors.len(), tensors.first().map_or("", String::as_str))]
+    ImportanceMissing {
+        /// Importance matrix.
+        path: PathBuf,
+        /// Tensors.
+        tensors: Vec<String>,
     },
     /// A mix cannot be applied.
     #[error(transparent)]

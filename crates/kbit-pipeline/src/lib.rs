@@ -9,6 +9,7 @@ pub mod config;
 pub mod convert;
 pub mod edit;
 mod error;
+pub mod importance;
 mod journal;
 pub mod measure;
 pub mod mix;

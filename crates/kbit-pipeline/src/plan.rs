@@ -3,7 +3,9 @@
 
 use crate::edit::Edits;
 use crate::error::PipelineError;
+use crate::importance::{self, ImportanceUse};
 use crate::recipe::{Chosen, Main, Recipe};
+use kbit_calibrate::{Coverage, Importance};
 use kbit_formats::gguf::{Array, GgufLayout, Metadata, NewTensor, Value};
 use kbit_formats::packed::{PackedIndex, PackedPart, PackedScheme, PackedTensor};
 use kbit_formats::{Checkpoint, Element};
@@ -12,7 +14,6 @@ use kbit_mixes::{Choice, Stored};
 use kbit_models::{Conversion, OutputTensor, Role, SourceExpr};
 use kbit_types::{Dtype, GgmlType, MatrixShape};
 use serde::Serialize;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Bytes between tensors are padded to this.
@@ -40,6 +41,12 @@ pub struct FilePlan {
     pub requantized: Vec<(String, GgmlType)>,
     /// Whether they may be.
     pub allow_requantize: bool,
+    /// The importance matrix, where there is one.
+    pub importance: Option<Arc<Importance>>,
+    /// What is made of it.
+    pub importance_use: Option<ImportanceUse>,
+    /// What is changed about the model.
+    pub edits: Edits,
 }
 
 /// A scheme that a plan uses.
@@ -64,6 +71,8 @@ pub struct PlannedTensor {
     pub bytes: u64,
     /// Set where the chosen scheme could not take the shape.
     pub fallback: Option<Fallback>,
+    /// Whether its scheme is given the importance of its columns.
+    pub importance: bool,
 }
 
 /// How a tensor is stored.
@@ -151,8 +160,12 @@ impl FilePlan {
             Main::Scheme(_) => None,
             Main::Mix(mix) => Some(mix.choose(conversion, &facts, recipe, options.importance.is_some())?),
         };
+        let importance = options.importance.clone();
         let mut builder = Builder {
             registry,
+            importance: importance.as_deref(),
+            importance_use: importance.as_deref().map(ImportanceUse::new),
+            edits: &options.edits,
             checkpoint,
             schemes: Vec::new(),
             stored: Vec::new(),
@@ -165,7 +178,14 @@ impl FilePlan {
                 Some(choices) => builder.by_choice(source, tensor, recipe, &choices[source])?,
             }
         }
-        let Builder { schemes, stored, tensors, requantized, .. } = builder;
+        let Builder { schemes, stored, tensors, requantized, importance_use, .. } = builder;
+        if let (Some(importance), Some(found)) = (&importance, &importance_use) {
+            found.check(importance, |name| {
+                conversion.tensors.iter().any(|tensor| {
+                    tensor.name == name && matches!(tensor.role, Role::TokenEmbedding | Role::Output)
+                })
+            })?;
+        }
         let fallbacks: Vec<_> = tensors.iter().filter_map(|tensor| tensor.fallback.clone()).collect();
         if options.fallback_is_error && !fallbacks.is_empty() {
             return Err(PipelineError::Fallbacks { label: recipe.label.clone(), fallbacks });
@@ -174,7 +194,10 @@ impl FilePlan {
             let name = options.edits.original_name(&conversion.tensors[tensor.source].name);
             choices.as_ref().is_some_and(|choices| choices[tensor.source].needs_importance)
                 && !matches!(tensor.store, Store::Copy { .. })
-                && options.importance.as_ref().is_none_or(|names| !names.contains(&name))
+                && options.importance.as_ref().is_none_or(|importance| {
+                    let MatrixShape { slices, cols, .. } = tensor.shape;
+                    matches!(importance.coverage(&name, slices, cols), Coverage::Absent)
+                })
         };
         let without_importance = tensors
             .iter()
@@ -194,6 +217,9 @@ impl FilePlan {
             without_importance,
             requantized,
             allow_requantize: options.allow_requantize,
+            importance,
+            importance_use,
+            edits: options.edits.clone(),
         })
     }
 
@@ -258,7 +284,11 @@ impl FilePlan {
     #[must_use]
     pub fn fingerprint(&self) -> serde_json::Value {
         let schemes: Vec<_> = self.schemes.iter().map(|used| used.chosen.fingerprint()).collect();
-        serde_json::json!({ "header": kbit_formats::hash::hex(self.layout.header()), "schemes": schemes })
+        let mut depends = serde_json::json!({ "header": kbit_formats::hash::hex(self.layout.header()), "schemes": schemes });
+        if let (Some(importance), Some(fields)) = (&self.importance, depends.as_object_mut()) {
+            fields.insert("importance".to_owned(), importance::fingerprint(importance));
+        }
+        depends
     }
 
     /// Bytes of memory for slabs that writing takes at most, beside the program itself.
@@ -312,8 +342,8 @@ pub struct PlanOptions {
     pub allow_requantize: bool,
     /// Metadata set by hand. Layers to prune must be left out of the conversion already, by [`Edits::prune`].
     pub edits: Edits,
-    /// Names of the source's tensors that importance is given for, where there is any.
-    pub importance: Option<Arc<BTreeSet<String>>>,
+    /// Importance of the columns of the matrices.
+    pub importance: Option<Arc<Importance>>,
 }
 
 impl Default for PlanOptions {
@@ -341,6 +371,9 @@ pub(crate) fn matrix_shape(shape: &[u64]) -> Option<MatrixShape> {
 struct Builder<'a> {
     registry: &'a Registry,
     checkpoint: &'a Checkpoint,
+    edits: &'a Edits,
+    importance: Option<&'a Importance>,
+    importance_use: Option<ImportanceUse>,
     schemes: Vec<UsedScheme>,
     stored: Vec<NewTensor>,
     tensors: Vec<PlannedTensor>,
@@ -370,7 +403,7 @@ impl Builder<'_> {
             (Some(chosen), Some(ty)) if chosen.scheme.ggml_type() == Some(ty) => {
                 self.keep(source, tensor, ty)
             }
-            _ => self.add(source, tensor, chosen),
+            _ => self.add(source, tensor, chosen, false),
         }
     }
 
@@ -384,10 +417,12 @@ impl Builder<'_> {
     ) -> Result<(), PipelineError> {
         let stored = stored_type(self.checkpoint, tensor);
         let ty = match (choice.stored, stored) {
-            (Stored::Elsewhere, _) => return self.add(source, tensor, recipe.rule(&tensor.name).flatten()),
-            (Stored::Kept, None | Some(GgmlType::F32)) => return self.add(source, tensor, None),
+            (Stored::Elsewhere, _) => {
+                return self.add(source, tensor, recipe.rule(&tensor.name).flatten(), false);
+            }
+            (Stored::Kept, None | Some(GgmlType::F32)) => return self.add(source, tensor, None, false),
             (Stored::Kept, Some(ty)) => return self.keep(source, tensor, ty),
-            (Stored::As(GgmlType::F32), _) => return self.add(source, tensor, None),
+            (Stored::As(GgmlType::F32), _) => return self.add(source, tensor, None, false),
             (Stored::As(ty), Some(stored)) if ty == stored => return self.keep(source, tensor, ty),
             (Stored::As(ty), _) => ty,
         };
@@ -395,7 +430,7 @@ impl Builder<'_> {
             Ok(scheme) => {
                 let params = scheme.resolve(&kbit_host::ParamValues::new())?;
                 let chosen = Chosen { scheme, params, isolation: Isolation::InProcess };
-                self.add(source, tensor, Some(&chosen))?;
+                self.add(source, tensor, Some(&chosen), choice.needs_importance)?;
             }
             Err(HostError::UnknownScheme { .. }) => {
                 self.store_in(source, tensor, ty, Store::NoEncoder { ty })?;
@@ -437,16 +472,25 @@ impl Builder<'_> {
             shape.elements().and_then(|count| ty.bytes_for(count)).ok_or_else(|| too_large(tensor))?;
         let first_stored = self.stored.len();
         self.store_plain(tensor, ty);
-        self.tensors.push(PlannedTensor { source, shape, store, first_stored, bytes, fallback: None });
+        self.tensors.push(PlannedTensor {
+            source,
+            shape,
+            store,
+            first_stored,
+            bytes,
+            fallback: None,
+            importance: false,
+        });
         Ok(())
     }
 
-    /// By a scheme, or as f32.
+    /// By a scheme, or as f32. `refused_later`: a lack of importance is told with that of other tensors, by [`FilePlan::check`].
     fn add(
         &mut self,
         source: usize,
         tensor: &OutputTensor,
         chosen: Option<&Chosen>,
+        refused_later: bool,
     ) -> Result<(), PipelineError> {
         let Some(chosen) = chosen else {
             return self.store_in(source, tensor, GgmlType::F32, Store::F32);
@@ -479,6 +523,7 @@ impl Builder<'_> {
                 (scheme, plan, Some(fallback))
             }
         };
+        let importance = self.has_importance(scheme, tensor, shape, &plan, refused_later)?;
         let slice_bytes = plan.total_bytes(shape.rows).ok_or_else(|| too_large(tensor))?;
         let bytes = slice_bytes.checked_mul(shape.slices).ok_or_else(|| too_large(tensor))?;
         let parts = match self.schemes[scheme].chosen.scheme.ggml_type() {
@@ -489,8 +534,48 @@ impl Builder<'_> {
             None => self.store_parts(tensor, shape, &plan, first_stored)?,
         };
         let store = Store::Scheme { scheme, plan, parts };
-        self.tensors.push(PlannedTensor { source, shape, store, first_stored, bytes, fallback });
+        self.tensors.push(PlannedTensor { source, shape, store, first_stored, bytes, fallback, importance });
         Ok(())
+    }
+
+    /// Whether the scheme is given the importance of the tensor's columns; refuses a scheme that needs what is not there.
+    fn has_importance(
+        &mut self,
+        scheme: usize,
+        tensor: &OutputTensor,
+        shape: MatrixShape,
+        plan: &TensorPlan,
+        refused_later: bool,
+    ) -> Result<bool, PipelineError> {
+        let given = match (self.importance, &mut self.importance_use) {
+            (Some(importance), Some(found)) => {
+                let source = self.edits.original_name(&tensor.name);
+                found.add(importance, tensor, &source, shape, plan)?
+            }
+            _ => false,
+        };
+        let needs = |what: &str, cure| PipelineError::NeedsCalibration {
+            tensor: tensor.name.clone(),
+            scheme: self.schemes[scheme].chosen.scheme.id().to_owned(),
+            what: what.to_owned(),
+            cure,
+        };
+        if plan.requires_more_than_importance() {
+            return Err(needs("calibration data that kbit does not gather yet", "choose another scheme"));
+        }
+        if given || !plan.requires_importance() || refused_later {
+            return Ok(given);
+        }
+        Err(match self.importance {
+            None => needs(
+                "an importance matrix",
+                "give one by `--imatrix FILE` (`importance: FILE` in a configuration), or choose another scheme",
+            ),
+            Some(importance) => needs(
+                &format!("importance, and {} has none for this tensor", importance.matrix.path().display()),
+                "choose another scheme for it by `--map` (`rules`), or gather the importance anew",
+            ),
+        })
     }
 
     /// The inner error is the scheme's reason for not taking the shape.
@@ -511,15 +596,7 @@ impl Builder<'_> {
         };
         let info = MatrixInfo { tensor: tensor.name.clone(), shape, slice: 0 };
         match self.schemes[scheme].open.plan(&info) {
-            Ok(plan) => {
-                if plan.aux_required != 0 {
-                    return Err(PipelineError::NeedsCalibration {
-                        tensor: tensor.name.clone(),
-                        scheme: chosen.scheme.id().to_owned(),
-                    });
-                }
-                Ok(Ok((scheme, plan)))
-            }
+            Ok(plan) => Ok(Ok((scheme, plan))),
             Err(HostError::Unsupported { message, .. }) => Ok(Err(message)),
             Err(error) => Err(error.into()),
         }
@@ -684,7 +761,12 @@ fn metadata(
         }
     };
     let mut metadata = conversion.metadata_for(file_type);
-    options.edits.apply(facts, &mut metadata);
+    // llama-quantize takes what it says of the importance matrix for the last of what is set by hand.
+    options.edits.set(&mut metadata);
+    if let Some(importance) = &options.importance {
+        importance::write_metadata(importance, &mut metadata);
+    }
+    options.edits.prune_metadata(facts, &mut metadata);
     if !index.tensors.is_empty() {
         index.write(&mut metadata);
     }
@@ -702,6 +784,11 @@ fn metadata(
         let mut plan = serde_json::json!({ "schemes": plan, "tensors": assigned });
         if let Main::Mix(mix) = &recipe.main {
             plan["mix"] = serde_json::json!({ "name": mix.label(), "options": recipe.main.params() });
+        }
+        if let (Some(importance), Some(fields)) = (&options.importance, plan.as_object_mut()) {
+            fields.insert("importance".to_owned(), importance::fingerprint(importance));
+            let hash = importance.matrix.sha256().to_owned();
+            metadata.insert("kbit.calibration.sha256", Value::String(hash));
         }
         let names = tensors.iter().map(|tensor| conversion.tensors[tensor.source].name.clone()).collect();
         let hashes = |count: usize| Value::Array(Array::String(vec![UNKNOWN_HASH.to_owned(); count]));

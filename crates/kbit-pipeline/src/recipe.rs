@@ -132,7 +132,7 @@ impl Recipe {
         if let Some(option) = options.given().first() {
             return Err(PipelineError::MixOption { option, scheme: scheme.to_owned() });
         }
-        let (spec, found) = scheme_named_by(registry, scheme)?;
+        let (spec, found) = scheme_written(registry, scheme)?;
         let main = Main::Scheme(choose(&spec, found)?);
         Ok(Self { label: spec.to_string(), family: family(&spec.name), main, rules })
     }
@@ -183,7 +183,7 @@ fn scheme_named(registry: &Registry, name: &str) -> Result<Arc<Scheme>, HostErro
 }
 
 /// The scheme that an entry of `schemes` names.
-fn scheme_named_by(registry: &Registry, text: &str) -> Result<(SchemeSpec, Arc<Scheme>), PipelineError> {
+fn scheme_written(registry: &Registry, text: &str) -> Result<(SchemeSpec, Arc<Scheme>), PipelineError> {
     let spec: SchemeSpec = text.parse()?;
     let found = scheme_named(registry, &spec.name)?;
     Ok((spec, found))
@@ -200,7 +200,7 @@ fn scheme_of_rule(registry: &Registry, text: &str) -> Result<(SchemeSpec, Arc<Sc
     if text.starts_with("mix:") || kbit_mixes::builtin(text).is_some() {
         return Err(PipelineError::MixInRule { name: text.to_owned() });
     }
-    scheme_named_by(registry, text)
+    scheme_written(registry, text)
 }
 
 /// The first number in a ggml type's name: `Q4_0` has 4 bits, `BF16` has 16.
@@ -241,6 +241,9 @@ pub fn recipes(config: &Config, registry: &Registry) -> Result<Vec<Recipe>, Conf
     if resolver.mistakes.is_empty() { Ok(recipes) } else { Err(config.error(resolver.mistakes)) }
 }
 
+/// How a scheme is found by what is written: [`scheme_written`] or [`scheme_of_rule`].
+type Find = fn(&Registry, &str) -> Result<(SchemeSpec, Arc<Scheme>), PipelineError>;
+
 struct Resolver<'a> {
     config: &'a Config,
     registry: &'a Registry,
@@ -265,7 +268,7 @@ impl Resolver<'_> {
             self.mistakes.push(Mistake::new(entry.request.place, error.to_string(), "remove the key"));
             return Vec::new();
         }
-        let expanded = self.request(&entry.request, scheme_named_by, isolation);
+        let expanded = self.request(&entry.request, scheme_written, isolation);
         if entry.label.is_some() && expanded.len() > 1 {
             let message = format!("one `label` cannot name {} runs", expanded.len());
             self.mistakes.push(Mistake::new(
@@ -329,7 +332,7 @@ impl Resolver<'_> {
     fn request(
         &mut self,
         request: &SchemeRequest,
-        find: fn(&Registry, &str) -> Result<(SchemeSpec, Arc<Scheme>), PipelineError>,
+        find: Find,
         isolation: Isolation,
     ) -> Vec<(SchemeSpec, Chosen)> {
         let (spec, scheme) = match find(self.registry, &request.text) {

@@ -4,12 +4,14 @@ use crate::cache::{Cache, ContentHashes, Stamp, key_of};
 use crate::config::{Config, Evaluation, ModelEntry};
 use crate::convert::{self, RunOptions};
 use crate::error::PipelineError;
+use crate::importance::ImportanceUse;
 use crate::measure::{Candidate, DataSet, Measured, Subject, measure};
 use crate::open::OpenModel;
 use crate::plan::{Fallback, FilePlan, PlanOptions};
 use crate::progress::Progress;
 use crate::recipe::{Recipe, recipes};
 use crate::statistics::TensorError;
+use kbit_calibrate::{Importance, ImportanceMatrix};
 use kbit_formats::Checkpoint;
 use kbit_host::{Isolation, Registry};
 use kbit_models::{Conversion, TrainingInfo};
@@ -75,6 +77,8 @@ pub struct FileLine {
     pub obstacle: Option<String>,
     /// What it costs that tensors are quantized anew, where some are.
     pub requantized: Option<String>,
+    /// What is made of the importance matrix, where there is one.
+    pub importance: Option<ImportanceUse>,
     /// Where it goes.
     pub path: PathBuf,
 }
@@ -150,16 +154,24 @@ impl<'a> RunPlan<'a> {
             let checkpoint = Checkpoint::open(&entry.path)?;
             let mut conversion = kbit_models::convert(&checkpoint, &entry.options)?;
             entry.edits.prune(&mut conversion)?;
+            if !config.evaluations.is_empty() && conversion.metadata.get("tokenizer.ggml.model").is_none() {
+                return Err(PipelineError::NoTokenizer { path: entry.path.clone() });
+            }
+            let importance = match &entry.importance {
+                None => None,
+                Some(found) => Some(Arc::new(Importance {
+                    matrix: ImportanceMatrix::open(&found.path)?,
+                    policy: found.policy,
+                    named: found.named.clone(),
+                })),
+            };
             let options = PlanOptions {
                 fallback_is_error: config.fallback_is_error,
                 provenance: config.provenance,
                 allow_requantize: config.allow_requantize,
                 edits: entry.edits.clone(),
-                ..PlanOptions::default()
+                importance,
             };
-            if !config.evaluations.is_empty() && conversion.metadata.get("tokenizer.ggml.model").is_none() {
-                return Err(PipelineError::NoTokenizer { path: entry.path.clone() });
-            }
             let mut files = Vec::new();
             for recipe in &recipes {
                 let plan = FilePlan::new(&checkpoint, &conversion, recipe, registry, &options)?;
@@ -186,6 +198,7 @@ impl<'a> RunPlan<'a> {
                 fallbacks: file.plan.fallbacks().cloned().collect(),
                 obstacle: file.plan.check().err().map(|error| error.to_string()),
                 requantized: file.plan.requantize_warning(),
+                importance: file.plan.importance_use.clone(),
                 path: file.path.clone(),
             }
         };

@@ -8,6 +8,10 @@ use serde_json::{Value, json};
 pub const ISOLATION: &[&str] = &["none", "process"];
 /// What to do when a scheme cannot take a tensor's shape.
 pub const ON_FALLBACK: &[&str] = &["warn", "error"];
+/// What to do where the importance matrix has no data.
+pub const ON_MISSING: &[&str] = &["warn", "error"];
+/// Importance of experts without data.
+pub const EMPTY_EXPERTS: &[&str] = &["ones", "mean"];
 /// Quality metrics.
 pub const METRICS: &[&str] = &["perplexity", "kl_divergence", "bits_per_byte"];
 /// Report formats.
@@ -55,6 +59,32 @@ static MODEL: Object = Object {
             Kind::Many(&Kind::Int { min: 0, max: 1 << 20 }),
             "none",
             "Layers to leave out, by number from 0; those behind move up.",
+        ),
+        optional(
+            "importance",
+            Kind::TextOr("a path", &IMPORTANCE),
+            "the configuration's `importance`",
+            "Importance matrix of this model.",
+        ),
+    ],
+};
+
+static IMPORTANCE: Object = Object {
+    name: "importance",
+    doc: "An importance matrix in llama.cpp's GGUF or `.dat` format, for the schemes that use one.",
+    keys: &[
+        required("path", Kind::Path, "File, as llama-imatrix writes it."),
+        optional(
+            "on_missing",
+            Kind::Choice(ON_MISSING),
+            "warn",
+            "What to do where matrices (embedding and output aside) or experts have no data: say so, or stop.",
+        ),
+        optional(
+            "empty_experts",
+            Kind::Choice(EMPTY_EXPERTS),
+            "ones",
+            "Importance of experts without data: 1 for every column as llama-quantize has it, or the mean of the other experts.",
         ),
     ],
 };
@@ -175,6 +205,12 @@ pub static CONFIG: Object = Object {
         ),
         optional("rules", Kind::Many(&Kind::Object(&RULE)), "none", "Other schemes for some tensors."),
         optional(
+            "importance",
+            Kind::TextOr("a path", &IMPORTANCE),
+            "none",
+            "Importance matrix of the models that name none of their own.",
+        ),
+        optional(
             "evaluate",
             Kind::Many(&Kind::Object(&EVALUATION)),
             "nothing is measured",
@@ -251,7 +287,7 @@ pub fn reference() -> String {
          Generated from the declarations in `crates/kbit-pipeline/src/schema.rs` by `cargo xtask generate`; do not edit.\n\
          `kbit config schema` prints the same as a JSON Schema; `kbit config check FILE` checks a file.\n",
     );
-    page.push_str(&reference_tables(&[&CONFIG, &MODEL, &SCHEME, &RULE, &EVALUATION, &LAWS]));
+    page.push_str(&reference_tables(&[&CONFIG, &MODEL, &IMPORTANCE, &SCHEME, &RULE, &EVALUATION, &LAWS]));
     page
 }
 

@@ -56,12 +56,12 @@ pub enum Command {
     Run(Run),
     /// Quantize one model into one GGUF file
     #[command(
-        after_help = "Examples:\n  kbit convert assets/family/s3 s3-q4.gguf --scheme q4_k_m\n  kbit convert model.gguf out.gguf --scheme int:bits=4,block=64 --map 'token_embd=ggml:q8_0'"
+        after_help = "Examples:\n  kbit convert assets/family/s3 s3-q4.gguf --scheme q4_k_m\n  kbit convert model.gguf out.gguf --scheme int:bits=4,block=64 --map 'token_embd=ggml:q8_0'\n  kbit convert model.gguf out.gguf --scheme iq2_xs --imatrix model.imatrix.gguf"
     )]
     Convert(Convert),
-    /// Show what a checkpoint or packed file holds
+    /// Show what a checkpoint, packed file or importance matrix holds
     #[command(
-        after_help = "Examples:\n  kbit inspect model.gguf --tensors\n  kbit inspect assets/family/s0 --metadata --json"
+        after_help = "Examples:\n  kbit inspect model.gguf --tensors\n  kbit inspect assets/family/s0 --metadata --json\n  kbit inspect model.imatrix.gguf --tensors"
     )]
     Inspect(Inspect),
     /// Compare two checkpoints: metadata, tensors, bytes
@@ -182,6 +182,15 @@ pub struct Convert {
     /// Quantize tensors that are quantized already; the new error comes on top of the old one
     #[arg(long)]
     pub allow_requantize: bool,
+    /// Importance matrix as llama-imatrix writes it (GGUF or .dat), for the schemes that use one
+    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath)]
+    pub imatrix: Option<PathBuf>,
+    /// What to do where matrices or experts have no importance; embedding and output may lack it
+    #[arg(long, value_enum, default_value_t = OnMissingImportance::Warn)]
+    pub on_missing_importance: OnMissingImportance,
+    /// Importance of experts without data
+    #[arg(long, value_enum, default_value_t = EmptyExpertsArg::Ones)]
+    pub empty_experts: EmptyExpertsArg,
     /// Print the plan and stop
     #[arg(long)]
     pub dry_run: bool,
@@ -229,10 +238,28 @@ pub enum OnFallback {
     Error,
 }
 
+/// What to do where the importance matrix has no data.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OnMissingImportance {
+    /// Quantize without and say so
+    Warn,
+    /// Stop before anything is written
+    Error,
+}
+
+/// Importance of experts without data.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum EmptyExpertsArg {
+    /// 1 for every column, as llama-quantize has it
+    Ones,
+    /// The mean of the experts that have data
+    Mean,
+}
+
 /// `kbit inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// Checkpoint or packed file
+    /// Checkpoint, packed file or importance matrix
     #[arg(value_hint = ValueHint::AnyPath)]
     pub file: PathBuf,
     /// List every tensor

@@ -71,6 +71,7 @@ macro_rules! failed {
 
 failed!(
     kbit_formats::FormatError,
+    kbit_calibrate::CalibrateError,
     kbit_models::ModelError,
     kbit_tokenizers::TokenizerError,
     kbit_engine::EngineError,

@@ -1,17 +1,20 @@
 //! `kbit convert`.
 
-use crate::cli::{Convert, IsolationArg, OnFallback};
+use crate::cli::{Convert, EmptyExpertsArg, IsolationArg, OnFallback, OnMissingImportance};
 use crate::failure::{DONE, Failure};
 use crate::output::{self, Table};
 use crate::session::Session;
+use kbit_calibrate::{EmptyExperts, Importance, ImportanceMatrix, OnMissing, Policy};
 use kbit_formats::Checkpoint;
 use kbit_host::Isolation;
 use kbit_models::{Conversion, ConvertOptions};
 use kbit_pipeline::convert::{RunOptions, Written, write_file};
 use kbit_pipeline::edit::Edits;
+use kbit_pipeline::importance::ImportanceUse;
 use kbit_pipeline::mix::MixOptions;
 use kbit_pipeline::plan::{FilePlan, PlanOptions};
 use kbit_pipeline::recipe::Recipe;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Quantizes one model into one file, or prints the plan.
@@ -44,7 +47,7 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
         provenance: !arguments.no_provenance,
         allow_requantize: arguments.allow_requantize,
         edits,
-        ..PlanOptions::default()
+        importance: importance(arguments)?,
     };
     let plan = FilePlan::new(&checkpoint, &conversion, &recipe, &registry, &plan_options)?;
     if arguments.dry_run {
@@ -58,6 +61,9 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
     if let Some(warning) = plan.requantize_warning() {
         output::note(&format!("warning: {warning}"));
     }
+    for note in plan.importance_use.iter().flat_map(ImportanceUse::notes) {
+        output::note(&note);
+    }
     let started = Instant::now();
     let options = RunOptions {
         overwrite: arguments.overwrite,
@@ -69,6 +75,23 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
     drop(bar);
     print_written(session, &conversion, &plan, &written, started.elapsed().as_secs_f64())?;
     Ok(DONE)
+}
+
+/// The importance matrix of `--imatrix`, with what holds where it has no data.
+fn importance(arguments: &Convert) -> Result<Option<Arc<Importance>>, Failure> {
+    let Some(path) = &arguments.imatrix else { return Ok(None) };
+    let matrix = ImportanceMatrix::open(path)?;
+    let policy = Policy {
+        on_missing: match arguments.on_missing_importance {
+            OnMissingImportance::Warn => OnMissing::Warn,
+            OnMissingImportance::Error => OnMissing::Error,
+        },
+        empty_experts: match arguments.empty_experts {
+            EmptyExpertsArg::Ones => EmptyExperts::Ones,
+            EmptyExpertsArg::Mean => EmptyExperts::Mean,
+        },
+    };
+    Ok(Some(Arc::new(Importance { matrix, policy, named: path.to_string_lossy().into_owned() })))
 }
 
 fn print_plan(session: &Session, conversion: &Conversion, plan: &FilePlan) -> Result<(), Failure> {
@@ -85,6 +108,7 @@ fn print_plan(session: &Session, conversion: &Conversion, plan: &FilePlan) -> Re
             "bits_per_weight": all,
             "decoder_bits_per_weight": decoder,
             "memory_bytes": plan.memory_bytes(),
+            "importance": plan.importance_use,
         }))?);
     }
     let mut table = Table::new(&["tensor", "shape", "stored by", ">size", ">bpw"]);
@@ -107,6 +131,9 @@ fn print_plan(session: &Session, conversion: &Conversion, plan: &FilePlan) -> Re
     }
     if let Err(obstacle) = plan.check() {
         text.push_str(&format!("cannot be written: {obstacle}\n"));
+    }
+    for note in plan.importance_use.iter().flat_map(ImportanceUse::notes) {
+        text.push_str(&format!("{note}\n"));
     }
     text.push_str(&format!(
         "file of {}, {all:.3} bits a weight ({decoder:.3} without embedding and output), about {} of memory for slabs\n",
@@ -136,6 +163,7 @@ fn print_written(
             "decoder_bits_per_weight": decoder,
             "resumed_tensors": written.resumed,
             "fallbacks": plan.fallbacks().collect::<Vec<_>>(),
+            "importance": plan.importance_use,
             "errors": errors,
             "seconds": seconds,
             "peak_rss_bytes": kbit_formats::peak_rss_bytes(),

@@ -4,17 +4,110 @@ use crate::cli::{Diff, Inspect, Verify};
 use crate::failure::{DONE, FAILED, Failure};
 use crate::output::{self, Table};
 use crate::session::Session;
+use kbit_calibrate::{Entry, FileKind, ImportanceMatrix};
 use kbit_formats::diff::{element_name, summary};
+use kbit_formats::gguf::Gguf;
 use kbit_formats::packed::PackedIndex;
 use kbit_formats::{Checkpoint, SourceTensor};
+use std::path::Path;
 
 /// Offset in the file; only GGUF tells.
 fn offset(checkpoint: &Checkpoint, tensor: &SourceTensor) -> Option<u64> {
     checkpoint.gguf().and_then(|gguf| gguf.tensor(&tensor.name)).map(|info| info.offset)
 }
 
+/// True for a GGUF file that says so, and for files that are named as llama-imatrix's older ones.
+fn is_importance(path: &Path) -> Result<bool, Failure> {
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let named = |extension: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension));
+    if named("dat") || named("imatrix") {
+        return Ok(true);
+    }
+    Ok(named("gguf") && ImportanceMatrix::is_one(&Gguf::open(path)?))
+}
+
+/// Shows what an importance matrix holds: coverage of each tensor and its experts.
+fn importance(session: &Session, arguments: &Inspect) -> Result<u8, Failure> {
+    let matrix = ImportanceMatrix::open(&arguments.file)?;
+    let empty_of =
+        |entry: &Entry| entry.counts().map(|counts| counts.iter().filter(|count| **count == 0).count());
+    let experts_of = |entry: &Entry| entry.counts().map_or(1, <[u64]>::len);
+    let values: u64 = matrix.entries().map(|(_, entry)| entry.values()).sum();
+    let partial =
+        matrix.entries().filter(|(_, entry)| empty_of(entry).is_some_and(|empty| empty > 0)).count();
+    if session.global.json {
+        let mut document = serde_json::json!({
+            "path": arguments.file,
+            "format": "importance",
+            "kind": matrix.kind(),
+            "sha256": matrix.sha256(),
+            "datasets": matrix.datasets(),
+            "chunk_count": matrix.chunk_count(),
+            "chunk_size": matrix.chunk_size(),
+            "entry_count": matrix.entries().len(),
+            "value_count": values,
+            "partial_entries": partial,
+            "peak_rss_bytes": kbit_formats::peak_rss_bytes(),
+        });
+        if let Some(fields) = document.as_object_mut().filter(|_| arguments.tensors) {
+            let entry = |(name, entry): (&str, &Entry)| {
+                serde_json::json!({
+                    "name": name,
+                    "values": entry.values(),
+                    "experts": experts_of(entry),
+                    "counts": entry.counts(),
+                    "empty_experts": empty_of(entry),
+                })
+            };
+            fields.insert("tensors".into(), matrix.entries().map(entry).collect());
+        }
+        output::json(&document)?;
+        return Ok(DONE);
+    }
+    let mut text = format!(
+        "importance matrix ({}), {} tensors, {values} values, {partial} tensors have experts without data\n",
+        match matrix.kind() {
+            FileKind::Gguf => "GGUF",
+            FileKind::Legacy => "the older format, which does not tell what each expert saw",
+        },
+        matrix.entries().len(),
+    );
+    let size = matrix.chunk_size().map_or_else(String::new, |size| format!(" of {size} tokens"));
+    text.push_str(&format!(
+        "gathered on {} chunks{size} of {}\n",
+        matrix.chunk_count(),
+        matrix.datasets().join(", ")
+    ));
+    if arguments.tensors {
+        let mut table =
+            Table::new(&["tensor", ">columns", ">experts", ">without data", ">least tokens", ">most tokens"]);
+        for (name, entry) in matrix.entries() {
+            let experts = experts_of(entry);
+            let extreme = |count: Option<&u64>| count.map_or_else(|| "unknown".to_owned(), u64::to_string);
+            let counts = entry.counts().unwrap_or_default();
+            table.row(vec![
+                name.to_owned(),
+                (entry.values() / experts as u64).to_string(),
+                experts.to_string(),
+                empty_of(entry).map_or_else(|| "unknown".to_owned(), |empty| empty.to_string()),
+                extreme(counts.iter().min()),
+                extreme(counts.iter().max()),
+            ]);
+        }
+        text.push_str(&table.render());
+    }
+    text.push_str(&format!("{}\n", output::peak_memory()));
+    output::text(&text)?;
+    Ok(DONE)
+}
+
 /// Shows what a file holds.
 pub fn inspect(session: &Session, arguments: &Inspect) -> Result<u8, Failure> {
+    if is_importance(&arguments.file)? {
+        return importance(session, arguments);
+    }
     let checkpoint = Checkpoint::open(&arguments.file)?;
     let packed = checkpoint.gguf().map(PackedIndex::read).transpose()?.flatten();
     let bytes: u64 = checkpoint.tensors().iter().map(|tensor| tensor.bytes).sum();
@@ -33,7 +126,7 @@ pub fn inspect(session: &Session, arguments: &Inspect) -> Result<u8, Failure> {
         let mut document = serde_json::json!({
             "path": arguments.file,
             "format": if checkpoint.gguf().is_some() { "gguf" } else { "safetensors" },
-            "version": checkpoint.gguf().map(kbit_formats::gguf::Gguf::version),
+            "version": checkpoint.gguf().map(Gguf::version),
             "tensor_count": checkpoint.tensors().len(),
             "tensor_bytes": bytes,
             "packed_schemes": schemes,

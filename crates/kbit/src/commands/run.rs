@@ -5,6 +5,7 @@ use crate::failure::{DONE, Failure, PARTLY};
 use crate::output::{self, Table};
 use crate::session::Session;
 use kbit_pipeline::config::Config;
+use kbit_pipeline::importance::ImportanceUse;
 use kbit_pipeline::run::RunPlan;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -23,6 +24,11 @@ pub fn run(session: &Session, arguments: &Run) -> Result<u8, Failure> {
         }
         if let Some(warning) = &line.requantized {
             output::note(&format!("warning: {} {}: {warning}", line.model, line.scheme));
+        }
+    }
+    for line in plan.lines() {
+        for note in line.importance.iter().flat_map(ImportanceUse::notes) {
+            output::note(&format!("{} {}: {note}", line.model, line.scheme));
         }
     }
     let summary = plan.run(&session.progress(), &Arc::new(AtomicBool::new(false)))?;
@@ -82,6 +88,11 @@ fn print_plan(session: &Session, plan: &RunPlan<'_>) -> Result<u8, Failure> {
         }
         if let Some(obstacle) = &line.obstacle {
             text.push_str(&format!("cannot be written: {} {}: {obstacle}\n", line.model, line.scheme));
+        }
+    }
+    for line in &lines {
+        for note in line.importance.iter().flat_map(ImportanceUse::notes) {
+            text.push_str(&format!("{} {}: {note}\n", line.model, line.scheme));
         }
     }
     text.push_str(&format!(
