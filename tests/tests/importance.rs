@@ -83,7 +83,10 @@ fn the_metadata_are_those_of_llama_quantize_and_the_hash_of_the_file() {
         serde_json::from_str(&kbit_ok(at, &["inspect", "i.dat", "--tensors", "--json"])).expect("JSON");
     assert_eq!(metadata["quantize.imatrix.entries_count"], seen["entry_count"]);
     assert_eq!(metadata["kbit.calibration.sha256"], seen["sha256"]);
-    assert_eq!(seen["tensors"].as_array().map(Vec::len), seen["entry_count"].as_u64().map(|count| count as usize));
+    assert_eq!(
+        seen["tensors"].as_array().map(Vec::len),
+        seen["entry_count"].as_u64().map(|count| count as usize)
+    );
 }
 
 #[test]
@@ -91,7 +94,8 @@ fn a_configuration_gives_the_same_file_as_the_command() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
     write_dat(&at.join("i.dat"), &source(at), is_block, |_, value| value);
-    let config = "models: f32.gguf\nimportance: i.dat\nschemes: {scheme: 'ggml:q4_1', label: q}\nprovenance: false\n";
+    let config =
+        "models: f32.gguf\nimportance: i.dat\nschemes: {scheme: 'ggml:q4_1', label: q}\nprovenance: false\n";
     std::fs::write(at.join("run.yaml"), config).expect("written");
     let _ = kbit_ok(at, &["run", "run.yaml", "--out", "out"]);
     let _ = kbit_ok(
@@ -106,7 +110,12 @@ fn a_configuration_gives_the_same_file_as_the_command() {
 fn missing_importance_is_told_or_stops_the_work() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
-    write_dat(&at.join("i.dat"), &source(at), |name| is_block(name) && name.contains("attn_q"), |_, value| value);
+    write_dat(
+        &at.join("i.dat"),
+        &source(at),
+        |name| is_block(name) && name.contains("attn_q"),
+        |_, value| value,
+    );
     let arguments = ["convert", "f32.gguf", "q.gguf", "--scheme", "ggml:q4_0", "--imatrix", "i.dat"];
     let message = kbit_fails(at, 1, &[&arguments[..], &["--on-missing-importance", "error"]].concat());
     assert!(message.contains("blk.0.") && message.contains("--on-missing-importance warn"), "{message}");
@@ -123,22 +132,36 @@ fn damaged_and_foreign_importance_matrices_are_refused_before_work_starts() {
     let at = folder.path();
     let tensors = source(at);
     let refused = |words: &str| {
-        let message =
-            kbit_fails(at, 1, &["convert", "f32.gguf", "q.gguf", "--scheme", "ggml:q4_0", "--imatrix", "i.dat"]);
+        let message = kbit_fails(
+            at,
+            1,
+            &["convert", "f32.gguf", "q.gguf", "--scheme", "ggml:q4_0", "--imatrix", "i.dat"],
+        );
         assert!(message.contains("i.dat") && message.contains(words), "{message}");
         assert!(!at.join("q.gguf").exists() && !at.join("q.gguf.kbit-partial").exists());
         let message = kbit_fails(at, 1, &["inspect", "i.dat"]);
         assert!(message.contains("i.dat"), "{message}");
     };
-    write_dat(&at.join("i.dat"), &tensors, is_block, |column, value| if column == 5 { f32::NAN } else { value });
+    write_dat(
+        &at.join("i.dat"),
+        &tensors,
+        is_block,
+        |column, value| if column == 5 { f32::NAN } else { value },
+    );
     refused("value 5 is NaN");
-    write_dat(&at.join("i.dat"), &tensors, is_block, |column, value| if column == 3 { -value } else { value });
+    write_dat(
+        &at.join("i.dat"),
+        &tensors,
+        is_block,
+        |column, value| if column == 3 { -value } else { value },
+    );
     refused("no sum of squares");
     write_dat(&at.join("i.dat"), &tensors, is_block, |_, value| value);
     let bytes = std::fs::read(at.join("i.dat")).expect("a file");
     std::fs::write(at.join("i.dat"), &bytes[..bytes.len() / 2]).expect("written");
     refused("file");
-    let other: Vec<_> = tensors.iter().map(|(name, shape)| (name.clone(), vec![1, shape[shape.len() - 1] + 1])).collect();
+    let other: Vec<_> =
+        tensors.iter().map(|(name, shape)| (name.clone(), vec![1, shape[shape.len() - 1] + 1])).collect();
     write_dat(&at.join("i.dat"), &other, is_block, |_, value| value);
     let message =
         kbit_fails(at, 1, &["convert", "f32.gguf", "q.gguf", "--scheme", "ggml:q4_0", "--imatrix", "i.dat"]);

@@ -273,6 +273,18 @@ pub static CONFIG: Object = Object {
             "What to do when a scheme cannot take a tensor's shape: store it as f16 with a warning, or stop.",
         ),
         optional(
+            "split_size",
+            Kind::Text,
+            "one file",
+            "Write each output in shards with tensors of at most so many bytes: `4G`, `500M` (decimal), `2GiB`.",
+        ),
+        optional(
+            "keep_split",
+            Kind::Bool,
+            "false",
+            "Write outputs in the same shards as their GGUF source has; not beside `split_size`.",
+        ),
+        optional(
             "error_statistics",
             Kind::Bool,
             "true",
