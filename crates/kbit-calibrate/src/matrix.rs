@@ -129,7 +129,7 @@ impl ImportanceMatrix {
     }
 
     fn from_gguf(file: File, path: &Path) -> Result<Self, CalibrateError> {
-        let gguf = Gguf::open(path)?;
+        let gguf = Gguf::open_file(path)?;
         let metadata = gguf.metadata();
         let absent = |what: &str| CalibrateError::NotAnImportanceMatrix {
             path: path.to_owned(),

@@ -62,5 +62,6 @@ pub fn write(
         writer.write_at(2 * index, 0, &sums)?;
         writer.write_at(2 * index + 1, 0, &counts)?;
     }
-    Ok(writer.finish()?)
+    writer.finish()?;
+    Ok(())
 }

@@ -1,4 +1,5 @@
-//! A checkpoint to read: a Hugging Face folder (one safetensors file or shards), one safetensors file, or a GGUF file.
+//! A checkpoint to read: a Hugging Face folder (one safetensors file or shards), one safetensors file, or a GGUF file (one,
+//! or shards, opened by the first).
 //!
 //! Bytes are read by position, from any thread; a file that is truncated meanwhile is an error. What was read is dropped
 //! from the page cache's claim on memory only by the system's own choice.
@@ -41,6 +42,14 @@ pub struct SourceTensor {
     offset: u64,
 }
 
+impl SourceTensor {
+    /// Its file among those of the checkpoint, from 0, and the offset of its bytes there.
+    #[must_use]
+    pub const fn place(&self) -> (usize, u64) {
+        (self.file, self.offset)
+    }
+}
+
 /// An opened checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -67,7 +76,7 @@ impl Checkpoint {
         let named =
             |extension: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension));
         if is_gguf || named("gguf") {
-            return Self::from_gguf(Gguf::open(path)?, file);
+            return Self::from_gguf(Gguf::open(path)?);
         }
         if named("safetensors") {
             return Self::from_shards(path, vec![(path.to_owned(), file)], None);
@@ -142,18 +151,21 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn from_gguf(gguf: Gguf, file: File) -> Result<Self, FormatError> {
+    fn from_gguf(gguf: Gguf) -> Result<Self, FormatError> {
         let tensor = |tensor: &crate::gguf::TensorInfo| SourceTensor {
             name: tensor.name.clone(),
             element: element(tensor.ty),
             shape: tensor.dims.iter().rev().copied().collect(),
             bytes: tensor.bytes,
-            file: 0,
+            file: tensor.shard,
             offset: tensor.offset,
         };
         let tensors = gguf.tensors().iter().map(tensor).collect();
+        let open =
+            |path: &Path| Ok((path.to_owned(), File::open(path).map_err(FormatError::io(path, "opening"))?));
+        let files = gguf.paths().map(open).collect::<Result<_, FormatError>>()?;
         let path = gguf.path().to_owned();
-        Self::new(&path.clone(), vec![(path, file)], tensors, Some(gguf))
+        Self::new(&path, files, tensors, Some(gguf))
     }
 
     fn new(

@@ -41,6 +41,14 @@ pub enum FormatError {
         /// What it is, and the cure.
         reason: String,
     },
+    /// A set of shards is incomplete or mixed up.
+    #[error("{}: {reason}", path.display())]
+    Shard {
+        /// Shard.
+        path: PathBuf,
+        /// What is wrong, and the cure.
+        reason: String,
+    },
     /// A tensor's entry contradicts the file.
     #[error("{}: tensor {tensor}: {reason}; the file is damaged: get it anew", path.display())]
     Tensor {

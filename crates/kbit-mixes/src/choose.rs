@@ -32,6 +32,8 @@ pub struct Options {
     /// Types for tensors whose name matches, before any rule; the first match counts (`--tensor-type`). `None` leaves a tensor to the
     /// caller, who stores it otherwise.
     pub overrides: Vec<(Regex, Option<GgmlType>)>,
+    /// Running counts go by the order in which the tensors are given, as with `--keep-split`, instead of by block and name.
+    pub in_given_order: bool,
 }
 
 /// How a tensor is to be stored.
@@ -95,7 +97,7 @@ fn compare(a: &str, b: &str) -> Ordering {
 
 /// Chooses for each of `tensors`, in their order, by `mix`. `importance` says whether an importance matrix is given.
 ///
-/// Running counts go by llama-quantize's order, whatever the order of `tensors`, which must be all tensors of the model.
+/// `tensors` must be all tensors of the model. Running counts go by llama-quantize's order, unless the options say otherwise.
 ///
 /// # Errors
 /// A rule that asks what a tensor's name does not tell, or overrides where the mix takes none.
@@ -115,7 +117,8 @@ pub fn choose(
     let nothing = Choice { stored: Stored::Kept, wanted: None, needs_importance: false };
     let mut choices = vec![nothing; tensors.len()];
     let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name).collect();
-    for index in quantize_order(&names) {
+    let order = if options.in_given_order { (0..names.len()).collect() } else { quantize_order(&names) };
+    for index in order {
         choices[index] = chooser.choose(&tensors[index])?;
     }
     Ok(choices)

@@ -3,6 +3,7 @@
 //! A record is one JSON file named by its key; it appears by atomic rename, so a killed run leaves none torn.
 
 use crate::error::PipelineError;
+use kbit_formats::gguf::shards::model_files;
 use kbit_formats::hash::Sha256;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -105,13 +106,19 @@ impl<'a> ContentHashes<'a> {
         Ok(hash)
     }
 
-    /// One hash for a model: of its file, or of every file of its folder that a conversion may read.
+    /// One hash for a model: of its file, of all its shards, or of every file of its folder that a conversion may read.
     ///
     /// # Errors
     /// When one of them cannot be read.
     pub fn model(&self, path: &Path) -> Result<String, PipelineError> {
         if path.is_file() {
-            return self.file(path);
+            let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+            let files = if is_gguf { model_files(path)? } else { vec![path.to_owned()] };
+            let hashes: Vec<String> = files.iter().map(|file| self.file(file)).collect::<Result<_, _>>()?;
+            return Ok(match hashes.as_slice() {
+                [only] => only.clone(),
+                _ => key_of(&serde_json::json!(hashes)),
+            });
         }
         let mut files = BTreeMap::new();
         let entries = std::fs::read_dir(path).map_err(PipelineError::io(path, "listing the folder"))?;

@@ -6,6 +6,7 @@ use crate::edit::{Edits, SetMetadata};
 use crate::mix::MixOptions;
 use crate::schema;
 use kbit_calibrate::{EmptyExperts, OnMissing, Policy};
+use kbit_formats::gguf::shards::parse_split_size;
 use kbit_models::ConvertOptions;
 use kbit_types::GgmlType;
 pub use kbit_yaml::DocumentError as ConfigError;
@@ -43,6 +44,10 @@ pub struct Config {
     pub fallback_is_error: bool,
     /// Whether tensors that are quantized already may be quantized anew.
     pub allow_requantize: bool,
+    /// Bytes of tensors in a shard, where outputs are to be split.
+    pub split_size: Option<u64>,
+    /// Whether outputs have the shards of their source.
+    pub keep_split: bool,
     /// Whether written tensors are decoded and compared.
     pub error_statistics: bool,
     /// Whether files carry hashes and the plan.
@@ -214,6 +219,8 @@ impl Reader<'_> {
             ),
             fallback_is_error: root.get("on_fallback").and_then(Node::as_str) == Some("error"),
             allow_requantize: root.get("allow_requantize").and_then(Node::as_bool).unwrap_or(false),
+            split_size: self.split_size(root),
+            keep_split: root.get("keep_split").and_then(Node::as_bool).unwrap_or(false),
             error_statistics: root.get("error_statistics").and_then(Node::as_bool).unwrap_or(true),
             provenance: root.get("provenance").and_then(Node::as_bool).unwrap_or(true),
             bootstrap: usize::try_from(whole("bootstrap", 500)).unwrap_or(0),
@@ -239,6 +246,21 @@ impl Reader<'_> {
                     message,
                     "give one of them another `name:`",
                 ));
+            }
+        }
+    }
+
+    fn split_size(&mut self, root: &Node) -> Option<u64> {
+        let node = root.get("split_size")?;
+        if root.get("keep_split").and_then(Node::as_bool) == Some(true) {
+            let message = "`split_size` and `keep_split` cannot hold both";
+            self.mistakes.push(Mistake::new(node.place, message, "remove one of them"));
+        }
+        match parse_split_size(node.as_str().unwrap_or_default()) {
+            Ok(bytes) => Some(bytes),
+            Err(help) => {
+                self.mistakes.push(Mistake::new(node.place, "`split_size` is no size", help));
+                None
             }
         }
     }

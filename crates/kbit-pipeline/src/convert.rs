@@ -10,7 +10,7 @@ use crate::plan::{FilePlan, PlannedTensor, Store};
 use crate::progress::Bar;
 use crate::statistics::{ErrorSums, TensorError};
 use kbit_formats::Checkpoint;
-use kbit_formats::gguf::{Gguf, GgufWriter, WriteOptions};
+use kbit_formats::gguf::{GgufWriter, WriteOptions};
 use kbit_formats::hash::Sha256;
 use kbit_host::{AuxData, Bytes, Job, MatrixInfo, OpenScheme, PluginCodec, TensorBytes, TensorPlan};
 use kbit_models::{Conversion, OutputTensor};
@@ -18,8 +18,8 @@ use kbit_types::{Codec, GgmlType};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 /// Weights in one unit of parallel work: its f32 form stays in a core's second-level cache.
 const CHUNK_WEIGHTS: u64 = 1 << 16;
@@ -44,9 +44,9 @@ pub struct RunOptions {
 /// What writing a file gave.
 #[derive(Debug)]
 pub struct Written {
-    /// The file.
-    pub path: PathBuf,
-    /// Its bytes.
+    /// The file, or its shards.
+    pub paths: Vec<PathBuf>,
+    /// Bytes of all of them.
     pub bytes: u64,
     /// Error of each quantized tensor, in file order; empty where statistics are off.
     pub errors: Vec<(String, TensorError)>,
@@ -79,19 +79,9 @@ pub fn write_file(
             GgufWriter::create(&plan.layout, out, &write_options)?
         }
     };
-    let mut run = FileRun {
-        checkpoint,
-        conversion,
-        plan,
-        options,
-        bar,
-        writer,
-        journal,
-        written: OnceLock::new(),
-        resumed: 0,
-    };
+    let mut run = FileRun { checkpoint, conversion, plan, options, bar, writer, journal, resumed: 0 };
     match run.all_tensors() {
-        Ok(entries) => run.finish(out, entries),
+        Ok(entries) => run.finish(entries),
         Err(PipelineError::Cancelled) => Err(PipelineError::Cancelled),
         Err(error) => {
             run.journal.remove()?;
@@ -120,8 +110,6 @@ struct FileRun<'a> {
     bar: &'a Bar,
     writer: GgufWriter,
     journal: Journal,
-    /// The partial file, opened for decoding what was written.
-    written: OnceLock<Gguf>,
     resumed: usize,
 }
 
@@ -269,7 +257,7 @@ impl FileRun<'_> {
         if self.options.cancel.load(Ordering::Relaxed) { Err(PipelineError::Cancelled) } else { Ok(()) }
     }
 
-    fn finish(self, out: &Path, entries: Vec<Entry>) -> Result<Written, PipelineError> {
+    fn finish(self, entries: Vec<Entry>) -> Result<Written, PipelineError> {
         if self.plan.provenance {
             let mut root = Sha256::new();
             let mut stored = 0;
@@ -283,12 +271,12 @@ impl FileRun<'_> {
             }
             self.writer.patch_metadata_string("kbit.source.root", None, &root.hex())?;
         }
-        self.writer.finish()?;
+        let paths = self.writer.finish()?;
         self.journal.remove()?;
         let name =
             |entry: &Entry| self.conversion.tensors[self.plan.tensors[entry.tensor].source].name.clone();
         Ok(Written {
-            path: out.to_owned(),
+            paths,
             bytes: self.plan.layout.file_bytes(),
             errors: entries.iter().filter_map(|entry| Some((name(entry), entry.error?))).collect(),
             resumed: self.resumed,
@@ -460,20 +448,13 @@ impl SliceWork<'_> {
 
     /// The slice as it stands in the partial file, to decode what was written.
     fn open_written(&self, heads: Vec<Vec<u8>>) -> Result<PluginCodec, PipelineError> {
-        let gguf = match self.run.written.get() {
-            Some(gguf) => gguf,
-            None => {
-                let opened = Gguf::open(self.run.writer.partial_path())?;
-                self.run.written.get_or_init(|| opened)
-            }
-        };
-        let map = gguf.map()?;
         let mut bodies = Vec::new();
         for ((body, _), part) in self.parts.iter().zip(&self.plan.parts) {
-            let stored = &gguf.tensors()[self.tensor.first_stored + body];
+            let stored = self.tensor.first_stored + body;
+            let offset = self.run.plan.layout.tensor(stored).map_or(0, |(_, offset, _)| offset);
             let bytes = self.plan.groups(self.tensor.shape.rows) * part.group_bytes;
-            let start = stored.offset + self.info.slice * bytes;
-            bodies.push(Bytes::new(Arc::clone(&map), bounded(start)..bounded(start + bytes)));
+            let start = offset + self.info.slice * bytes;
+            bodies.push(Bytes::new(self.run.writer.map(stored)?, bounded(start)..bounded(start + bytes)));
         }
         let heads = heads.into_iter().map(Bytes::from).collect();
         Ok(self.open.open_tensor(&self.info, TensorBytes { heads, parts: bodies })?)

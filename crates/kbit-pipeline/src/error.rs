@@ -77,6 +77,12 @@ pub enum PipelineError {
     /// An importance matrix could not be read, or belongs to another model.
     #[error(transparent)]
     Calibrate(#[from] kbit_calibrate::CalibrateError),
+    /// The source's shards are to be kept, and it has none.
+    #[error("{}: has no shards to keep, it is not GGUF; give a size by `--split-size` (`split_size`) instead", path.display())]
+    NoShards {
+        /// Source.
+        path: PathBuf,
+    },
     /// A scheme needs calibration data.
     #[error("tensor {tensor}: scheme {scheme} needs {what}; {cure}")]
     NeedsCalibration {

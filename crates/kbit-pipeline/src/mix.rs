@@ -93,8 +93,10 @@ impl MixRecipe {
         metadata: &Metadata,
         recipe: &Recipe,
         importance: bool,
+        in_given_order: bool,
     ) -> Result<Vec<Choice>, PipelineError> {
         let options = Options {
+            in_given_order,
             pure: self.options.pure,
             leave_output: self.options.leave_output,
             output_type: self.options.output_type,

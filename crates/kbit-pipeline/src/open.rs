@@ -5,7 +5,7 @@ use crate::plan::matrix_shape;
 use kbit_blocks::BlockCodec;
 use kbit_engine::Model;
 use kbit_formats::Checkpoint;
-use kbit_formats::gguf::{Gguf, Mapped, TensorInfo};
+use kbit_formats::gguf::{Gguf, Mapped, Maps, TensorInfo};
 use kbit_formats::packed::PackedIndex;
 use kbit_host::{Bytes, Isolation, MatrixInfo, OpenScheme, ParamValues, PluginCodec, Registry, TensorBytes};
 use kbit_models::{ConvertOptions, OutputTensor, TrainingInfo};
@@ -80,7 +80,7 @@ impl OpenModel {
             if let Some(codec) = packed.codec(name)? {
                 return Ok(Some(codec));
             }
-            gguf.tensor(name).map(|tensor| block_codec(tensor, &map)).transpose()
+            gguf.tensor(name).map(|tensor| block_codec(tensor, map.of(tensor))).transpose()
         })?;
         let sizes = stored_sizes(gguf, &packed);
         Ok(Self {
@@ -214,7 +214,7 @@ fn block_codec(tensor: &TensorInfo, map: &Arc<Mapped>) -> Result<Arc<dyn Codec>,
 /// Tensors that schemes with their own layout store in parts.
 struct PackedModel<'a> {
     gguf: &'a Gguf,
-    map: Arc<Mapped>,
+    map: Maps,
     schemes: Vec<(OpenScheme, Vec<String>)>,
     tensors: HashMap<String, PackedEntry>,
 }
@@ -227,11 +227,11 @@ struct PackedEntry {
 impl<'a> PackedModel<'a> {
     fn new(
         gguf: &'a Gguf,
-        map: &Arc<Mapped>,
+        map: &Maps,
         registry: &Registry,
         isolation: Isolation,
     ) -> Result<Self, PipelineError> {
-        let mut model = Self { gguf, map: Arc::clone(map), schemes: Vec::new(), tensors: HashMap::new() };
+        let mut model = Self { gguf, map: map.clone(), schemes: Vec::new(), tensors: HashMap::new() };
         let Some(index) = PackedIndex::read(gguf)? else { return Ok(model) };
         for scheme in &index.schemes {
             let found = registry.scheme(&scheme.id)?;
@@ -261,9 +261,10 @@ impl<'a> PackedModel<'a> {
             let stored = format!("{name}.{part}");
             let body =
                 self.gguf.tensor(&stored).ok_or_else(|| source(format!("part {stored} is missing")))?;
-            bytes.parts.push(Bytes::new(Arc::clone(&self.map), self.map.range(body)));
+            let map = self.map.of(body);
+            bytes.parts.push(Bytes::new(Arc::clone(map), map.range(body)));
             bytes.heads.push(match self.gguf.tensor(&format!("{stored}.head")) {
-                Some(head) => Bytes::new(Arc::clone(&self.map), self.map.range(head)),
+                Some(head) => Bytes::new(Arc::clone(self.map.of(head)), self.map.of(head).range(head)),
                 None => Bytes::from(Vec::new()),
             });
         }

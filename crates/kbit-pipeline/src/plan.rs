@@ -6,14 +6,15 @@ use crate::error::PipelineError;
 use crate::importance::{self, ImportanceUse};
 use crate::recipe::{Chosen, Main, Recipe};
 use kbit_calibrate::{Coverage, Importance};
-use kbit_formats::gguf::{Array, GgufLayout, Metadata, NewTensor, Value};
+use kbit_formats::gguf::{Array, GgufLayout, Metadata, NewTensor, Split, Value};
 use kbit_formats::packed::{PackedIndex, PackedPart, PackedScheme, PackedTensor};
-use kbit_formats::{Checkpoint, Element};
+use kbit_formats::{Checkpoint, Element, SourceTensor};
 use kbit_host::{HostError, Isolation, MatrixInfo, OpenScheme, PartType, Registry, TensorPlan};
 use kbit_mixes::{Choice, Stored};
 use kbit_models::{Conversion, OutputTensor, Role, SourceExpr};
 use kbit_types::{Dtype, GgmlType, MatrixShape};
 use serde::Serialize;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Bytes between tensors are padded to this.
@@ -158,7 +159,12 @@ impl FilePlan {
         let facts = options.edits.facts(&conversion.metadata);
         let choices = match &recipe.main {
             Main::Scheme(_) => None,
-            Main::Mix(mix) => Some(mix.choose(conversion, &facts, recipe, options.importance.is_some())?),
+            Main::Mix(mix) => {
+                // llama-quantize keeps the order of a source's shards, and counts by it.
+                let in_given_order = matches!(options.split, Some(SplitBy::Source(_)));
+                let importance = options.importance.is_some();
+                Some(mix.choose(conversion, &facts, recipe, importance, in_given_order)?)
+            }
         };
         let importance = options.importance.clone();
         let mut builder = Builder {
@@ -206,7 +212,13 @@ impl FilePlan {
             .collect();
         let context = MetadataContext { checkpoint, conversion, recipe, options, facts: &facts };
         let metadata = metadata(&context, &schemes, &stored, &tensors)?;
-        let layout = GgufLayout::new(&metadata, &stored, ALIGNMENT)?;
+        let layout = match &options.split {
+            None => GgufLayout::new(&metadata, &stored, ALIGNMENT)?,
+            Some(split) => {
+                let split = split.of(conversion, &tensors, stored.len());
+                GgufLayout::split(&metadata, &stored, ALIGNMENT, &split, false)?
+            }
+        };
         Ok(Self {
             label: recipe.label.clone(),
             schemes,
@@ -284,7 +296,7 @@ impl FilePlan {
     #[must_use]
     pub fn fingerprint(&self) -> serde_json::Value {
         let schemes: Vec<_> = self.schemes.iter().map(|used| used.chosen.fingerprint()).collect();
-        let mut depends = serde_json::json!({ "header": kbit_formats::hash::hex(self.layout.header()), "schemes": schemes });
+        let mut depends = serde_json::json!({ "header": self.layout.sha256(), "schemes": schemes });
         if let (Some(importance), Some(fields)) = (&self.importance, depends.as_object_mut()) {
             fields.insert("importance".to_owned(), importance::fingerprint(importance));
         }
@@ -344,6 +356,56 @@ pub struct PlanOptions {
     pub edits: Edits,
     /// Importance of the columns of the matrices.
     pub importance: Option<Arc<Importance>>,
+    /// Several files instead of one.
+    pub split: Option<SplitBy>,
+}
+
+/// How an output is shared out among files.
+#[derive(Clone, Debug)]
+pub enum SplitBy {
+    /// Files with tensors of so many bytes at most.
+    Bytes(u64),
+    /// As the source is: the file of each tensor of the model. See [`SplitBy::keep`].
+    Source(HashMap<String, usize>),
+}
+
+impl SplitBy {
+    /// Keeps the shards of `checkpoint`: puts the tensors of `conversion` into the order of its files, as llama-quantize does
+    /// with `--keep-split`, and remembers the file of each. `None` where the source is one file.
+    ///
+    /// # Errors
+    /// When the source is not GGUF.
+    pub fn keep(checkpoint: &Checkpoint, conversion: &mut Conversion) -> Result<Option<Self>, PipelineError> {
+        let Some(gguf) = checkpoint.gguf() else {
+            return Err(PipelineError::NoShards { path: checkpoint.path().to_owned() });
+        };
+        if gguf.paths().len() < 2 {
+            return Ok(None);
+        }
+        let place = |tensor: &OutputTensor| {
+            let sources = tensor.expr.sources();
+            sources.first().and_then(|name| checkpoint.tensor(name)).map_or((0, 0), SourceTensor::place)
+        };
+        conversion.tensors.sort_by_key(place);
+        let files = conversion.tensors.iter().map(|tensor| (tensor.name.clone(), place(tensor).0)).collect();
+        Ok(Some(Self::Source(files)))
+    }
+
+    /// The file of each of `stored` arrays.
+    fn of(&self, conversion: &Conversion, tensors: &[PlannedTensor], stored: usize) -> Split {
+        match self {
+            Self::Bytes(bytes) => Split::Bytes(*bytes),
+            Self::Source(files) => {
+                let mut shares = vec![0; stored];
+                for (index, tensor) in tensors.iter().enumerate() {
+                    let end = tensors.get(index + 1).map_or(stored, |next| next.first_stored);
+                    let file = files.get(&conversion.tensors[tensor.source].name).copied().unwrap_or(0);
+                    shares[tensor.first_stored..end].fill(file);
+                }
+                Split::Files(shares)
+            }
+        }
+    }
 }
 
 impl Default for PlanOptions {
@@ -354,6 +416,7 @@ impl Default for PlanOptions {
             allow_requantize: false,
             edits: Edits::default(),
             importance: None,
+            split: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::error::PipelineError;
 use crate::importance::ImportanceUse;
 use crate::measure::{Candidate, DataSet, Measured, Subject, measure};
 use crate::open::OpenModel;
-use crate::plan::{Fallback, FilePlan, PlanOptions};
+use crate::plan::{Fallback, FilePlan, PlanOptions, SplitBy};
 use crate::progress::Progress;
 use crate::recipe::{Recipe, recipes};
 use crate::statistics::TensorError;
@@ -54,8 +54,20 @@ pub struct PlannedFile {
     pub recipe: Recipe,
     /// What it will hold.
     pub plan: FilePlan,
-    /// Where it goes.
+    /// Where it goes; its shards beside it.
     pub path: PathBuf,
+}
+
+impl PlannedFile {
+    /// The file, or all its shards.
+    fn paths(&self) -> Vec<PathBuf> {
+        self.plan.layout.paths(&self.path)
+    }
+
+    /// The file by which it is opened.
+    fn first(&self) -> PathBuf {
+        self.paths().into_iter().next().unwrap_or_else(|| self.path.clone())
+    }
 }
 
 /// A line of the plan of a run.
@@ -119,7 +131,8 @@ pub struct RunSummary {
 #[derive(Clone, Serialize, Deserialize)]
 struct FileRecord {
     path: PathBuf,
-    stamp: Stamp,
+    /// Of the file, or of each shard.
+    stamps: Vec<Stamp>,
     sha256: String,
     errors: Vec<(String, TensorError)>,
     seconds: f64,
@@ -154,6 +167,11 @@ impl<'a> RunPlan<'a> {
             let checkpoint = Checkpoint::open(&entry.path)?;
             let mut conversion = kbit_models::convert(&checkpoint, &entry.options)?;
             entry.edits.prune(&mut conversion)?;
+            let split = match config.split_size {
+                Some(bytes) => Some(SplitBy::Bytes(bytes)),
+                None if config.keep_split => SplitBy::keep(&checkpoint, &mut conversion)?,
+                None => None,
+            };
             if !config.evaluations.is_empty() && conversion.metadata.get("tokenizer.ggml.model").is_none() {
                 return Err(PipelineError::NoTokenizer { path: entry.path.clone() });
             }
@@ -171,6 +189,7 @@ impl<'a> RunPlan<'a> {
                 allow_requantize: config.allow_requantize,
                 edits: entry.edits.clone(),
                 importance,
+                split,
             };
             let mut files = Vec::new();
             for recipe in &recipes {
@@ -199,7 +218,7 @@ impl<'a> RunPlan<'a> {
                 obstacle: file.plan.check().err().map(|error| error.to_string()),
                 requantized: file.plan.requantize_warning(),
                 importance: file.plan.importance_use.clone(),
-                path: file.path.clone(),
+                path: file.first(),
             }
         };
         self.models.iter().flat_map(|model| model.files.iter().map(move |file| line(model, file))).collect()
@@ -314,7 +333,7 @@ impl<'a> Execution<'a> {
     fn check_disk(&self) -> Result<(), PipelineError> {
         let free = kbit_formats::disk_free(&self.plan.out)?;
         let files = self.plan.models.iter().flat_map(|model| &model.files);
-        let missing = files.filter(|file| !file.path.exists());
+        let missing = files.filter(|file| !file.first().exists());
         let needed = missing.map(|file| file.plan.layout.file_bytes()).sum();
         if needed > free {
             return Err(PipelineError::DiskFull { path: self.plan.out.clone(), needed, free });
@@ -385,9 +404,9 @@ impl<'a> Execution<'a> {
             &bar,
         )?;
         let record = FileRecord {
-            path: relative(&file.path, &self.plan.out),
-            stamp: Stamp::of(&file.path)?,
-            sha256: kbit_formats::hash::file_hex(&file.path)?,
+            path: relative(&file.first(), &self.plan.out),
+            stamps: stamps(&written.paths)?,
+            sha256: content_hash(&written.paths)?,
             errors: written.errors,
             seconds: started.elapsed().as_secs_f64(),
             peak_rss_bytes: kbit_formats::peak_rss_bytes(),
@@ -404,16 +423,17 @@ impl<'a> Execution<'a> {
         key: &str,
         record: &FileRecord,
     ) -> Result<bool, PipelineError> {
-        if !file.path.exists() || record.path != relative(&file.path, &self.plan.out) {
+        let paths = file.paths();
+        if !paths.iter().all(|path| path.exists()) || record.path != relative(&file.first(), &self.plan.out) {
             return Ok(false);
         }
-        let stamp = Stamp::of(&file.path)?;
-        if stamp == record.stamp {
+        let stamps = stamps(&paths)?;
+        if stamps == record.stamps {
             return Ok(true);
         }
-        let same = kbit_formats::hash::file_hex(&file.path)? == record.sha256;
+        let same = content_hash(&paths)? == record.sha256;
         if same {
-            self.cache.put("file", key, &FileRecord { stamp, ..record.clone() })?;
+            self.cache.put("file", key, &FileRecord { stamps, ..record.clone() })?;
         }
         Ok(same)
     }
@@ -525,7 +545,7 @@ impl<'a> Execution<'a> {
         for &index in batch {
             let file = ready[index - 1].file;
             match OpenModel::open(
-                &file.path,
+                &file.first(),
                 self.plan.registry,
                 file.recipe.main.isolation(),
                 &model.entry.options,
@@ -601,6 +621,20 @@ impl<'a> Execution<'a> {
             )
             .collect()
     }
+}
+
+fn stamps(paths: &[PathBuf]) -> Result<Vec<Stamp>, PipelineError> {
+    paths.iter().map(|path| Stamp::of(path)).collect()
+}
+
+/// SHA-256 of a file; of the hashes of its shards, where it has some.
+fn content_hash(paths: &[PathBuf]) -> Result<String, PipelineError> {
+    let hashes: Vec<String> =
+        paths.iter().map(|path| kbit_formats::hash::file_hex(path)).collect::<Result<_, _>>()?;
+    Ok(match hashes.as_slice() {
+        [only] => only.clone(),
+        _ => key_of(&serde_json::json!(hashes)),
+    })
 }
 
 fn relative(path: &Path, out: &Path) -> PathBuf {

@@ -247,6 +247,18 @@ pub static CONFIG: Object = Object {
             "Quantize tensors that are quantized already; the new error comes on top of the old one.",
         ),
         optional(
+            "split_size",
+            Kind::Text,
+            "one file",
+            "Write each output in shards with tensors of at most so many bytes: `4G`, `500M` (decimal), `2GiB`.",
+        ),
+        optional(
+            "keep_split",
+            Kind::Bool,
+            "false",
+            "Write outputs in the same shards as their GGUF source has; not beside `split_size`.",
+        ),
+        optional(
             "error_statistics",
             Kind::Bool,
             "true",

@@ -56,7 +56,7 @@ pub enum Command {
     Run(Run),
     /// Quantize one model into one GGUF file
     #[command(
-        after_help = "Examples:\n  kbit convert assets/family/s3 s3-q4.gguf --scheme q4_k_m\n  kbit convert model.gguf out.gguf --scheme int:bits=4,block=64 --map 'token_embd=ggml:q8_0'\n  kbit convert model.gguf out.gguf --scheme iq2_xs --imatrix model.imatrix.gguf"
+        after_help = "Examples:\n  kbit convert assets/family/s3 s3-q4.gguf --scheme q4_k_m\n  kbit convert model.gguf out.gguf --scheme int:bits=4,block=64 --map 'token_embd=ggml:q8_0'\n  kbit convert model.gguf out.gguf --scheme iq2_xs --imatrix model.imatrix.gguf\n  kbit convert model-00001-of-00003.gguf out.gguf --scheme q8_0 --split-size 4G"
     )]
     Convert(Convert),
     /// Show what a checkpoint, packed file or importance matrix holds
@@ -93,6 +93,9 @@ pub enum Command {
     /// Make the report of a run anew
     #[command(after_help = "Example:\n  kbit report kbit-runs/quickstart --format html,md")]
     Report(Report),
+    /// Split, merge, edit and hash GGUF files
+    #[command(subcommand)]
+    Gguf(Gguf),
     /// List, show, check, write and trust plugins
     #[command(subcommand)]
     Plugin(Plugin),
@@ -191,6 +194,12 @@ pub struct Convert {
     /// Importance of experts without data
     #[arg(long, value_enum, default_value_t = EmptyExpertsArg::Ones)]
     pub empty_experts: EmptyExpertsArg,
+    /// Write shards OUT-00001-of-0000N.gguf with tensors of at most so many bytes each: 4G, 500M (decimal), 2GiB
+    #[arg(long, value_name = "SIZE", value_parser = kbit_formats::gguf::shards::parse_split_size)]
+    pub split_size: Option<u64>,
+    /// Write the same shards as the GGUF source has
+    #[arg(long, conflicts_with = "split_size")]
+    pub keep_split: bool,
     /// Print the plan and stop
     #[arg(long)]
     pub dry_run: bool,
@@ -422,6 +431,107 @@ pub struct Report {
     /// Formats
     #[arg(long, value_delimiter = ',', default_value = "html,md,csv,json", value_parser = ["html", "md", "csv", "json"])]
     pub format: Vec<String>,
+}
+
+/// `kbit gguf`.
+#[derive(Debug, Subcommand)]
+pub enum Gguf {
+    /// Write a file as shards, as llama-gguf-split does
+    #[command(
+        after_help = "Examples:\n  kbit gguf split model.gguf shards/model --max-size 4G\n  kbit gguf split model.gguf shards/model --max-tensors 128 --dry-run"
+    )]
+    Split(GgufSplit),
+    /// Write shards as one file, as llama-gguf-split does
+    #[command(after_help = "Example:\n  kbit gguf merge shards/model-00001-of-00003.gguf model.gguf")]
+    Merge(GgufMerge),
+    /// Change metadata: in place where the header keeps its size, else by writing the file anew; it says which
+    #[command(
+        after_help = "Examples:\n  kbit gguf set model.gguf general.name='str:My model'\n  kbit gguf set model.gguf llama.context_length=u32:8192 --remove tokenizer.chat_template"
+    )]
+    Set(GgufSet),
+    /// Print a hash of every tensor
+    #[command(
+        after_help = "Examples:\n  kbit gguf hash model.gguf\n  kbit gguf hash model.gguf --algorithm xxh64 --json"
+    )]
+    Hash(GgufHash),
+}
+
+/// `kbit gguf split`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("limit").required(true).args(["max_size", "max_tensors"]))]
+pub struct GgufSplit {
+    /// GGUF file, or the first of other shards
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Path of the shards, without -00001-of-0000N.gguf
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub out: PathBuf,
+    /// Bytes of tensors in a shard: 4G, 500M (decimal), 2GiB; a larger tensor has a shard of its own
+    #[arg(long, value_name = "SIZE", value_parser = kbit_formats::gguf::shards::parse_split_size)]
+    pub max_size: Option<u64>,
+    /// Tensors in a shard
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_tensors: Option<u64>,
+    /// Metadata alone in the first shard
+    #[arg(long)]
+    pub no_tensor_first_split: bool,
+    /// Print what would be written and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Replace existing files
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// `kbit gguf merge`.
+#[derive(Debug, Args)]
+pub struct GgufMerge {
+    /// First shard: NAME-00001-of-0000N.gguf
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub first: PathBuf,
+    /// GGUF file to write
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub out: PathBuf,
+    /// Print what would be written and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Replace an existing file
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// `kbit gguf set`.
+#[derive(Debug, Args)]
+pub struct GgufSet {
+    /// GGUF file; of shards, the one whose metadata are to change (all but the first have none of the model)
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Value to give a key; TYPE is u8..u64, i8..i64, f32, f64, bool, str, or a JSON list as [u32]
+    #[arg(value_name = "KEY=TYPE:VALUE", value_parser = kbit_formats::gguf::edit::parse_assignment)]
+    pub set: Vec<(String, kbit_formats::gguf::Value)>,
+    /// Key to remove
+    #[arg(long, value_name = "KEY")]
+    pub remove: Vec<String>,
+}
+
+/// `kbit gguf hash`.
+#[derive(Debug, Args)]
+pub struct GgufHash {
+    /// GGUF file, or the first of its shards
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Kind of hash
+    #[arg(long, value_enum, default_value_t = HashArg::Sha256)]
+    pub algorithm: HashArg,
+}
+
+/// Kinds of hashes.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum HashArg {
+    /// SHA-256, as `kbit verify` compares
+    Sha256,
+    /// XXH64 with seed 0, as llama-gguf-hash has it
+    Xxh64,
 }
 
 /// `kbit plugin`.

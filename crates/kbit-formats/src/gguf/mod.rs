@@ -2,14 +2,18 @@
 //!
 //! Source of the layout: the GGUF specification in ggml's docs (`gguf.md`).
 
+pub mod copy;
+pub mod edit;
 mod layout;
 mod read;
+pub mod shards;
 mod value;
 mod write;
 
 pub use crate::map::Mapped;
 pub use layout::{GgufLayout, NewTensor};
-pub use read::Gguf;
+pub use read::{Gguf, Maps};
+pub use shards::Split;
 pub use value::{Array, Metadata, Value};
 pub use write::{GgufWriter, WriteOptions};
 
@@ -28,10 +32,12 @@ pub struct TensorInfo {
     pub dims: Vec<u64>,
     /// Storage type.
     pub ty: GgmlType,
-    /// Offset of its bytes from the start of the file.
+    /// Offset of its bytes from the start of its file.
     pub offset: u64,
     /// Number of its bytes.
     pub bytes: u64,
+    /// Its file in a set of shards, from 0.
+    pub shard: usize,
 }
 
 /// Bytes of a tensor; `None` where rows are not whole blocks or the number does not fit.

@@ -3,6 +3,7 @@
 //! The header is read in one pass from a buffered file; every count is checked against the bytes that remain before
 //! memory is reserved for it.
 
+use super::shards::{self, SPLIT_KEYS};
 use super::value::{Array, Metadata, Value};
 use super::{DEFAULT_ALIGNMENT, MAGIC, TensorInfo};
 use crate::FormatError;
@@ -20,25 +21,65 @@ const MAX_DEPTH: u32 = 4;
 /// Axes of a tensor, as ggml has them.
 const MAX_AXES: u32 = 4;
 
-/// An opened GGUF file.
+/// An opened GGUF model: one file, or all shards of a set.
 #[derive(Debug)]
 pub struct Gguf {
-    path: PathBuf,
-    file: File,
-    file_bytes: u64,
+    /// The first file is the one that it was opened from.
+    files: Vec<OneFile>,
     version: u32,
     alignment: u64,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
+}
+
+#[derive(Debug)]
+struct OneFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
     data_start: u64,
 }
 
 impl Gguf {
-    /// Reads the header of `path`.
+    /// Reads the header of `path`; where it is the first of several shards, of all of them.
+    ///
+    /// # Errors
+    /// When a file cannot be read, is not GGUF 2 or 3, or contradicts itself; when a shard is missing, is not the first, or
+    /// belongs to another set.
+    pub fn open(path: &Path) -> Result<Self, FormatError> {
+        let mut model = Self::open_file(path)?;
+        let Some(place) = shards::place(&model.metadata, path)? else { return Ok(model) };
+        let mut seen: HashSet<String> = model.tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        for (number, path) in shards::paths_of_set(path, &place)?.into_iter().enumerate().skip(1) {
+            let shard = Self::open_file(&path)?;
+            shards::check_shard(&path, &shard.metadata, number, &place)?;
+            for tensor in shard.tensors {
+                if !seen.insert(tensor.name.clone()) {
+                    return Err(FormatError::tensor(&path, &tensor.name, "it stands in two shards"));
+                }
+                model.tensors.push(TensorInfo { shard: number, ..tensor });
+            }
+            model.files.extend(shard.files);
+        }
+        if let Some(stated) = place.tensors.filter(|stated| *stated != model.tensors.len() as u64) {
+            let reason = format!(
+                "its {} shards hold {} tensors where the metadata say {stated}; they are damaged or mixed up: get them anew",
+                place.count,
+                model.tensors.len()
+            );
+            return Err(shards::shard_error(path, reason));
+        }
+        for key in SPLIT_KEYS {
+            model.metadata.remove(key);
+        }
+        Ok(model)
+    }
+
+    /// Reads the header of the one file `path`, be it a shard or not.
     ///
     /// # Errors
     /// When the file cannot be read, is not GGUF 2 or 3, or contradicts itself.
-    pub fn open(path: &Path) -> Result<Self, FormatError> {
+    pub fn open_file(path: &Path) -> Result<Self, FormatError> {
         let file = File::open(path).map_err(FormatError::io(path, "opening"))?;
         let file_bytes = file.metadata().map_err(FormatError::io(path, "looking at the file"))?.len();
         let reader = BufReader::with_capacity(1 << 18, &file);
@@ -54,28 +95,29 @@ impl Gguf {
             .checked_next_multiple_of(alignment)
             .ok_or_else(|| header.damaged("an alignment past the end of the file"))?;
         place_tensors(path, &mut tensors, data_start, alignment, file_bytes)?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            file_bytes,
-            version,
-            alignment,
-            metadata,
-            tensors,
-            data_start,
-        })
+        let file = OneFile { path: path.to_owned(), file, bytes: file_bytes, data_start };
+        Ok(Self { files: vec![file], version, alignment, metadata, tensors })
+    }
+
+    fn first(&self) -> &OneFile {
+        &self.files[0]
     }
 
     /// Path that it was opened from.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.first().path
     }
 
-    /// Bytes of the file.
+    /// Paths of all its files: itself, or all shards.
+    pub fn paths(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// Bytes of all its files.
     #[must_use]
-    pub const fn file_bytes(&self) -> u64 {
-        self.file_bytes
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 
     /// Version: 2 or 3.
@@ -90,13 +132,13 @@ impl Gguf {
         self.alignment
     }
 
-    /// Offset of the first tensor's bytes.
+    /// Bytes before the first tensor of the (first) file.
     #[must_use]
-    pub const fn data_start(&self) -> u64 {
-        self.data_start
+    pub fn data_start(&self) -> u64 {
+        self.first().data_start
     }
 
-    /// Metadata, in the order of the file.
+    /// Metadata, in the order of the file; of a set, without the keys that tie its shards together.
     #[must_use]
     pub const fn metadata(&self) -> &Metadata {
         &self.metadata
@@ -121,22 +163,38 @@ impl Gguf {
     pub fn read_at(&self, tensor: &TensorInfo, offset: u64, out: &mut [u8]) -> Result<(), FormatError> {
         let end = offset.checked_add(out.len() as u64);
         if end.is_none_or(|end| end > tensor.bytes) {
-            return Err(FormatError::tensor(&self.path, &tensor.name, "a read past its end"));
+            return Err(FormatError::tensor(self.path(), &tensor.name, "a read past its end"));
         }
-        self.file.read_exact_at(out, tensor.offset + offset).map_err(|error| match error.kind() {
+        let OneFile { path, file, .. } = &self.files[tensor.shard];
+        file.read_exact_at(out, tensor.offset + offset).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => {
-                FormatError::tensor(&self.path, &tensor.name, "the file was truncated while it was read")
+                FormatError::tensor(path, &tensor.name, "the file was truncated while it was read")
             }
-            _ => FormatError::io(&self.path, "reading")(error),
+            _ => FormatError::io(path, "reading")(error),
         })
     }
 
-    /// Maps the whole file.
+    /// Maps all its files.
     ///
     /// # Errors
-    /// When the system refuses, or the file is shorter than it was.
-    pub fn map(&self) -> Result<Arc<Mapped>, FormatError> {
-        Ok(Arc::new(Mapped::new(&self.file, &self.path, self.file_bytes)?))
+    /// When the system refuses, or a file is shorter than it was.
+    pub fn map(&self) -> Result<Maps, FormatError> {
+        let map = |file: &OneFile| Ok(Arc::new(Mapped::new(&file.file, &file.path, file.bytes)?));
+        Ok(Maps { files: self.files.iter().map(map).collect::<Result<_, FormatError>>()? })
+    }
+}
+
+/// The mapped files of a model.
+#[derive(Clone, Debug)]
+pub struct Maps {
+    files: Vec<Arc<Mapped>>,
+}
+
+impl Maps {
+    /// The map of the file that holds `tensor`, a tensor of the same model; [`Mapped::range`] says where.
+    #[must_use]
+    pub fn of(&self, tensor: &TensorInfo) -> &Arc<Mapped> {
+        &self.files[tensor.shard]
     }
 }
 
@@ -402,7 +460,7 @@ impl<R: Read> Header<'_, R> {
             if !seen.insert(name.clone()) {
                 return Err(self.damaged(format!("tensor {name} stands twice")));
             }
-            tensors.push(TensorInfo { name, dims, ty, offset, bytes });
+            tensors.push(TensorInfo { name, dims, ty, offset, bytes, shard: 0 });
         }
         Ok(tensors)
     }

@@ -3,6 +3,7 @@
 use super::{Conversion, ConvertOptions, OutputTensor, is_other_modality};
 use crate::architecture::Architecture;
 use crate::{Description, ModelError, Role, SourceExpr, describe};
+use kbit_formats::gguf::shards::SPLIT_KEYS;
 use kbit_formats::gguf::{Gguf, Value};
 use kbit_formats::{Checkpoint, SourceTensor};
 use std::collections::HashMap;
@@ -13,6 +14,10 @@ pub(super) fn convert(
     options: &ConvertOptions,
 ) -> Result<Conversion, ModelError> {
     let mut metadata = file.metadata().clone();
+    // llama-quantize writes the first two anew, at the end; the others say how an earlier file was split.
+    for key in ["general.quantization_version", "general.file_type"].iter().chain(&SPLIT_KEYS) {
+        metadata.remove(key);
+    }
     let architecture = metadata.str("general.architecture")?.to_owned();
     if metadata.get("kbit.tensors.name").is_some() {
         return Err(ModelError::Metadata {

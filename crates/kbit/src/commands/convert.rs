@@ -12,8 +12,9 @@ use kbit_pipeline::convert::{RunOptions, Written, write_file};
 use kbit_pipeline::edit::Edits;
 use kbit_pipeline::importance::ImportanceUse;
 use kbit_pipeline::mix::MixOptions;
-use kbit_pipeline::plan::{FilePlan, PlanOptions};
+use kbit_pipeline::plan::{FilePlan, PlanOptions, SplitBy};
 use kbit_pipeline::recipe::Recipe;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -42,16 +43,22 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
     let edits =
         Edits { metadata: arguments.set_metadata.clone(), prune_layers: arguments.prune_layers.clone() };
     edits.prune(&mut conversion)?;
+    let split = match arguments.split_size {
+        Some(bytes) => Some(SplitBy::Bytes(bytes)),
+        None if arguments.keep_split => SplitBy::keep(&checkpoint, &mut conversion)?,
+        None => None,
+    };
     let plan_options = PlanOptions {
         fallback_is_error: arguments.on_fallback == OnFallback::Error,
         provenance: !arguments.no_provenance,
         allow_requantize: arguments.allow_requantize,
         edits,
         importance: importance(arguments)?,
+        split,
     };
     let plan = FilePlan::new(&checkpoint, &conversion, &recipe, &registry, &plan_options)?;
     if arguments.dry_run {
-        print_plan(session, &conversion, &plan)?;
+        print_plan(session, &conversion, &plan, &arguments.out)?;
         return Ok(DONE);
     }
     plan.check()?;
@@ -94,7 +101,13 @@ fn importance(arguments: &Convert) -> Result<Option<Arc<Importance>>, Failure> {
     Ok(Some(Arc::new(Importance { matrix, policy, named: path.to_string_lossy().into_owned() })))
 }
 
-fn print_plan(session: &Session, conversion: &Conversion, plan: &FilePlan) -> Result<(), Failure> {
+fn print_plan(
+    session: &Session,
+    conversion: &Conversion,
+    plan: &FilePlan,
+    out: &Path,
+) -> Result<(), Failure> {
+    let paths = plan.layout.paths(out);
     let lines = plan.lines(conversion);
     let (all, decoder) = plan.bits_per_weight(conversion);
     let fallbacks: Vec<_> = plan.fallbacks().collect();
@@ -104,6 +117,7 @@ fn print_plan(session: &Session, conversion: &Conversion, plan: &FilePlan) -> Re
             "fallbacks": fallbacks,
             "obstacle": plan.check().err().map(|error| error.to_string()),
             "requantized": plan.requantize_warning(),
+            "paths": paths,
             "file_bytes": plan.layout.file_bytes(),
             "bits_per_weight": all,
             "decoder_bits_per_weight": decoder,
@@ -135,6 +149,11 @@ fn print_plan(session: &Session, conversion: &Conversion, plan: &FilePlan) -> Re
     for note in plan.importance_use.iter().flat_map(ImportanceUse::notes) {
         text.push_str(&format!("{note}\n"));
     }
+    if paths.len() > 1 {
+        for (path, (tensors, bytes)) in paths.iter().zip(plan.layout.shards()) {
+            text.push_str(&format!("{}: {tensors} tensors, {}\n", path.display(), output::bytes(bytes)));
+        }
+    }
     text.push_str(&format!(
         "file of {}, {all:.3} bits a weight ({decoder:.3} without embedding and output), about {} of memory for slabs\n",
         output::bytes(plan.layout.file_bytes()),
@@ -157,7 +176,8 @@ fn print_written(
         let errors: serde_json::Map<_, _> =
             written.errors.iter().map(|(name, error)| (name.clone(), serde_json::json!(error))).collect();
         return Ok(output::json(&serde_json::json!({
-            "path": written.path,
+            "path": written.paths.first(),
+            "paths": written.paths,
             "bytes": written.bytes,
             "bits_per_weight": all,
             "decoder_bits_per_weight": decoder,
@@ -170,9 +190,13 @@ fn print_written(
         }))?);
     }
     let rate = output::bytes((plan.weights() as f64 * 4.0 / seconds.max(1e-9)) as u64);
+    let more = match written.paths.len() {
+        1 => String::new(),
+        count => format!(" and {} more", count - 1),
+    };
     let mut text = format!(
-        "{}: {}, {all:.3} bits a weight ({decoder:.3} without embedding and output)\n",
-        written.path.display(),
+        "{}{more}: {}, {all:.3} bits a weight ({decoder:.3} without embedding and output)\n",
+        written.paths.first().map_or_else(String::new, |path| path.display().to_string()),
         output::bytes(written.bytes)
     );
     if let Some((name, error)) = worst {

@@ -127,6 +127,7 @@ pub fn inspect(session: &Session, arguments: &Inspect) -> Result<u8, Failure> {
             "path": arguments.file,
             "format": if checkpoint.gguf().is_some() { "gguf" } else { "safetensors" },
             "version": checkpoint.gguf().map(Gguf::version),
+            "shards": checkpoint.gguf().map(|gguf| gguf.paths().len()),
             "tensor_count": checkpoint.tensors().len(),
             "tensor_bytes": bytes,
             "packed_schemes": schemes,
@@ -155,7 +156,13 @@ pub fn inspect(session: &Session, arguments: &Inspect) -> Result<u8, Failure> {
         return Ok(DONE);
     }
     let mut text = match checkpoint.gguf() {
-        Some(gguf) => format!("GGUF version {}, {} metadata keys", gguf.version(), gguf.metadata().len()),
+        Some(gguf) => {
+            let shards = match gguf.paths().len() {
+                1 => String::new(),
+                count => format!(" in {count} shards"),
+            };
+            format!("GGUF version {}{shards}, {} metadata keys", gguf.version(), gguf.metadata().len())
+        }
         None => "safetensors".to_owned(),
     };
     text.push_str(&format!(", {} tensors, {}\n", checkpoint.tensors().len(), output::bytes(bytes)));

@@ -4,6 +4,7 @@ mod config;
 mod convert;
 mod eval;
 mod generate;
+mod gguf;
 mod inspect;
 mod laws;
 mod logits;
@@ -38,6 +39,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Fit(arguments) => laws::fit(&session, &arguments)?,
         Command::Recommend(arguments) => laws::recommend(&session, &arguments)?,
         Command::Report(arguments) => report::report(&session, &arguments)?,
+        Command::Gguf(arguments) => gguf::gguf(&session, &arguments)?,
         Command::Plugin(arguments) => plugin::plugin(&session, &arguments)?,
         Command::Config(arguments) => config::config(&session, &arguments)?,
         Command::Completions { shell } => {
