@@ -82,4 +82,16 @@ blocks! {
     Q5_K = 256 { d: Half, dmin: Half, scales: [u8; 12], high: [u8; 32], q: [[u8; 32]; 4], }
     /// 16 parts of 16 weights, scales of 8 bits; 128 weights share 64 low bytes and 32 high ones.
     Q6_K = 256 { low: [[u8; 64]; 2], high: [[u8; 32]; 2], scales: [i8; 16], d: Half, }
+    /// Trits, five a byte: 5 runs of 32 weights, 5 of 16, and 4 of 4.
+    TQ1_0 = 256 { first: [u8; 32], second: [u8; 16], third: [u8; 4], d: Half, }
+    /// Trits, four a byte: 32 bytes hold 4 runs of 32 weights.
+    TQ2_0 = 256 { q: [[u8; 32]; 2], d: Half, }
+    /// Floats of 4 bits (E2M1), placed as in [`Q4_0`]; the scale is a power of two (E8M0).
+    MXFP4 = 32 { e: u8, q: [u8; 16], }
+    /// 4 parts of 16 weights as in [`MXFP4`], scales in E4M3 without sign.
+    NVFP4 = 64 { scales: [u8; 4], q: [[u8; 8]; 4], }
+    /// Signs, from the lowest bit up.
+    Q1_0 = 128 { d: Half, q: [u8; 16], }
+    /// Levels -1 to 2, from the lowest bits up.
+    Q2_0 = 64 { d: Half, q: [u8; 16], }
 }

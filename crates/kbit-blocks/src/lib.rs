@@ -5,8 +5,8 @@
 //! reproduced (they truncate, and what does not fit becomes the low byte of the "integer indefinite" of x86), so encoded bytes
 //! are equal, with and without importance. `tests/golden.rs` compares with ggml's own output.
 //!
-//! What ggml would write and then refuse to load is refused here when encoding: NaN, infinity, and finite weights that become
-//! infinite because the type cannot hold them (or their scale).
+//! What ggml would write and then refuse to load is refused here when encoding: NaN, infinity, finite weights that become
+//! infinite because the type cannot hold them (or their scale), and MXFP4 blocks of nothing but the smallest normal numbers.
 //!
 //! ```
 //! use kbit_types::GgmlType;
@@ -23,10 +23,12 @@
 mod arch;
 mod block;
 mod codec;
+mod fp4;
 mod kquants;
 mod legacy;
 mod plain;
 mod search;
+mod ternary;
 
 pub use arch::{InstructionSet, Kernels};
 pub use codec::BlockCodec;
@@ -77,6 +79,22 @@ pub enum BlockError {
     /// A weight is too large for the type, or makes its scale too large.
     #[error("{value} at row {row}, column {column} is too large for {ty}; choose {cure} for this tensor")]
     TooLarge {
+        /// Type.
+        ty: GgmlType,
+        /// The weight.
+        value: f32,
+        /// Row, from 0.
+        row: usize,
+        /// Column, from 0.
+        column: usize,
+        /// Types that could hold it.
+        cure: &'static str,
+    },
+    /// The largest weight of a block is so small that the block's scale becomes NaN.
+    #[error(
+        "{value} at row {row}, column {column} is too small to be the largest of its block in {ty}; choose {cure} for this tensor"
+    )]
+    TooSmall {
         /// Type.
         ty: GgmlType,
         /// The weight.
@@ -139,6 +157,12 @@ kinds! {
     Q4_K: decode_q4_k;
     Q5_K: decode_q5_k;
     Q6_K: decode_q6_k;
+    TQ1_0: decode_tq1_0, encode_tq1_0;
+    TQ2_0: decode_tq2_0, encode_tq2_0;
+    MXFP4: decode_mxfp4, encode_mxfp4;
+    NVFP4: decode_nvfp4, encode_nvfp4;
+    Q1_0: decode_q1_0, encode_q1_0;
+    Q2_0: decode_q2_0, encode_q2_0;
 }
 
 fn kind(ty: GgmlType) -> Option<&'static Kind> {
@@ -268,6 +292,11 @@ impl Kernels {
             return Err(Flaw::NotFinite);
         }
         encode(x, out);
+        if ty == GgmlType::MXFP4
+            && let Some(index) = fp4::without_scale(out)
+        {
+            return Err(Flaw::TooSmall(index));
+        }
         if largest < HARMLESS {
             return Ok(());
         }
@@ -296,6 +325,8 @@ enum Flaw {
     NotFinite,
     /// The decoded weight at this index is not finite.
     TooLarge(usize),
+    /// The block of the weight at this index has no scale.
+    TooSmall(usize),
 }
 
 impl Flaw {
@@ -307,7 +338,7 @@ impl Flaw {
                 let value = if rows[index].is_nan() { "NaN" } else { "infinity" };
                 BlockError::NotFinite { value, row: index / cols, column: index % cols }
             }
-            Self::TooLarge(index) => {
+            Self::TooLarge(index) | Self::TooSmall(index) => {
                 // The culprit is the largest weight of the block whose scale it is.
                 let block = usize::try_from(ty.block_elements()).unwrap_or(1);
                 let first = start + index / block * block;
@@ -315,7 +346,11 @@ impl Flaw {
                 let index = culprit.unwrap_or(first);
                 let cure = if ty == GgmlType::BF16 { "f32" } else { "bf16 or f32" };
                 let (row, column) = (index / cols, index % cols);
-                BlockError::TooLarge { ty, value: rows[index], row, column, cure }
+                let value = rows[index];
+                match self {
+                    Self::TooSmall(_) => BlockError::TooSmall { ty, value, row, column, cure },
+                    _ => BlockError::TooLarge { ty, value, row, column, cure },
+                }
             }
         }
     }

@@ -2,6 +2,7 @@
 //! repository.
 #![expect(clippy::print_stderr, reason = "says what it skipped")]
 
+use kbit_blocks::{InstructionSet, Kernels};
 use kbit_types::GgmlType;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,12 @@ const ENCODED: &[GgmlType] = &[
     GgmlType::Q4_1,
     GgmlType::Q5_0,
     GgmlType::Q5_1,
+    GgmlType::TQ1_0,
+    GgmlType::TQ2_0,
+    GgmlType::MXFP4,
+    GgmlType::NVFP4,
+    GgmlType::Q1_0,
+    GgmlType::Q2_0,
 ];
 const DECODED: &[GgmlType] =
     &[GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K];
@@ -23,8 +30,19 @@ fn floats(data: &SafeTensors<'_>, name: &str) -> Option<Vec<f32>> {
     Some(tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }
 
-/// Compares every set of `path`; the number of comparisons made.
+/// The kernels that this CPU has.
+fn kernels() -> Vec<Kernels> {
+    let all = [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512];
+    let all = all.map(|set| (set, Kernels::up_to(set))).into_iter();
+    all.filter(|(set, kernels)| kernels.instruction_set() == *set).map(|(_, kernels)| kernels).collect()
+}
+
+/// Compares every set of `path` with all instruction sets; the number of comparisons made with each.
 fn compare(ty: GgmlType, path: &Path) -> usize {
+    kernels().into_iter().map(|kernels| compare_with(kernels, ty, path)).min().unwrap_or(0)
+}
+
+fn compare_with(kernels: Kernels, ty: GgmlType, path: &Path) -> usize {
     let bytes = std::fs::read(path).expect("the golden file");
     let data = SafeTensors::deserialize(&bytes).expect("safetensors");
     let weights = floats(&data, "weights").expect("weights");
@@ -36,15 +54,15 @@ fn compare(ty: GgmlType, path: &Path) -> usize {
             let Ok(packed) = data.tensor(&format!("{set}.packed{suffix}")) else { continue };
             if kbit_blocks::can_encode(ty) {
                 let mut out = vec![0xa5; packed.data().len()];
-                kbit_blocks::encode_row_range(ty, &input, cols, importance, &mut out).expect("it encodes");
-                assert!(out == packed.data(), "{ty} {set}{suffix}: bytes differ");
+                kernels.encode_row_range(ty, &input, cols, importance, &mut out).expect("it encodes");
+                assert!(out == packed.data(), "{ty} {set}{suffix}, {kernels:?}: bytes differ");
                 compared += 1;
             }
             let expected = floats(&data, &format!("{set}.decoded{suffix}")).expect("decoded");
             let mut out = vec![f32::NAN; expected.len()];
-            kbit_blocks::decode(ty, packed.data(), &mut out).expect("it decodes");
+            kernels.decode(ty, packed.data(), &mut out).expect("it decodes");
             let same = out.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
-            assert!(same, "{ty} {set}{suffix}: floats differ");
+            assert!(same, "{ty} {set}{suffix}, {kernels:?}: floats differ");
             compared += 1;
         }
     }
@@ -85,6 +103,16 @@ fn rows_that_are_not_whole_blocks_and_values_that_are_not_finite_are_refused() {
     assert!(error.to_string().contains("NaN at row 1, column 8"), "{error}");
     assert!(kbit_blocks::decode(GgmlType::Q4_0, &[0; 17], &mut [0.0; 32]).is_err());
     assert!(kbit_blocks::decode(GgmlType::IQ1_S, &[0; 50], &mut [0.0; 256]).is_err());
+}
+
+#[test]
+fn mxfp4_blocks_whose_scale_would_be_nan_are_refused() {
+    let mut values = [0.0; 64];
+    values[40] = f32::MIN_POSITIVE;
+    let error = kbit_blocks::encode_row_range(GgmlType::MXFP4, &values, 64, None, &mut [0; 34]).unwrap_err();
+    assert!(error.to_string().contains("at row 0, column 40 is too small"), "{error}");
+    values[41] = f32::MIN_POSITIVE * 2.0;
+    kbit_blocks::encode_row_range(GgmlType::MXFP4, &values, 64, None, &mut [0; 34]).unwrap();
 }
 
 #[test]

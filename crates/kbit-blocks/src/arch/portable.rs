@@ -1,10 +1,12 @@
 //! The loops over blocks, for every CPU; the wider sets compile them again. Lengths fit: the caller has checked them.
 
 use crate::block::{
-    Block, Encode, EncodeWeighted, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    Block, Encode, EncodeWeighted, MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K,
+    Q6_K, Q8_0, TQ1_0, TQ2_0,
 };
 use crate::legacy::BLOCK;
 use crate::plain::{MAGNITUDE, bf16_bits, bf16_value, f16_bits, f16_value};
+pub(crate) use crate::ternary::encode_q1_0;
 
 /// The bits of the largest magnitude; from those of infinity up, something is not finite.
 #[inline(always)]
@@ -107,10 +109,14 @@ macro_rules! of_blocks {
 }
 
 of_blocks! {
-    encode: { encode_q8_0 Q8_0, encode_q4_0 Q4_0, encode_q4_1 Q4_1, encode_q5_0 Q5_0, encode_q5_1 Q5_1, }
+    encode: {
+        encode_q8_0 Q8_0, encode_q4_0 Q4_0, encode_q4_1 Q4_1, encode_q5_0 Q5_0, encode_q5_1 Q5_1,
+        encode_tq1_0 TQ1_0, encode_tq2_0 TQ2_0, encode_mxfp4 MXFP4, encode_nvfp4 NVFP4, encode_q2_0 Q2_0,
+    }
     weighted: { weighted_q4_0 Q4_0, weighted_q4_1 Q4_1, weighted_q5_0 Q5_0, weighted_q5_1 Q5_1, }
     decode: {
         decode_q8_0 Q8_0, decode_q4_0 Q4_0, decode_q4_1 Q4_1, decode_q5_0 Q5_0, decode_q5_1 Q5_1,
         decode_q2_k Q2_K, decode_q3_k Q3_K, decode_q4_k Q4_K, decode_q5_k Q5_K, decode_q6_k Q6_K,
+        decode_tq1_0 TQ1_0, decode_tq2_0 TQ2_0, decode_mxfp4 MXFP4, decode_nvfp4 NVFP4, decode_q1_0 Q1_0, decode_q2_0 Q2_0,
     }
 }
