@@ -72,6 +72,10 @@ blocks! {
     Q5_1 = 32 { d: Half, m: Half, high: [u8; 4], q: [u8; 16], }
     /// Signed bytes.
     Q8_0 = 32 { d: Half, q: [i8; 32], }
+    /// Activations: as [`Q8_0`], with the scaled sum of the integers.
+    Q8_1 = 32 { d: Half, sum: Half, q: [i8; 32], }
+    /// Activations: signed bytes, a scale in single precision, and the sums of 16 integers each.
+    Q8_K = 256 { d: [u8; 4], q: [i8; 256], sums: [[u8; 2]; 16], }
     /// 16 parts of 16 weights; scale in the low half of a byte of `scales`, minimum in the high half.
     Q2_K = 256 { scales: [u8; 16], q: [[u8; 32]; 2], d: Half, dmin: Half, }
     /// 16 parts of 16 weights, scales of 6 bits; a clear bit in `high` takes 4 from the level.

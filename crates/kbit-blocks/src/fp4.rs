@@ -23,19 +23,16 @@ pub(crate) fn level(code: u8) -> i8 {
 #[inline(always)]
 fn codes<const N: usize>(x: &[f32; N], scale: f32) -> [u8; N] {
     let levels = MAGNITUDES.map(|magnitude| magnitude * scale);
-    let (mut nearest, mut distances) = ([0u32; N], x.map(f32::abs));
-    for (code, level) in (0u32..).zip(levels).skip(1) {
-        for ((x, distance), nearest) in x.iter().zip(&mut distances).zip(&mut nearest) {
-            let other = (level - x.abs()).abs();
-            let closer = other < *distance;
-            *distance = if closer { other } else { *distance };
-            *nearest = if closer { code } else { *nearest };
-        }
-    }
     let mut out = [0; N];
-    for ((x, nearest), out) in x.iter().zip(&nearest).zip(&mut out) {
-        let negative = *x < 0.0 && *nearest != 0;
-        *out = nearest.to_le_bytes()[0] | u8::from(negative) << 3;
+    for (x, out) in x.iter().zip(&mut out) {
+        let (mut nearest, mut distance) = (0u32, x.abs());
+        for (code, level) in (0u32..).zip(levels).skip(1) {
+            let other = (level - x.abs()).abs();
+            nearest = if other < distance { code } else { nearest };
+            distance = if other < distance { other } else { distance };
+        }
+        let negative = *x < 0.0 && nearest != 0;
+        *out = (nearest | u32::from(negative) << 3).to_le_bytes()[0];
     }
     out
 }

@@ -20,9 +20,11 @@
 //! # Ok::<(), kbit_blocks::BlockError>(())
 //! ```
 
+mod activations;
 mod arch;
 mod block;
 mod codec;
+mod dot;
 mod fp4;
 mod kquants;
 mod legacy;
@@ -32,6 +34,7 @@ mod ternary;
 
 pub use arch::{InstructionSet, Kernels};
 pub use codec::BlockCodec;
+pub use dot::activation_type;
 
 use kbit_types::GgmlType;
 
@@ -105,6 +108,20 @@ pub enum BlockError {
         column: usize,
         /// Types that could hold it.
         cure: &'static str,
+    },
+    /// An activation is NaN, infinite, or too large to be rounded to 8 bits.
+    #[error(
+        "activation {value} at row {row}, column {column} does not fit {ty}; compute with f32 activations"
+    )]
+    Activation {
+        /// Type of the activations.
+        ty: GgmlType,
+        /// The activation.
+        value: f32,
+        /// Row, from 0.
+        row: usize,
+        /// Column, from 0.
+        column: usize,
     },
     /// An importance weight is NaN, infinite or negative.
     #[error("importance {value} of column {column}; importance is a mean square: gather it anew")]

@@ -92,6 +92,44 @@ fn the_full_reference_reproduces() {
     }
 }
 
+/// Products with ggml's generic `ggml_vec_dot_*`, and the activations that they were made of.
+#[test]
+fn activations_and_products_reproduce() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/dots.safetensors");
+    let bytes = std::fs::read(path).expect("the golden file");
+    let data = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let input = floats(&data, "input").expect("activations");
+    let cols = data.tensor("input").expect("activations").shape()[1];
+    let activations = |ty: GgmlType| data.tensor(&format!("{ty}.activations")).expect("activations").data();
+    for kernels in kernels() {
+        for ty in [GgmlType::Q8_0, GgmlType::Q8_1, GgmlType::Q8_K] {
+            let mut out = vec![0xa5; activations(ty).len()];
+            kernels.encode_activations(ty, &input, cols, &mut out).expect("activations");
+            assert!(out == activations(ty), "{ty}, {kernels:?}: bytes differ");
+        }
+        for ty in GgmlType::ALL {
+            let Some(activation_type) = kbit_blocks::activation_type(*ty) else { continue };
+            let weights = data.tensor(&format!("{ty}.weights")).expect("weights");
+            let expected = floats(&data, &format!("{ty}.products")).expect("products");
+            let (rows, row_bytes) = (weights.shape()[0], weights.shape()[1]);
+            let activations = activations(activation_type);
+            let mut out = vec![0.0; expected.len()];
+            kernels.dot_rows(*ty, weights.data(), activations, cols, &mut out, rows).expect("products");
+            for (index, (found, expected)) in out.iter().zip(&expected).enumerate() {
+                let (activation, row) = (index / rows, index % rows);
+                let place = format!("{ty}, {kernels:?}, activation {activation}, row {row}");
+                assert_eq!(found.to_bits(), expected.to_bits(), "{place}: {found} for {expected}");
+                // The same alone.
+                let weights = &weights.data()[row * row_bytes..][..row_bytes];
+                let bytes = activations.len() / 3;
+                let activations = &activations[activation * bytes..][..bytes];
+                let found = kernels.dot(*ty, weights, activations, cols).expect("a product");
+                assert_eq!(found.to_bits(), expected.to_bits(), "{place}: {found} for {expected}");
+            }
+        }
+    }
+}
+
 #[test]
 fn rows_that_are_not_whole_blocks_and_values_that_are_not_finite_are_refused() {
     let mut out = vec![0; 18];

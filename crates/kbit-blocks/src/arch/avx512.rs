@@ -6,6 +6,7 @@
 
 use super::{own_kernels, portable, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
+use crate::dot::Operands;
 use crate::legacy::{BELOW_HALF, BLOCK};
 use std::arch::x86_64::*;
 
@@ -61,6 +62,24 @@ shared_kernels! {
     decode_nvfp4(bytes: &[u8], out: &mut [f32]);
     decode_q1_0(bytes: &[u8], out: &mut [f32]);
     decode_q2_0(bytes: &[u8], out: &mut [f32]);
+    encode_q8_1(x: &[f32], out: &mut [u8]);
+    encode_q8_k(x: &[f32], out: &mut [u8]);
+    dot_q8_0(operands: Operands<'_, '_>);
+    dot_q4_0(operands: Operands<'_, '_>);
+    dot_q4_1(operands: Operands<'_, '_>);
+    dot_q5_0(operands: Operands<'_, '_>);
+    dot_q5_1(operands: Operands<'_, '_>);
+    dot_q2_k(operands: Operands<'_, '_>);
+    dot_q3_k(operands: Operands<'_, '_>);
+    dot_q4_k(operands: Operands<'_, '_>);
+    dot_q5_k(operands: Operands<'_, '_>);
+    dot_q6_k(operands: Operands<'_, '_>);
+    dot_tq1_0(operands: Operands<'_, '_>);
+    dot_tq2_0(operands: Operands<'_, '_>);
+    dot_mxfp4(operands: Operands<'_, '_>);
+    dot_nvfp4(operands: Operands<'_, '_>);
+    dot_q1_0(operands: Operands<'_, '_>);
+    dot_q2_0(operands: Operands<'_, '_>);
 }
 
 own_kernels! {

@@ -5,6 +5,8 @@
 //! vectorises them, never contracts a multiplication with an addition and never reorders sums, so all sets give equal bytes.
 //! Written by hand are those where it does not see the instruction: half-precision conversion and the packing of codes.
 
+use crate::dot::Operands;
+
 pub(crate) mod portable;
 
 #[cfg(target_arch = "x86_64")]
@@ -132,6 +134,24 @@ dispatch! {
     decode_nvfp4(bytes: &[u8], out: &mut [f32]);
     decode_q1_0(bytes: &[u8], out: &mut [f32]);
     decode_q2_0(bytes: &[u8], out: &mut [f32]);
+    encode_q8_1(x: &[f32], out: &mut [u8]);
+    encode_q8_k(x: &[f32], out: &mut [u8]);
+    dot_q8_0(operands: Operands<'_, '_>);
+    dot_q4_0(operands: Operands<'_, '_>);
+    dot_q4_1(operands: Operands<'_, '_>);
+    dot_q5_0(operands: Operands<'_, '_>);
+    dot_q5_1(operands: Operands<'_, '_>);
+    dot_q2_k(operands: Operands<'_, '_>);
+    dot_q3_k(operands: Operands<'_, '_>);
+    dot_q4_k(operands: Operands<'_, '_>);
+    dot_q5_k(operands: Operands<'_, '_>);
+    dot_q6_k(operands: Operands<'_, '_>);
+    dot_tq1_0(operands: Operands<'_, '_>);
+    dot_tq2_0(operands: Operands<'_, '_>);
+    dot_mxfp4(operands: Operands<'_, '_>);
+    dot_nvfp4(operands: Operands<'_, '_>);
+    dot_q1_0(operands: Operands<'_, '_>);
+    dot_q2_0(operands: Operands<'_, '_>);
 }
 
 /// Methods that run the portable loops, compiled with the features of a set.

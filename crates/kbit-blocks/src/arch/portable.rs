@@ -2,8 +2,9 @@
 
 use crate::block::{
     Block, Encode, EncodeWeighted, MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K,
-    Q6_K, Q8_0, TQ1_0, TQ2_0,
+    Q6_K, Q8_0, Q8_1, Q8_K, TQ1_0, TQ2_0,
 };
+use crate::dot::{Operands, interleaved, one, products};
 use crate::legacy::BLOCK;
 use crate::plain::{MAGNITUDE, bf16_bits, bf16_value, f16_bits, f16_value};
 pub(crate) use crate::ternary::encode_q1_0;
@@ -81,6 +82,20 @@ fn weighted<B: EncodeWeighted<Weights = [f32; BLOCK]>>(row: &[f32], importance: 
 }
 
 #[inline(always)]
+pub(crate) fn encode_q8_1(x: &[f32], out: &mut [u8]) {
+    for (x, block) in bytemuck::cast_slice(x).iter().zip(bytemuck::cast_slice_mut(out)) {
+        *block = Q8_1::encode(x);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn encode_q8_k(x: &[f32], out: &mut [u8]) {
+    for (x, block) in bytemuck::cast_slice(x).iter().zip(bytemuck::cast_slice_mut(out)) {
+        *block = Q8_K::encode(x);
+    }
+}
+
+#[inline(always)]
 fn decode<B: Block>(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytemuck::cast_slice::<u8, B>(bytes).iter().zip(bytemuck::cast_slice_mut(out)) {
         block.decode(out);
@@ -92,7 +107,12 @@ macro_rules! of_blocks {
         encode: { $($encode:ident $a:ty,)* }
         weighted: { $($weighted:ident $b:ty,)* }
         decode: { $($decode:ident $c:ty,)* }
+        dot: { $($dot:ident $d:ty,)* }
     ) => {
+        $(#[inline(always)]
+        pub(crate) fn $dot(operands: Operands<'_, '_>) {
+            products(operands, interleaved::<$d, 4>, one::<$d>);
+        })*
         $(#[inline(always)]
         pub(crate) fn $encode(x: &[f32], out: &mut [u8]) {
             encode::<$a>(x, out);
@@ -118,5 +138,23 @@ of_blocks! {
         decode_q8_0 Q8_0, decode_q4_0 Q4_0, decode_q4_1 Q4_1, decode_q5_0 Q5_0, decode_q5_1 Q5_1,
         decode_q2_k Q2_K, decode_q3_k Q3_K, decode_q4_k Q4_K, decode_q5_k Q5_K, decode_q6_k Q6_K,
         decode_tq1_0 TQ1_0, decode_tq2_0 TQ2_0, decode_mxfp4 MXFP4, decode_nvfp4 NVFP4, decode_q1_0 Q1_0, decode_q2_0 Q2_0,
+    }
+    dot: {
+        dot_q8_0 Q8_0,
+        dot_q4_0 Q4_0,
+        dot_q4_1 Q4_1,
+        dot_q5_0 Q5_0,
+        dot_q5_1 Q5_1,
+        dot_q2_k Q2_K,
+        dot_q3_k Q3_K,
+        dot_q4_k Q4_K,
+        dot_q5_k Q5_K,
+        dot_q6_k Q6_K,
+        dot_tq1_0 TQ1_0,
+        dot_tq2_0 TQ2_0,
+        dot_mxfp4 MXFP4,
+        dot_nvfp4 NVFP4,
+        dot_q1_0 Q1_0,
+        dot_q2_0 Q2_0,
     }
 }
