@@ -25,13 +25,21 @@ fn codes<const N: usize>(x: &[f32; N], scale: f32) -> [u8; N] {
     let levels = MAGNITUDES.map(|magnitude| magnitude * scale);
     let mut out = [0; N];
     for (x, out) in x.iter().zip(&mut out) {
-        let (mut nearest, mut distance) = (0u32, x.abs());
-        for (code, level) in (0u32..).zip(levels).skip(1) {
-            let other = (level - x.abs()).abs();
-            nearest = if other < distance { code } else { nearest };
-            distance = if other < distance { other } else { distance };
-        }
-        let negative = *x < 0.0 && nearest != 0;
+        let magnitude = x.abs();
+        let nearer = |(nearest, distance): (u32, f32), code: u32, level: f32| {
+            let other = (level - magnitude).abs();
+            let closer = other < distance;
+            (if closer { code } else { nearest }, if closer { other } else { distance })
+        };
+        // Written out: the loop over weights becomes vector code only if there is no other inside.
+        let best = nearer((0, magnitude), 1, levels[1]);
+        let best = nearer(best, 2, levels[2]);
+        let best = nearer(best, 3, levels[3]);
+        let best = nearer(best, 4, levels[4]);
+        let best = nearer(best, 5, levels[5]);
+        let best = nearer(best, 6, levels[6]);
+        let (nearest, _) = nearer(best, 7, levels[7]);
+        let negative = (*x < 0.0) & (nearest != 0);
         *out = (nearest | u32::from(negative) << 3).to_le_bytes()[0];
     }
     out
