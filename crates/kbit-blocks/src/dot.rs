@@ -446,6 +446,16 @@ fn minimums(minimums: [u8; 8], y: &Q8_K) -> i32 {
     pairs.map(|(part, minimum)| i32::from(*minimum) * (y.sum(2 * part) + y.sum(2 * part + 1))).sum()
 }
 
+impl Q3_K {
+    /// The scale of a part: four low bits in one of the first eight bytes, two high bits in one of the last four.
+    #[inline(always)]
+    pub(crate) fn scale(&self, part: usize) -> i8 {
+        let low = self.scales[part % 8] >> (part / 8 * 4) & 15;
+        let top = self.scales[8 + part % 4] >> (part / 4 * 2) & 3;
+        (low | top << 4).cast_signed() - 32
+    }
+}
+
 impl Dot for Q3_K {
     type Activations = Q8_K;
     type Sums = Lanes;
@@ -464,12 +474,7 @@ impl Dot for Q3_K {
                 *level = (low | (high >> run & 1) << 2).cast_signed() - 4;
             }
         }
-        let scales = |part: usize| {
-            let low = self.scales[part % 8] >> (part / 8 * 4) & 15;
-            let top = self.scales[8 + part % 4] >> (part / 4 * 2) & 3;
-            i32::from(low | top << 4) - 32
-        };
-        sums.add::<16>(&levels, y, scales, self.d.get() * y.scale());
+        sums.add::<16>(&levels, y, |part| i32::from(self.scale(part)), self.d.get() * y.scale());
     }
 
     #[inline(always)]

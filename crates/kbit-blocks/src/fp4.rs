@@ -10,6 +10,9 @@ use crate::legacy::largest;
 /// Twice the magnitudes of E2M1, by the low three bits of a code. The fourth is the sign.
 const MAGNITUDES: [f32; 8] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];
 
+/// The levels by code.
+pub(crate) const LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
 /// The level of a code of four bits, -12 to 12. Arithmetic in place of a table: the vectoriser has no table look-up.
 #[inline(always)]
 pub(crate) fn level(code: u8) -> i8 {
@@ -255,6 +258,7 @@ mod tests {
         for code in 0..16 {
             let magnitude = MAGNITUDES[usize::from(code & 7)];
             assert_eq!(f32::from(level(code)), if code < 8 { magnitude } else { -magnitude });
+            assert_eq!(level(code), LEVELS[usize::from(code)]);
         }
     }
 

@@ -4,6 +4,9 @@
 //! stores go through references to whole vectors' worth of numbers; nothing else is unsafe.
 #![expect(unsafe_code, reason = "vector instructions and loads")]
 
+pub(super) mod dot;
+
+use self::dot::{dot_mxfp4, dot_q2_k, dot_q3_k, dot_q4_0, dot_q4_k, dot_q5_k, dot_q6_k, dot_q8_0};
 use super::{own_kernels, portable, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
 use crate::dot::Operands;
@@ -60,19 +63,11 @@ shared_kernels! {
     decode_q2_0(bytes: &[u8], out: &mut [f32]);
     encode_q8_1(x: &[f32], out: &mut [u8]);
     encode_q8_k(x: &[f32], out: &mut [u8]);
-    dot_q8_0(operands: Operands<'_, '_>);
-    dot_q4_0(operands: Operands<'_, '_>);
     dot_q4_1(operands: Operands<'_, '_>);
     dot_q5_0(operands: Operands<'_, '_>);
     dot_q5_1(operands: Operands<'_, '_>);
-    dot_q2_k(operands: Operands<'_, '_>);
-    dot_q3_k(operands: Operands<'_, '_>);
-    dot_q4_k(operands: Operands<'_, '_>);
-    dot_q5_k(operands: Operands<'_, '_>);
-    dot_q6_k(operands: Operands<'_, '_>);
     dot_tq1_0(operands: Operands<'_, '_>);
     dot_tq2_0(operands: Operands<'_, '_>);
-    dot_mxfp4(operands: Operands<'_, '_>);
     dot_nvfp4(operands: Operands<'_, '_>);
     dot_q1_0(operands: Operands<'_, '_>);
     dot_q2_0(operands: Operands<'_, '_>);
@@ -84,6 +79,14 @@ own_kernels! {
     decode_f16(bytes: &[u8], out: &mut [f32]);
     encode_q8_0(x: &[f32], out: &mut [u8]);
     encode_q4_0(x: &[f32], out: &mut [u8]);
+    dot_q8_0(operands: Operands<'_, '_>);
+    dot_q4_0(operands: Operands<'_, '_>);
+    dot_q4_k(operands: Operands<'_, '_>);
+    dot_q6_k(operands: Operands<'_, '_>);
+    dot_mxfp4(operands: Operands<'_, '_>);
+    dot_q2_k(operands: Operands<'_, '_>);
+    dot_q3_k(operands: Operands<'_, '_>);
+    dot_q5_k(operands: Operands<'_, '_>);
 }
 
 #[inline]
