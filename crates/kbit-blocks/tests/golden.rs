@@ -14,9 +14,13 @@ const ENCODED: &[GgmlType] = &[
     GgmlType::Q4_1,
     GgmlType::Q5_0,
     GgmlType::Q5_1,
+    GgmlType::Q2_K,
+    GgmlType::Q3_K,
+    GgmlType::Q4_K,
+    GgmlType::Q5_K,
+    GgmlType::Q6_K,
 ];
-const DECODED: &[GgmlType] =
-    &[GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K];
+const DECODED: &[GgmlType] = &[];
 
 fn floats(data: &SafeTensors<'_>, name: &str) -> Option<Vec<f32>> {
     let tensor = data.tensor(name).ok()?;

@@ -1,7 +1,8 @@
 //! The loops over blocks, for every CPU; the wider sets compile them again. Lengths fit: the caller has checked them.
 
 use crate::block::{
-    Block, Encode, EncodeWeighted, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    Block, Encode, EncodeImportant, EncodeWeighted, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K,
+    Q8_0,
 };
 use crate::legacy::BLOCK;
 use crate::plain::{MAGNITUDE, bf16_bits, bf16_value, f16_bits, f16_value};
@@ -79,6 +80,14 @@ fn weighted<B: EncodeWeighted<Weights = [f32; BLOCK]>>(row: &[f32], importance: 
 }
 
 #[inline(always)]
+fn important<B: EncodeImportant>(row: &[f32], importance: &[f32], out: &mut [u8]) {
+    let blocks = bytemuck::cast_slice(row).iter().zip(bytemuck::cast_slice(importance));
+    for ((x, importance), block) in blocks.zip(bytemuck::cast_slice_mut::<u8, B>(out)) {
+        *block = B::encode_important(x, importance);
+    }
+}
+
+#[inline(always)]
 fn decode<B: Block>(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytemuck::cast_slice::<u8, B>(bytes).iter().zip(bytemuck::cast_slice_mut(out)) {
         block.decode(out);
@@ -89,6 +98,7 @@ macro_rules! of_blocks {
     (
         encode: { $($encode:ident $a:ty,)* }
         weighted: { $($weighted:ident $b:ty,)* }
+        important: { $($important:ident $d:ty,)* }
         decode: { $($decode:ident $c:ty,)* }
     ) => {
         $(#[inline(always)]
@@ -100,6 +110,10 @@ macro_rules! of_blocks {
             weighted::<$b>(row, importance, out);
         })*
         $(#[inline(always)]
+        pub(crate) fn $important(row: &[f32], importance: &[f32], out: &mut [u8]) {
+            important::<$d>(row, importance, out);
+        })*
+        $(#[inline(always)]
         pub(crate) fn $decode(bytes: &[u8], out: &mut [f32]) {
             decode::<$c>(bytes, out);
         })*
@@ -107,8 +121,14 @@ macro_rules! of_blocks {
 }
 
 of_blocks! {
-    encode: { encode_q8_0 Q8_0, encode_q4_0 Q4_0, encode_q4_1 Q4_1, encode_q5_0 Q5_0, encode_q5_1 Q5_1, }
+    encode: {
+        encode_q8_0 Q8_0, encode_q4_0 Q4_0, encode_q4_1 Q4_1, encode_q5_0 Q5_0, encode_q5_1 Q5_1,
+        encode_q2_k Q2_K, encode_q3_k Q3_K, encode_q4_k Q4_K, encode_q5_k Q5_K, encode_q6_k Q6_K,
+    }
     weighted: { weighted_q4_0 Q4_0, weighted_q4_1 Q4_1, weighted_q5_0 Q5_0, weighted_q5_1 Q5_1, }
+    important: {
+        weighted_q2_k Q2_K, weighted_q3_k Q3_K, weighted_q4_k Q4_K, weighted_q5_k Q5_K, weighted_q6_k Q6_K,
+    }
     decode: {
         decode_q8_0 Q8_0, decode_q4_0 Q4_0, decode_q4_1 Q4_1, decode_q5_0 Q5_0, decode_q5_1 Q5_1,
         decode_q2_k Q2_K, decode_q3_k Q3_K, decode_q4_k Q4_K, decode_q5_k Q5_K, decode_q6_k Q6_K,
