@@ -2,7 +2,7 @@
 //! ggml's `quantize_row_q8_{0,1,K}_ref`. Q8_0 is a type of weights too; the other two are in no file.
 
 use crate::block::{Encode, Half, Q8_0, Q8_1, Q8_K};
-use crate::legacy::largest;
+use crate::legacy::{extreme, largest};
 use crate::search::nearest;
 
 impl Q8_1 {
@@ -21,12 +21,11 @@ impl Q8_K {
     /// everywhere (ggml leaves the sums as they were, which changes no product).
     #[inline(always)]
     pub(crate) fn encode(x: &[f32; 256]) -> Self {
-        let largest = largest(x);
+        let extreme = extreme(x);
         let mut block = Self { d: [0; 4], q: [0; 256], sums: [[0; 2]; 16] };
-        if largest == 0.0 {
+        if extreme == 0.0 {
             return block;
         }
-        let extreme = x.iter().copied().find(|x| x.abs() == largest).unwrap_or(largest);
         let inverse = -127.0 / extreme;
         for (x, q) in x.iter().zip(&mut block.q) {
             // Where the inverse is infinite, products are too, or NaN, and the low byte of what comes of them is zero.

@@ -169,11 +169,11 @@ kinds! {
     Q4_1: decode_q4_1, encode_q4_1, weighted_q4_1;
     Q5_0: decode_q5_0, encode_q5_0, weighted_q5_0;
     Q5_1: decode_q5_1, encode_q5_1, weighted_q5_1;
-    Q2_K: decode_q2_k;
-    Q3_K: decode_q3_k;
-    Q4_K: decode_q4_k;
-    Q5_K: decode_q5_k;
-    Q6_K: decode_q6_k;
+    Q2_K: decode_q2_k, encode_q2_k, weighted_q2_k;
+    Q3_K: decode_q3_k, encode_q3_k, weighted_q3_k;
+    Q4_K: decode_q4_k, encode_q4_k, weighted_q4_k;
+    Q5_K: decode_q5_k, encode_q5_k, weighted_q5_k;
+    Q6_K: decode_q6_k, encode_q6_k, weighted_q6_k;
     TQ1_0: decode_tq1_0, encode_tq1_0;
     TQ2_0: decode_tq2_0, encode_tq2_0;
     MXFP4: decode_mxfp4, encode_mxfp4;

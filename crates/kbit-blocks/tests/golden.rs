@@ -15,6 +15,11 @@ const ENCODED: &[GgmlType] = &[
     GgmlType::Q4_1,
     GgmlType::Q5_0,
     GgmlType::Q5_1,
+    GgmlType::Q2_K,
+    GgmlType::Q3_K,
+    GgmlType::Q4_K,
+    GgmlType::Q5_K,
+    GgmlType::Q6_K,
     GgmlType::TQ1_0,
     GgmlType::TQ2_0,
     GgmlType::MXFP4,
@@ -22,8 +27,7 @@ const ENCODED: &[GgmlType] = &[
     GgmlType::Q1_0,
     GgmlType::Q2_0,
 ];
-const DECODED: &[GgmlType] =
-    &[GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K];
+const DECODED: &[GgmlType] = &[];
 
 fn floats(data: &SafeTensors<'_>, name: &str) -> Option<Vec<f32>> {
     let tensor = data.tensor(name).ok()?;

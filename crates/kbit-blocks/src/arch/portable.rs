@@ -1,8 +1,8 @@
 //! The loops over blocks, for every CPU; the wider sets compile them again. Lengths fit: the caller has checked them.
 
 use crate::block::{
-    Block, Encode, EncodeWeighted, MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K,
-    Q6_K, Q8_0, Q8_1, Q8_K, TQ1_0, TQ2_0,
+    Block, Encode, EncodeImportant, EncodeWeighted, MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K,
+    Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K, TQ1_0, TQ2_0,
 };
 use crate::dot::{Operands, interleaved, one, products};
 use crate::legacy::BLOCK;
@@ -96,6 +96,14 @@ pub(crate) fn encode_q8_k(x: &[f32], out: &mut [u8]) {
 }
 
 #[inline(always)]
+fn important<B: EncodeImportant>(row: &[f32], importance: &[f32], out: &mut [u8]) {
+    let blocks = bytemuck::cast_slice(row).iter().zip(bytemuck::cast_slice(importance));
+    for ((x, importance), block) in blocks.zip(bytemuck::cast_slice_mut::<u8, B>(out)) {
+        *block = B::encode_important(x, importance);
+    }
+}
+
+#[inline(always)]
 fn decode<B: Block>(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytemuck::cast_slice::<u8, B>(bytes).iter().zip(bytemuck::cast_slice_mut(out)) {
         block.decode(out);
@@ -106,12 +114,13 @@ macro_rules! of_blocks {
     (
         encode: { $($encode:ident $a:ty,)* }
         weighted: { $($weighted:ident $b:ty,)* }
+        important: { $($important:ident $d:ty,)* }
         decode: { $($decode:ident $c:ty,)* }
-        dot: { $($dot:ident $d:ty,)* }
+        dot: { $($dot:ident $e:ty,)* }
     ) => {
         $(#[inline(always)]
         pub(crate) fn $dot(operands: Operands<'_, '_>) {
-            products(operands, interleaved::<$d, 4>, one::<$d>);
+            products(operands, interleaved::<$e, 4>, one::<$e>);
         })*
         $(#[inline(always)]
         pub(crate) fn $encode(x: &[f32], out: &mut [u8]) {
@@ -120,6 +129,10 @@ macro_rules! of_blocks {
         $(#[inline(always)]
         pub(crate) fn $weighted(row: &[f32], importance: &[f32], out: &mut [u8]) {
             weighted::<$b>(row, importance, out);
+        })*
+        $(#[inline(always)]
+        pub(crate) fn $important(row: &[f32], importance: &[f32], out: &mut [u8]) {
+            important::<$d>(row, importance, out);
         })*
         $(#[inline(always)]
         pub(crate) fn $decode(bytes: &[u8], out: &mut [f32]) {
@@ -131,9 +144,13 @@ macro_rules! of_blocks {
 of_blocks! {
     encode: {
         encode_q8_0 Q8_0, encode_q4_0 Q4_0, encode_q4_1 Q4_1, encode_q5_0 Q5_0, encode_q5_1 Q5_1,
+        encode_q2_k Q2_K, encode_q3_k Q3_K, encode_q4_k Q4_K, encode_q5_k Q5_K, encode_q6_k Q6_K,
         encode_tq1_0 TQ1_0, encode_tq2_0 TQ2_0, encode_mxfp4 MXFP4, encode_nvfp4 NVFP4, encode_q2_0 Q2_0,
     }
     weighted: { weighted_q4_0 Q4_0, weighted_q4_1 Q4_1, weighted_q5_0 Q5_0, weighted_q5_1 Q5_1, }
+    important: {
+        weighted_q2_k Q2_K, weighted_q3_k Q3_K, weighted_q4_k Q4_K, weighted_q5_k Q5_K, weighted_q6_k Q6_K,
+    }
     decode: {
         decode_q8_0 Q8_0, decode_q4_0 Q4_0, decode_q4_1 Q4_1, decode_q5_0 Q5_0, decode_q5_1 Q5_1,
         decode_q2_k Q2_K, decode_q3_k Q3_K, decode_q4_k Q4_K, decode_q5_k Q5_K, decode_q6_k Q6_K,
