@@ -13,7 +13,7 @@ type Codes = [u8; BLOCK];
 
 /// ggml's `nearest_int`: rounds to nearest even by adding 1.5 * 2^23.
 #[inline(always)]
-fn nearest(x: f32) -> i32 {
+pub(crate) fn nearest(x: f32) -> i32 {
     let bits = (x + 12_582_912.0).to_bits().cast_signed();
     (bits & 0x007f_ffff) - 0x0040_0000
 }
