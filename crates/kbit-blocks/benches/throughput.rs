@@ -6,7 +6,7 @@
 #![expect(clippy::print_stdout, reason = "the table is the benchmark's output")]
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use kbit_blocks::{InstructionSet, Kernels, activation_type, can_encode, uses_importance};
+use kbit_blocks::{InstructionSet, Kernels, activation_type, can_encode, needs_importance, uses_importance};
 use kbit_types::GgmlType;
 use std::hint::black_box;
 use std::time::Instant;
@@ -89,7 +89,7 @@ fn measure(c: &mut Criterion, x: &[f32], importance: &[f32]) {
     group.finish();
     for ty in types() {
         let mut bytes = bytes_for(ty, WEIGHTS);
-        if can_encode(ty) {
+        if can_encode(ty) && !needs_importance(ty) {
             let mut group = c.benchmark_group(format!("encode/{ty}"));
             group.throughput(Throughput::Bytes(4 * WEIGHTS as u64));
             for kernels in kernels() {
@@ -154,7 +154,7 @@ fn table(x: &[f32], importance: &[f32]) {
         for ty in types() {
             let cell = |rate: f64| format!("{rate:.2} ({:.0}%)", 100.0 * rate / copy);
             let mut bytes = bytes_for(ty, WEIGHTS);
-            let encode = can_encode(ty).then(|| {
+            let encode = (can_encode(ty) && !needs_importance(ty)).then(|| {
                 rate(4 * WEIGHTS, || drop(kernels.encode_row_range(ty, black_box(x), COLS, None, &mut bytes)))
             });
             let decode = rate(4 * WEIGHTS, || drop(kernels.decode(ty, black_box(&bytes), &mut floats)));

@@ -67,6 +67,14 @@ macro_rules! blocks {
     };
 }
 
+/// A part of [`IQ2_XXS`]: four times 7 signs and, in the top 4 bits, the scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct PointsOfIq2Xxs {
+    pub points: [u8; 4],
+    pub signs_and_scale: [u8; 4],
+}
+
 blocks! {
     /// Byte `j` of `q` holds weight `j` in its low half and weight `j + 16` in its high half.
     Q4_0 = 32 { d: Half, q: [u8; 16], }
@@ -104,4 +112,20 @@ blocks! {
     Q1_0 = 128 { d: Half, q: [u8; 16], }
     /// Levels -1 to 2, from the lowest bits up.
     Q2_0 = 64 { d: Half, q: [u8; 16], }
+    /// 8 parts of 4 groups of 8 weights.
+    IQ2_XXS = 256 { d: Half, parts: [PointsOfIq2Xxs; 8], }
+    /// 32 groups of 8 weights: a point in 9 bits, 7 signs above. Scales of 4 bits for two groups each.
+    IQ2_XS = 256 { d: Half, points: [[u8; 2]; 32], scales: [u8; 8], }
+    /// 32 groups of 8 weights: the low byte of a point, two bits of which are in `high`. Scales of 4 bits for two groups each.
+    IQ2_S = 256 { d: Half, points: [u8; 32], signs: [u8; 32], high: [u8; 8], scales: [u8; 8], }
+    /// 8 parts of 8 groups of 4 weights; four times 7 signs and, in the top 4 bits, the scale of a part.
+    IQ3_XXS = 256 { d: Half, points: [[u8; 8]; 8], signs_and_scales: [[u8; 4]; 8], }
+    /// 8 parts of 8 groups of 4 weights: the low byte of a point, whose ninth bit is in `high`. Scales of 4 bits.
+    IQ3_S = 256 { d: Half, points: [[u8; 8]; 8], high: [u8; 8], signs: [[u8; 4]; 8], scales: [u8; 4], }
+    /// 8 parts of 4 groups of 8 weights: the low byte of a point. Three bits more for each, a scale of three bits and the sign of
+    /// the shift in `high_and_scales`.
+    IQ1_S = 256 { d: Half, points: [[u8; 4]; 8], high_and_scales: [[u8; 2]; 8], }
+    /// 16 parts of two groups of 8 weights: the low byte of a point; three bits more and the sign of the shift in four bits of
+    /// `high`. Four times four scales of three bits; their top four bits are those of the half-precision scale.
+    IQ1_M = 256 { points: [u8; 32], high: [u8; 16], scales: [[u8; 2]; 4], }
 }

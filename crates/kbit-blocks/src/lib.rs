@@ -23,9 +23,13 @@
 mod activations;
 mod arch;
 mod block;
+mod codebook;
 mod codec;
 mod dot;
 mod fp4;
+mod grid;
+mod iq1;
+mod iquants;
 mod kquants;
 mod legacy;
 mod plain;
@@ -123,6 +127,29 @@ pub enum BlockError {
         /// Column, from 0.
         column: usize,
     },
+    /// The type cannot be encoded without importance.
+    #[error(
+        "{ty} needs importance: gather an importance matrix with llama-imatrix and pass it, or choose a type that needs none: {known}"
+    )]
+    NeedsImportance {
+        /// Type.
+        ty: GgmlType,
+        /// Types of about as few bits that can do without.
+        known: String,
+    },
+    /// Sums over a block overflow, though the type could hold its weights.
+    #[error(
+        "sums over the weights of row {row} from column {column} on overflow when they are encoded as {ty}; their importance is \
+         too large: gather it anew, or choose bf16 or f32 for this tensor"
+    )]
+    Overflow {
+        /// Type.
+        ty: GgmlType,
+        /// Row, from 0.
+        row: usize,
+        /// First column of the block, from 0.
+        column: usize,
+    },
     /// An importance weight is NaN, infinite or negative.
     #[error("importance {value} of column {column}; importance is a mean square: gather it anew")]
     Importance {
@@ -146,13 +173,19 @@ struct Kind {
     decode: Decode,
 }
 
+impl Kind {
+    fn encodes(&self) -> bool {
+        self.encode.is_some() || self.weighted.is_some()
+    }
+}
+
 macro_rules! kinds {
-    ($($ty:ident: $decode:ident $(, $encode:ident $(, $weighted:ident)?)?;)*) => {
-        /// The only list of types.
+    ($($ty:ident: $decode:ident $(, $encode:ident $(, $weighted:ident)?)? $(=> $only:ident)?;)*) => {
+        /// The only list of types. What follows an arrow needs importance.
         const KINDS: &[Kind] = &[$(Kind {
             ty: GgmlType::$ty,
             encode: kinds!(@some $($encode)?),
-            weighted: kinds!(@some $($($weighted)?)?),
+            weighted: kinds!(@some $($($weighted)?)? $($only)?),
             decode: Kernels::$decode,
         },)*];
     };
@@ -180,10 +213,23 @@ kinds! {
     NVFP4: decode_nvfp4, encode_nvfp4;
     Q1_0: decode_q1_0, encode_q1_0;
     Q2_0: decode_q2_0, encode_q2_0;
+    IQ2_XXS: decode_iq2_xxs => weighted_iq2_xxs;
+    IQ2_XS: decode_iq2_xs => weighted_iq2_xs;
+    IQ2_S: decode_iq2_s, encode_iq2_s, weighted_iq2_s;
+    IQ3_XXS: decode_iq3_xxs, encode_iq3_xxs, weighted_iq3_xxs;
+    IQ3_S: decode_iq3_s, encode_iq3_s, weighted_iq3_s;
+    IQ1_S: decode_iq1_s => weighted_iq1_s;
+    IQ1_M: decode_iq1_m, encode_iq1_m, weighted_iq1_m;
 }
 
 fn kind(ty: GgmlType) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.ty == ty)
+}
+
+/// True where the sums of the search for a block may overflow, so that no point of the type's grid is found.
+fn overflows(ty: GgmlType) -> bool {
+    use GgmlType as T;
+    matches!(ty, T::IQ1_S | T::IQ1_M | T::IQ2_XXS | T::IQ2_XS | T::IQ2_S | T::IQ3_XXS | T::IQ3_S)
 }
 
 fn unknown(ty: GgmlType, action: &'static str, has: fn(&Kind) -> bool) -> BlockError {
@@ -191,16 +237,28 @@ fn unknown(ty: GgmlType, action: &'static str, has: fn(&Kind) -> bool) -> BlockE
     BlockError::Type { ty, action, known: known.join(", ") }
 }
 
+/// The error that names the types of less than four bits a weight that can be encoded without importance.
+fn without_importance(ty: GgmlType) -> BlockError {
+    let known = KINDS.iter().filter(|kind| kind.encode.is_some() && kind.ty.bits_per_weight() < 4.0);
+    BlockError::NeedsImportance { ty, known: known.map(|kind| kind.ty.name()).collect::<Vec<_>>().join(", ") }
+}
+
 /// True where rows can be encoded.
 #[must_use]
 pub fn can_encode(ty: GgmlType) -> bool {
-    kind(ty).is_some_and(|kind| kind.encode.is_some())
+    kind(ty).is_some_and(Kind::encodes)
 }
 
 /// True where blocks can be decoded.
 #[must_use]
 pub fn can_decode(ty: GgmlType) -> bool {
     kind(ty).is_some()
+}
+
+/// True where rows can only be encoded with importance.
+#[must_use]
+pub fn needs_importance(ty: GgmlType) -> bool {
+    kind(ty).is_some_and(|kind| kind.encode.is_none() && kind.weighted.is_some())
 }
 
 /// True where importance changes the bytes.
@@ -249,7 +307,7 @@ impl Kernels {
     /// weighs the columns where the type has a use for it. Bytes do not depend on the instruction set.
     ///
     /// # Errors
-    /// A type without encoder, rows that are not whole blocks, a buffer of another size, importance that is not a mean square,
+    /// A type without encoder, no importance for a type that needs it, rows that are not whole blocks, a buffer of another size, importance that is not a mean square,
     /// and a weight that is NaN, infinite or too large. `out` then holds arbitrary bytes.
     pub fn encode_row_range(
         self,
@@ -259,8 +317,8 @@ impl Kernels {
         importance: Option<&[f32]>,
         out: &mut [u8],
     ) -> Result<(), BlockError> {
-        let Some(kind @ Kind { encode: Some(encode), .. }) = kind(ty) else {
-            return Err(unknown(ty, "encoded", |kind| kind.encode.is_some()));
+        let Some(kind) = kind(ty).filter(|kind| kind.encodes()) else {
+            return Err(unknown(ty, "encoded", Kind::encodes));
         };
         let row_bytes = row_bytes(ty, cols)?;
         let size = |message: String| BlockError::Size { ty, message };
@@ -284,6 +342,7 @@ impl Kernels {
             }
             return Ok(());
         }
+        let Some(encode) = kind.encode else { return Err(without_importance(ty)) };
         // Rows are whole blocks, so their borders do not matter. A piece stays in the first-level cache between its check and
         // its encoding.
         const PIECE: usize = 4096;
@@ -314,7 +373,8 @@ impl Kernels {
         {
             return Err(Flaw::TooSmall(index));
         }
-        if largest < HARMLESS {
+        // Grid types mark a block whose sums overflowed by a scale that is NaN.
+        if largest < HARMLESS && !overflows(ty) {
             return Ok(());
         }
         let mut back = vec![0.0; x.len()];
@@ -361,6 +421,9 @@ impl Flaw {
                 let first = start + index / block * block;
                 let culprit = (first..first + block).max_by(|a, b| rows[*a].abs().total_cmp(&rows[*b].abs()));
                 let index = culprit.unwrap_or(first);
+                if matches!(self, Self::TooLarge(_)) && rows[index].abs() < f32::from_bits(HARMLESS) {
+                    return BlockError::Overflow { ty, row: first / cols, column: first % cols };
+                }
                 let cure = if ty == GgmlType::BF16 { "f32" } else { "bf16 or f32" };
                 let (row, column) = (index / cols, index % cols);
                 let value = rows[index];

@@ -162,6 +162,24 @@ dispatch! {
     dot_nvfp4(operands: Operands<'_, '_>);
     dot_q1_0(operands: Operands<'_, '_>);
     dot_q2_0(operands: Operands<'_, '_>);
+    decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
+    decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
+    decode_iq2_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq3_xxs(bytes: &[u8], out: &mut [f32]);
+    decode_iq3_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq1_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq1_m(bytes: &[u8], out: &mut [f32]);
+    encode_iq2_s(x: &[f32], out: &mut [u8]);
+    encode_iq3_xxs(x: &[f32], out: &mut [u8]);
+    encode_iq3_s(x: &[f32], out: &mut [u8]);
+    encode_iq1_m(x: &[f32], out: &mut [u8]);
+    weighted_iq2_xxs(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_xs(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_s(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_xxs(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_s(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_s(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_m(row: &[f32], importance: &[f32], out: &mut [u8]);
 }
 
 /// Methods that run the portable loops, compiled with the features of a set.
@@ -200,3 +218,23 @@ macro_rules! own_kernels {
 }
 #[cfg(target_arch = "x86_64")]
 use own_kernels;
+
+/// Methods that run the portable loops over blocks with points of a grid, compiled with the features of a set, with its own search
+/// for the nearest point.
+#[cfg(target_arch = "x86_64")]
+macro_rules! searching_kernels {
+    ($kernels:ty, $features:literal; $($name:ident($($argument:ident: $ty:ty),*);)*) => {
+        impl $kernels {
+            $(pub(crate) fn $name(self, $($argument: $ty),*) {
+                #[target_feature(enable = $features)]
+                fn run(kernels: $kernels, $($argument: $ty),*) {
+                    $crate::arch::portable::searching::$name(kernels, $($argument),*);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(self, $($argument),*) }
+            })*
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use searching_kernels;

@@ -1,10 +1,12 @@
 //! The loops over blocks, for every CPU; the wider sets compile them again. Lengths fit: the caller has checked them.
 
 use crate::block::{
-    Block, Encode, EncodeImportant, EncodeWeighted, MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K,
-    Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K, TQ1_0, TQ2_0,
+    Block, Encode, EncodeImportant, EncodeWeighted, IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS,
+    MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K, TQ1_0,
+    TQ2_0,
 };
 use crate::dot::{Operands, interleaved, one, products};
+use crate::grid::OneByOne;
 use crate::legacy::BLOCK;
 use crate::plain::{MAGNITUDE, bf16_bits, bf16_value, f16_bits, f16_value};
 pub(crate) use crate::ternary::encode_q1_0;
@@ -155,6 +157,8 @@ of_blocks! {
         decode_q8_0 Q8_0, decode_q4_0 Q4_0, decode_q4_1 Q4_1, decode_q5_0 Q5_0, decode_q5_1 Q5_1,
         decode_q2_k Q2_K, decode_q3_k Q3_K, decode_q4_k Q4_K, decode_q5_k Q5_K, decode_q6_k Q6_K,
         decode_tq1_0 TQ1_0, decode_tq2_0 TQ2_0, decode_mxfp4 MXFP4, decode_nvfp4 NVFP4, decode_q1_0 Q1_0, decode_q2_0 Q2_0,
+        decode_iq2_xxs IQ2_XXS, decode_iq2_xs IQ2_XS, decode_iq2_s IQ2_S, decode_iq3_xxs IQ3_XXS, decode_iq3_s IQ3_S,
+        decode_iq1_s IQ1_S, decode_iq1_m IQ1_M,
     }
     dot: {
         dot_q8_0 Q8_0,
@@ -173,5 +177,44 @@ of_blocks! {
         dot_nvfp4 NVFP4,
         dot_q1_0 Q1_0,
         dot_q2_0 Q2_0,
+    }
+}
+
+macro_rules! of_grids {
+    (plain: { $($encode:ident $a:ident,)* } weighted: { $($weighted:ident $b:ident,)* }) => {
+        /// The loops over blocks with points of a grid, by the search for the nearest point.
+        pub(crate) mod searching {
+            use crate::block::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
+            use crate::grid::Nearest;
+
+            $(#[inline(always)]
+            pub(crate) fn $encode<S: Nearest>(search: S, x: &[f32], out: &mut [u8]) {
+                let blocks = x.as_chunks().0.iter().zip(bytemuck::cast_slice_mut::<u8, $a>(out));
+                for (x, block) in blocks {
+                    *block = $a::encode(search, x, None);
+                }
+            })*
+            $(#[inline(always)]
+            pub(crate) fn $weighted<S: Nearest>(search: S, row: &[f32], importance: &[f32], out: &mut [u8]) {
+                let blocks = row.as_chunks().0.iter().zip(importance.as_chunks().0);
+                for ((x, importance), block) in blocks.zip(bytemuck::cast_slice_mut::<u8, $b>(out)) {
+                    *block = $b::encode(search, x, Some(importance));
+                }
+            })*
+        }
+        $(pub(crate) fn $encode(x: &[f32], out: &mut [u8]) {
+            searching::$encode(OneByOne, x, out);
+        })*
+        $(pub(crate) fn $weighted(row: &[f32], importance: &[f32], out: &mut [u8]) {
+            searching::$weighted(OneByOne, row, importance, out);
+        })*
+    };
+}
+
+of_grids! {
+    plain: { encode_iq2_s IQ2_S, encode_iq3_xxs IQ3_XXS, encode_iq3_s IQ3_S, encode_iq1_m IQ1_M, }
+    weighted: {
+        weighted_iq2_xxs IQ2_XXS, weighted_iq2_xs IQ2_XS, weighted_iq2_s IQ2_S, weighted_iq3_xxs IQ3_XXS,
+        weighted_iq3_s IQ3_S, weighted_iq1_s IQ1_S, weighted_iq1_m IQ1_M,
     }
 }
