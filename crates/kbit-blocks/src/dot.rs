@@ -9,6 +9,8 @@
 //!
 //! A sum from block to block has to wait for the one before it. Rows are therefore taken four at a time ([`products`]).
 
+mod grids;
+
 use crate::block::{
     MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K, TQ1_0,
     TQ2_0,
@@ -58,6 +60,13 @@ kernels! {
     NVFP4 Q8_0: dot_nvfp4;
     Q1_0 Q8_0: dot_q1_0;
     Q2_0 Q8_0: dot_q2_0;
+    IQ2_XXS Q8_K: dot_iq2_xxs;
+    IQ2_XS Q8_K: dot_iq2_xs;
+    IQ2_S Q8_K: dot_iq2_s;
+    IQ3_XXS Q8_K: dot_iq3_xxs;
+    IQ3_S Q8_K: dot_iq3_s;
+    IQ1_S Q8_K: dot_iq1_s;
+    IQ1_M Q8_K: dot_iq1_m;
 }
 
 /// The type in which activations are multiplied with blocks of type `ty`: ggml's `vec_dot_type`. `None` where there is no

@@ -37,7 +37,7 @@ fn signed<const D: usize>(out: &mut [f32; D], magnitudes: &[i8; D], signs: u8, s
 
 /// Seven signs and the eighth, which makes the number of minuses even.
 #[inline(always)]
-fn even_signs(seven: u32) -> u8 {
+pub(crate) fn even_signs(seven: u32) -> u8 {
     let seven = seven & 127;
     (seven | (seven.count_ones() & 1) << 7) as u8
 }

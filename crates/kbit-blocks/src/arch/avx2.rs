@@ -82,6 +82,13 @@ shared_kernels! {
     dot_nvfp4(operands: Operands<'_, '_>);
     dot_q1_0(operands: Operands<'_, '_>);
     dot_q2_0(operands: Operands<'_, '_>);
+    dot_iq2_xxs(operands: Operands<'_, '_>);
+    dot_iq2_xs(operands: Operands<'_, '_>);
+    dot_iq2_s(operands: Operands<'_, '_>);
+    dot_iq3_xxs(operands: Operands<'_, '_>);
+    dot_iq3_s(operands: Operands<'_, '_>);
+    dot_iq1_s(operands: Operands<'_, '_>);
+    dot_iq1_m(operands: Operands<'_, '_>);
     decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_s(bytes: &[u8], out: &mut [f32]);

@@ -177,6 +177,13 @@ of_blocks! {
         dot_nvfp4 NVFP4,
         dot_q1_0 Q1_0,
         dot_q2_0 Q2_0,
+        dot_iq2_xxs IQ2_XXS,
+        dot_iq2_xs IQ2_XS,
+        dot_iq2_s IQ2_S,
+        dot_iq3_xxs IQ3_XXS,
+        dot_iq3_s IQ3_S,
+        dot_iq1_s IQ1_S,
+        dot_iq1_m IQ1_M,
     }
 }
 
