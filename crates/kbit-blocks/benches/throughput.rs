@@ -1,11 +1,12 @@
-//! Throughput of encoding and decoding, counted in the bytes of f32 weights, one thread, beside a plain memory copy.
+//! Throughput of encoding and decoding, counted in the bytes of f32 weights, and of products with activations, counted in the
+//! bytes of the blocks; one thread, beside a plain memory copy.
 //!
-//! `cargo bench -p kbit-blocks` runs all; a filter takes some: `-- decode/Q4_0`, `-- /portable`. A table of all types with the
+//! `cargo bench -p kbit-blocks` runs all; a filter takes some: `-- decode/Q4_0`, `-- dot/Q4_K`, `-- /portable`. A table of all types with the
 //! best kernels, against the copy, ends every run that is not a test.
 #![expect(clippy::print_stdout, reason = "the table is the benchmark's output")]
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use kbit_blocks::{InstructionSet, Kernels, can_encode, uses_importance};
+use kbit_blocks::{InstructionSet, Kernels, activation_type, can_encode, needs_importance, uses_importance};
 use kbit_types::GgmlType;
 use std::hint::black_box;
 use std::time::Instant;
@@ -13,6 +14,8 @@ use std::time::Instant;
 /// 32 MiB of floats: past the second-level cache, as rows of a checkpoint come.
 const WEIGHTS: usize = 8 << 20;
 const COLS: usize = 4096;
+/// Bytes of blocks for products: past the last-level cache, as the weights of a model come for every token.
+const STREAM: usize = 64 << 20;
 /// Encoding with importance searches; it gets fewer rows.
 const WEIGHTED: usize = 64 * COLS;
 
@@ -46,6 +49,34 @@ fn bytes_for(ty: GgmlType, weights: usize) -> Vec<u8> {
     ]
 }
 
+/// Rows of blocks, an activation for them, and room for the products.
+struct Product {
+    ty: GgmlType,
+    weights: Vec<u8>,
+    activation: Vec<u8>,
+    out: Vec<f32>,
+}
+
+impl Product {
+    fn new(ty: GgmlType, x: &[f32]) -> Option<Self> {
+        let activation_type = activation_type(ty)?;
+        let mut activation = bytes_for(activation_type, COLS);
+        Kernels::best()
+            .encode_activations(activation_type, &x[..COLS], COLS, &mut activation)
+            .expect("finite");
+        let row_bytes = bytes_for(ty, COLS).len();
+        let rows = STREAM / row_bytes;
+        Some(Self { ty, weights: vec![0x11; rows * row_bytes], activation, out: vec![0.0; rows] })
+    }
+
+    fn run(&mut self, kernels: Kernels) {
+        let rows = self.out.len();
+        kernels
+            .dot_rows(self.ty, black_box(&self.weights), &self.activation, COLS, &mut self.out, rows)
+            .expect("sizes that fit");
+    }
+}
+
 fn name(kernels: Kernels) -> String {
     format!("{:?}", kernels.instruction_set()).to_lowercase()
 }
@@ -58,7 +89,7 @@ fn measure(c: &mut Criterion, x: &[f32], importance: &[f32]) {
     group.finish();
     for ty in types() {
         let mut bytes = bytes_for(ty, WEIGHTS);
-        if can_encode(ty) {
+        if can_encode(ty) && !needs_importance(ty) {
             let mut group = c.benchmark_group(format!("encode/{ty}"));
             group.throughput(Throughput::Bytes(4 * WEIGHTS as u64));
             for kernels in kernels() {
@@ -88,41 +119,57 @@ fn measure(c: &mut Criterion, x: &[f32], importance: &[f32]) {
             });
         }
         group.finish();
+        if let Some(mut product) = Product::new(ty, x) {
+            let mut group = c.benchmark_group(format!("dot/{ty}"));
+            group.throughput(Throughput::Bytes(product.weights.len() as u64));
+            for kernels in kernels() {
+                group.bench_function(BenchmarkId::from_parameter(name(kernels)), |b| {
+                    b.iter(|| product.run(kernels));
+                });
+            }
+            group.finish();
+        }
     }
 }
 
-/// GB of f32 weights a second, the best of seven.
-fn rate(weights: usize, mut run: impl FnMut()) -> f64 {
+/// GB a second, the best of seven.
+fn rate(bytes: usize, mut run: impl FnMut()) -> f64 {
     let best = (0..7).map(|_| {
         let start = Instant::now();
         run();
         start.elapsed().as_secs_f64()
     });
-    4.0 * weights as f64 / best.fold(f64::INFINITY, f64::min) / 1e9
+    bytes as f64 / best.fold(f64::INFINITY, f64::min) / 1e9
 }
 
 fn table(x: &[f32], importance: &[f32]) {
     let mut floats = vec![0f32; WEIGHTS];
-    let copy = rate(WEIGHTS, || floats.copy_from_slice(black_box(x)));
+    let copy = rate(4 * WEIGHTS, || floats.copy_from_slice(black_box(x)));
     for kernels in kernels() {
-        println!("\n{} kernels; GB of f32 weights a second (of a memory copy's {copy:.1})", name(kernels));
-        println!("{:<6} {:>14} {:>14} {:>14}", "type", "encode", "importance", "decode");
+        println!(
+            "\n{} kernels; GB a second (of a memory copy's {copy:.1}): f32 weights, and blocks of products",
+            name(kernels)
+        );
+        println!("{:<6} {:>14} {:>14} {:>14} {:>14}", "type", "encode", "importance", "decode", "dot");
         for ty in types() {
             let cell = |rate: f64| format!("{rate:.2} ({:.0}%)", 100.0 * rate / copy);
             let mut bytes = bytes_for(ty, WEIGHTS);
-            let encode = can_encode(ty).then(|| {
-                rate(WEIGHTS, || drop(kernels.encode_row_range(ty, black_box(x), COLS, None, &mut bytes)))
+            let encode = (can_encode(ty) && !needs_importance(ty)).then(|| {
+                rate(4 * WEIGHTS, || drop(kernels.encode_row_range(ty, black_box(x), COLS, None, &mut bytes)))
             });
-            let decode = rate(WEIGHTS, || drop(kernels.decode(ty, black_box(&bytes), &mut floats)));
+            let decode = rate(4 * WEIGHTS, || drop(kernels.decode(ty, black_box(&bytes), &mut floats)));
             let mut bytes = bytes_for(ty, WEIGHTED);
             let weighted = uses_importance(ty).then(|| {
                 let x = &x[..WEIGHTED];
-                rate(WEIGHTED, || {
+                rate(4 * WEIGHTED, || {
                     drop(kernels.encode_row_range(ty, black_box(x), COLS, Some(importance), &mut bytes))
                 })
             });
-            let [encode, weighted] = [encode, weighted].map(|rate| rate.map_or("-".to_owned(), cell));
-            println!("{:<6} {encode:>14} {weighted:>14} {:>14}", ty.name(), cell(decode));
+            let dot =
+                Product::new(ty, x).map(|mut product| rate(product.weights.len(), || product.run(kernels)));
+            let [encode, weighted, dot] =
+                [encode, weighted, dot].map(|rate| rate.map_or("-".to_owned(), cell));
+            println!("{:<6} {encode:>14} {weighted:>14} {:>14} {dot:>14}", ty.name(), cell(decode));
         }
     }
 }

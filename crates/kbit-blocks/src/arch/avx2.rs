@@ -4,8 +4,13 @@
 //! stores go through references to whole vectors' worth of numbers; nothing else is unsafe.
 #![expect(unsafe_code, reason = "vector instructions and loads")]
 
-use super::{own_kernels, portable, shared_kernels};
+pub(super) mod dot;
+
+use self::dot::{dot_mxfp4, dot_q2_k, dot_q3_k, dot_q4_0, dot_q4_k, dot_q5_k, dot_q6_k, dot_q8_0};
+use super::{own_kernels, portable, searching_kernels, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
+use crate::dot::Operands;
+use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
 use crate::legacy::{BELOW_HALF, BLOCK};
 use crate::plain::MAGNITUDE;
 use std::arch::x86_64::*;
@@ -29,10 +34,20 @@ shared_kernels! {
     encode_q4_1(x: &[f32], out: &mut [u8]);
     encode_q5_0(x: &[f32], out: &mut [u8]);
     encode_q5_1(x: &[f32], out: &mut [u8]);
+    encode_q2_k(x: &[f32], out: &mut [u8]);
+    encode_q3_k(x: &[f32], out: &mut [u8]);
+    encode_q4_k(x: &[f32], out: &mut [u8]);
+    encode_q5_k(x: &[f32], out: &mut [u8]);
+    encode_q6_k(x: &[f32], out: &mut [u8]);
     weighted_q4_0(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q4_1(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q5_0(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q5_1(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q2_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q3_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q4_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q6_k(row: &[f32], importance: &[f32], out: &mut [u8]);
     decode_f32(bytes: &[u8], out: &mut [f32]);
     decode_bf16(bytes: &[u8], out: &mut [f32]);
     decode_q8_0(bytes: &[u8], out: &mut [f32]);
@@ -45,6 +60,57 @@ shared_kernels! {
     decode_q4_k(bytes: &[u8], out: &mut [f32]);
     decode_q5_k(bytes: &[u8], out: &mut [f32]);
     decode_q6_k(bytes: &[u8], out: &mut [f32]);
+    encode_tq1_0(x: &[f32], out: &mut [u8]);
+    encode_tq2_0(x: &[f32], out: &mut [u8]);
+    encode_mxfp4(x: &[f32], out: &mut [u8]);
+    encode_nvfp4(x: &[f32], out: &mut [u8]);
+    encode_q1_0(x: &[f32], out: &mut [u8]);
+    encode_q2_0(x: &[f32], out: &mut [u8]);
+    decode_tq1_0(bytes: &[u8], out: &mut [f32]);
+    decode_tq2_0(bytes: &[u8], out: &mut [f32]);
+    decode_mxfp4(bytes: &[u8], out: &mut [f32]);
+    decode_nvfp4(bytes: &[u8], out: &mut [f32]);
+    decode_q1_0(bytes: &[u8], out: &mut [f32]);
+    decode_q2_0(bytes: &[u8], out: &mut [f32]);
+    encode_q8_1(x: &[f32], out: &mut [u8]);
+    encode_q8_k(x: &[f32], out: &mut [u8]);
+    dot_q4_1(operands: Operands<'_, '_>);
+    dot_q5_0(operands: Operands<'_, '_>);
+    dot_q5_1(operands: Operands<'_, '_>);
+    dot_tq1_0(operands: Operands<'_, '_>);
+    dot_tq2_0(operands: Operands<'_, '_>);
+    dot_nvfp4(operands: Operands<'_, '_>);
+    dot_q1_0(operands: Operands<'_, '_>);
+    dot_q2_0(operands: Operands<'_, '_>);
+    dot_iq2_xxs(operands: Operands<'_, '_>);
+    dot_iq2_xs(operands: Operands<'_, '_>);
+    dot_iq2_s(operands: Operands<'_, '_>);
+    dot_iq3_xxs(operands: Operands<'_, '_>);
+    dot_iq3_s(operands: Operands<'_, '_>);
+    dot_iq1_s(operands: Operands<'_, '_>);
+    dot_iq1_m(operands: Operands<'_, '_>);
+    decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
+    decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
+    decode_iq2_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq3_xxs(bytes: &[u8], out: &mut [f32]);
+    decode_iq3_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq1_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq1_m(bytes: &[u8], out: &mut [f32]);
+}
+
+searching_kernels! {
+    Avx2, "avx2,f16c";
+    encode_iq2_s(x: &[f32], out: &mut [u8]);
+    encode_iq3_xxs(x: &[f32], out: &mut [u8]);
+    encode_iq3_s(x: &[f32], out: &mut [u8]);
+    encode_iq1_m(x: &[f32], out: &mut [u8]);
+    weighted_iq2_xxs(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_xs(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_s(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_xxs(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_s(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_s(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_m(row: &[f32], importance: &[f32], out: &mut [u8]);
 }
 
 own_kernels! {
@@ -53,6 +119,14 @@ own_kernels! {
     decode_f16(bytes: &[u8], out: &mut [f32]);
     encode_q8_0(x: &[f32], out: &mut [u8]);
     encode_q4_0(x: &[f32], out: &mut [u8]);
+    dot_q8_0(operands: Operands<'_, '_>);
+    dot_q4_0(operands: Operands<'_, '_>);
+    dot_q4_k(operands: Operands<'_, '_>);
+    dot_q6_k(operands: Operands<'_, '_>);
+    dot_mxfp4(operands: Operands<'_, '_>);
+    dot_q2_k(operands: Operands<'_, '_>);
+    dot_q3_k(operands: Operands<'_, '_>);
+    dot_q5_k(operands: Operands<'_, '_>);
 }
 
 #[inline]
@@ -188,5 +262,120 @@ fn encode_q4_0(x: &[f32], out: &mut [u8]) {
         block.d = half(d);
         // SAFETY: writes the 16 bytes of `q`; the instruction needs no alignment.
         unsafe { _mm_storeu_si128(block.q.as_mut_ptr().cast(), bytes) }
+    }
+}
+
+/// The code of least `sum` among whole units of codes, widened to 32 bits; of equal sums, the first.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn least_of(list: &[[u16; UNIT]], sum: impl Fn(__m256i) -> __m256) -> u32 {
+    let mut least = _mm256_set1_ps(f32::MAX);
+    let mut units = _mm256_setzero_si256();
+    for (unit, codes) in (0..).zip(list) {
+        // SAFETY: reads the 16 bytes of `codes`; the instruction needs no alignment.
+        let codes = unsafe { _mm_loadu_si128(codes.as_ptr().cast()) };
+        let sums = sum(_mm256_cvtepu16_epi32(codes));
+        let below = _mm256_cmp_ps::<_CMP_LT_OQ>(sums, least);
+        least = _mm256_blendv_ps(least, sums, below);
+        units = _mm256_blendv_epi8(units, _mm256_set1_epi32(unit), _mm256_castps_si256(below));
+    }
+    let half = _mm_min_ps(_mm256_castps256_ps128(least), _mm256_extractf128_ps::<1>(least));
+    let half = _mm_min_ps(half, _mm_movehl_ps(half, half));
+    let half = _mm_min_ss(half, _mm_movehdup_ps(half));
+    if _mm_cvtss_f32(half) == f32::MAX {
+        return NOTHING;
+    }
+    let equal = _mm256_cmp_ps::<_CMP_EQ_OQ>(least, _mm256_broadcastss_ps(half));
+    let mut equal = _mm256_movemask_ps(equal).cast_unsigned();
+    let mut first = (0, equal.trailing_zeros() as usize % UNIT);
+    if list.len() > 1 {
+        let mut of_lanes = [0i32; 8];
+        // SAFETY: writes the 32 bytes of `of_lanes`; the instruction needs no alignment.
+        unsafe { _mm256_storeu_si256(of_lanes.as_mut_ptr().cast(), units) }
+        first.0 = of_lanes[first.1];
+        equal &= equal - 1;
+        while equal != 0 {
+            let lane = equal.trailing_zeros() as usize % UNIT;
+            first = first.min((of_lanes[lane], lane));
+            equal &= equal - 1;
+        }
+    }
+    u32::from(list[first.0.cast_unsigned() as usize][first.1]) | OFF_GRID
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn nearest8(grid: &Grid<8>, group: &Group<8>, values: &[f32; 4], scales: &[f32], at: &mut [u32]) {
+    // SAFETY: reads the 16 bytes of `values`; the instruction needs no alignment.
+    let values = unsafe { _mm_loadu_ps(values.as_ptr()) };
+    let values = _mm256_set_m128(values, values);
+    for (scale, at) in scales.iter().zip(at) {
+        let list = match grid.around(*at) {
+            Around::Point(code) => {
+                *at = u32::from(code);
+                continue;
+            }
+            Around::Neighbours(list) => list,
+        };
+        let values = _mm256_mul_ps(_mm256_set1_ps(*scale), values);
+        // What each level of a weight adds to a distance, in both halves.
+        let mut terms = [values; 8];
+        for (terms, (x, weight)) in terms.iter_mut().zip(group.x.iter().zip(&group.weights)) {
+            let difference = _mm256_sub_ps(values, _mm256_set1_ps(*x));
+            *terms = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(*weight), difference), difference);
+        }
+        // The permutation looks at the two lowest bits.
+        *at = least_of(list, |codes| {
+            let sum = _mm256_permutevar_ps(terms[0], codes);
+            let sum = _mm256_add_ps(sum, _mm256_permutevar_ps(terms[1], _mm256_srli_epi32::<2>(codes)));
+            let sum = _mm256_add_ps(sum, _mm256_permutevar_ps(terms[2], _mm256_srli_epi32::<4>(codes)));
+            let sum = _mm256_add_ps(sum, _mm256_permutevar_ps(terms[3], _mm256_srli_epi32::<6>(codes)));
+            let sum = _mm256_add_ps(sum, _mm256_permutevar_ps(terms[4], _mm256_srli_epi32::<8>(codes)));
+            let sum = _mm256_add_ps(sum, _mm256_permutevar_ps(terms[5], _mm256_srli_epi32::<10>(codes)));
+            let sum = _mm256_add_ps(sum, _mm256_permutevar_ps(terms[6], _mm256_srli_epi32::<12>(codes)));
+            _mm256_add_ps(sum, _mm256_permutevar_ps(terms[7], _mm256_srli_epi32::<14>(codes)))
+        });
+    }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn nearest4(grid: &Grid<4>, group: &Group<4>, values: &[f32; 8], scales: &[f32], at: &mut [u32]) {
+    let values = load(values);
+    let x = group.x.map(|x| _mm256_set1_ps(x));
+    let weights = group.weights.map(|weight| _mm256_set1_ps(weight));
+    for (scale, at) in scales.iter().zip(at) {
+        let list = match grid.around(*at) {
+            Around::Point(code) => {
+                *at = u32::from(code);
+                continue;
+            }
+            Around::Neighbours(list) => list,
+        };
+        let values = _mm256_mul_ps(_mm256_set1_ps(*scale), values);
+        let mut terms = [values; 4];
+        for (terms, (x, weight)) in terms.iter_mut().zip(x.iter().zip(&weights)) {
+            let difference = _mm256_sub_ps(values, *x);
+            *terms = _mm256_mul_ps(_mm256_mul_ps(*weight, difference), difference);
+        }
+        // The permutation looks at the three lowest bits.
+        *at = least_of(list, |codes| {
+            let sum = _mm256_permutevar8x32_ps(terms[0], codes);
+            let sum = _mm256_add_ps(sum, _mm256_permutevar8x32_ps(terms[1], _mm256_srli_epi32::<3>(codes)));
+            let sum = _mm256_add_ps(sum, _mm256_permutevar8x32_ps(terms[2], _mm256_srli_epi32::<6>(codes)));
+            _mm256_add_ps(sum, _mm256_permutevar8x32_ps(terms[3], _mm256_srli_epi32::<9>(codes)))
+        });
+    }
+}
+
+impl Nearest for Avx2 {
+    #[inline(always)]
+    fn nearest8(self, grid: &Grid<8>, group: &Group<8>, values: &[f32; 4], scales: &[f32], at: &mut [u32]) {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { nearest8(grid, group, values, scales, at) }
+    }
+
+    #[inline(always)]
+    fn nearest4(self, grid: &Grid<4>, group: &Group<4>, values: &[f32; 8], scales: &[f32], at: &mut [u32]) {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { nearest4(grid, group, values, scales, at) }
     }
 }

@@ -1,28 +1,88 @@
-//! AVX-512 F, BW, DQ and VL.
+//! AVX-512 F, BW, DQ and VL; products also with VNNI and VBMI.
 //!
-//! Invariant: an [`Avx512`] exists only where the CPU has all of them, and AVX2 and F16C. `VCVTNEPS2BF16` is not used: it takes
+//! Invariant: an [`Avx512`] exists only where the CPU has the first four, and AVX2 and F16C; a [`Vnni`] only where it has all. `VCVTNEPS2BF16` is not used: it takes
 //! subnormal numbers for zero, which ggml's reference does not.
 #![expect(unsafe_code, reason = "vector instructions and loads")]
 
-use super::{own_kernels, portable, shared_kernels};
+mod dot;
+
+use self::dot::{dot_mxfp4, dot_q4_0, dot_q4_k, dot_q8_0};
+use super::avx2::Avx2;
+use super::{own_kernels, portable, searching_kernels, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
+use crate::dot::Operands;
+use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
 use crate::legacy::{BELOW_HALF, BLOCK};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has the features.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512 {
+    avx2: Avx2,
+    vnni: Option<Vnni>,
+}
+
+/// Proof that the CPU has VNNI and VBMI, too.
+#[derive(Clone, Copy, Debug)]
+struct Vnni(());
 
 impl Avx512 {
     /// The proof, if it holds.
     pub(crate) fn new() -> Option<Self> {
-        (super::avx2::Avx2::new().is_some()
-            && is_x86_feature_detected!("avx512f")
+        let avx2 = Avx2::new()?;
+        let vnni = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi");
+        (is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl"))
-        .then_some(Self(()))
+        .then_some(Self { avx2, vnni: vnni.then_some(Vnni(())) })
     }
+}
+
+/// Products with VNNI where the CPU has it, else with AVX2.
+macro_rules! vnni_kernels {
+    ($($name:ident)*) => {
+        impl Avx512 {
+            $(pub(crate) fn $name(self, operands: Operands<'_, '_>) {
+                match self.vnni {
+                    Some(vnni) => vnni.$name(operands),
+                    None => self.avx2.$name(operands),
+                }
+            })*
+        }
+
+        own_kernels! {
+            Vnni;
+            $($name(operands: Operands<'_, '_>);)*
+        }
+    };
+}
+
+vnni_kernels! { dot_q8_0 dot_q4_0 dot_mxfp4 dot_q4_k }
+
+/// Kernels that are as fast with AVX2, or faster.
+macro_rules! avx2_kernels {
+    ($($name:ident($($argument:ident: $ty:ty),*);)*) => {
+        impl Avx512 {
+            $(pub(crate) fn $name(self, $($argument: $ty),*) {
+                self.avx2.$name($($argument),*);
+            })*
+        }
+    };
+}
+
+avx2_kernels! {
+    encode_q1_0(x: &[f32], out: &mut [u8]);
+    decode_q4_0(bytes: &[u8], out: &mut [f32]);
+    decode_q4_1(bytes: &[u8], out: &mut [f32]);
+    decode_q2_k(bytes: &[u8], out: &mut [f32]);
+    decode_q6_k(bytes: &[u8], out: &mut [f32]);
+    decode_nvfp4(bytes: &[u8], out: &mut [f32]);
+    dot_q2_k(operands: Operands<'_, '_>);
+    dot_q3_k(operands: Operands<'_, '_>);
+    dot_q5_k(operands: Operands<'_, '_>);
+    dot_q6_k(operands: Operands<'_, '_>);
+    dot_q2_0(operands: Operands<'_, '_>);
 }
 
 shared_kernels! {
@@ -33,22 +93,76 @@ shared_kernels! {
     encode_q4_1(x: &[f32], out: &mut [u8]);
     encode_q5_0(x: &[f32], out: &mut [u8]);
     encode_q5_1(x: &[f32], out: &mut [u8]);
+    encode_q2_k(x: &[f32], out: &mut [u8]);
+    encode_q3_k(x: &[f32], out: &mut [u8]);
+    encode_q4_k(x: &[f32], out: &mut [u8]);
+    encode_q5_k(x: &[f32], out: &mut [u8]);
+    encode_q6_k(x: &[f32], out: &mut [u8]);
     weighted_q4_0(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q4_1(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q5_0(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q5_1(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q2_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q3_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q4_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q6_k(row: &[f32], importance: &[f32], out: &mut [u8]);
     decode_f32(bytes: &[u8], out: &mut [f32]);
     decode_bf16(bytes: &[u8], out: &mut [f32]);
     decode_q8_0(bytes: &[u8], out: &mut [f32]);
-    decode_q4_0(bytes: &[u8], out: &mut [f32]);
-    decode_q4_1(bytes: &[u8], out: &mut [f32]);
     decode_q5_0(bytes: &[u8], out: &mut [f32]);
     decode_q5_1(bytes: &[u8], out: &mut [f32]);
-    decode_q2_k(bytes: &[u8], out: &mut [f32]);
     decode_q3_k(bytes: &[u8], out: &mut [f32]);
     decode_q4_k(bytes: &[u8], out: &mut [f32]);
     decode_q5_k(bytes: &[u8], out: &mut [f32]);
-    decode_q6_k(bytes: &[u8], out: &mut [f32]);
+    encode_tq1_0(x: &[f32], out: &mut [u8]);
+    encode_tq2_0(x: &[f32], out: &mut [u8]);
+    encode_mxfp4(x: &[f32], out: &mut [u8]);
+    encode_nvfp4(x: &[f32], out: &mut [u8]);
+    encode_q2_0(x: &[f32], out: &mut [u8]);
+    decode_tq1_0(bytes: &[u8], out: &mut [f32]);
+    decode_tq2_0(bytes: &[u8], out: &mut [f32]);
+    decode_mxfp4(bytes: &[u8], out: &mut [f32]);
+    decode_q1_0(bytes: &[u8], out: &mut [f32]);
+    decode_q2_0(bytes: &[u8], out: &mut [f32]);
+    encode_q8_1(x: &[f32], out: &mut [u8]);
+    encode_q8_k(x: &[f32], out: &mut [u8]);
+    dot_q4_1(operands: Operands<'_, '_>);
+    dot_q5_0(operands: Operands<'_, '_>);
+    dot_q5_1(operands: Operands<'_, '_>);
+    dot_tq1_0(operands: Operands<'_, '_>);
+    dot_tq2_0(operands: Operands<'_, '_>);
+    dot_nvfp4(operands: Operands<'_, '_>);
+    dot_q1_0(operands: Operands<'_, '_>);
+    dot_iq2_xxs(operands: Operands<'_, '_>);
+    dot_iq2_xs(operands: Operands<'_, '_>);
+    dot_iq2_s(operands: Operands<'_, '_>);
+    dot_iq3_xxs(operands: Operands<'_, '_>);
+    dot_iq3_s(operands: Operands<'_, '_>);
+    dot_iq1_s(operands: Operands<'_, '_>);
+    dot_iq1_m(operands: Operands<'_, '_>);
+    decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
+    decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
+    decode_iq2_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq3_xxs(bytes: &[u8], out: &mut [f32]);
+    decode_iq3_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq1_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq1_m(bytes: &[u8], out: &mut [f32]);
+}
+
+searching_kernels! {
+    Avx512, "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl";
+    encode_iq2_s(x: &[f32], out: &mut [u8]);
+    encode_iq3_xxs(x: &[f32], out: &mut [u8]);
+    encode_iq3_s(x: &[f32], out: &mut [u8]);
+    encode_iq1_m(x: &[f32], out: &mut [u8]);
+    weighted_iq2_xxs(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_xs(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_s(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_xxs(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_s(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_s(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_m(row: &[f32], importance: &[f32], out: &mut [u8]);
 }
 
 own_kernels! {
@@ -165,5 +279,99 @@ fn encode_q4_0(x: &[f32], out: &mut [u8]) {
         block.d = half(d);
         // SAFETY: writes the 16 bytes of `q`; the instruction needs no alignment.
         unsafe { _mm_storeu_si128(block.q.as_mut_ptr().cast(), _mm_or_si128(low, high)) }
+    }
+}
+
+/// The code of least sum of the terms that its levels choose, among whole pairs of units; of equal sums, the first.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn least_of(list: &[[u16; UNIT]], terms: &[__m512; 8]) -> u32 {
+    let pairs = list.as_chunks::<2>().0;
+    let mut least = _mm512_set1_ps(f32::MAX);
+    let (mut codes, mut units) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+    for (unit, pair) in (0..).zip(pairs) {
+        // SAFETY: reads the 32 bytes of `pair`; the instruction needs no alignment.
+        let these = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(pair.as_ptr().cast()) });
+        // The permutation looks at the two lowest bits.
+        let sum = _mm512_permutevar_ps(terms[0], these);
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[1], _mm512_srli_epi32::<2>(these)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[2], _mm512_srli_epi32::<4>(these)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[3], _mm512_srli_epi32::<6>(these)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[4], _mm512_srli_epi32::<8>(these)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[5], _mm512_srli_epi32::<10>(these)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[6], _mm512_srli_epi32::<12>(these)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[7], _mm512_srli_epi32::<14>(these)));
+        let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sum, least);
+        least = _mm512_mask_mov_ps(least, below, sum);
+        codes = _mm512_mask_mov_epi32(codes, below, these);
+        units = _mm512_mask_mov_epi32(units, below, _mm512_set1_epi32(unit));
+    }
+    let smallest = _mm512_reduce_min_ps(least);
+    if smallest == f32::MAX {
+        return NOTHING;
+    }
+    let mut equal = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(least, _mm512_set1_ps(smallest));
+    if pairs.len() > 1 && !equal.is_power_of_two() {
+        let first = _mm512_mask_reduce_min_epu32(equal, units);
+        equal = _mm512_mask_cmpeq_epi32_mask(equal, units, _mm512_set1_epi32(first.cast_signed()));
+    }
+    // The lowest lane is the first.
+    let code = _mm512_castsi512_si128(_mm512_maskz_compress_epi32(equal, codes));
+    _mm_cvtsi128_si32(code).cast_unsigned() | OFF_GRID
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn nearest8(grid: &Grid<8>, group: &Group<8>, values: &[f32; 4], scales: &[f32], at: &mut [u32]) {
+    let low = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    let high = _mm512_add_epi32(low, _mm512_set1_epi32(4));
+    // SAFETY: each reads the bytes of its array; the instructions need no alignment.
+    let (x, weights, values) = unsafe {
+        (
+            _mm512_castps256_ps512(_mm256_loadu_ps(group.x.as_ptr())),
+            _mm512_castps256_ps512(_mm256_loadu_ps(group.weights.as_ptr())),
+            _mm512_broadcast_f32x4(_mm_loadu_ps(values.as_ptr())),
+        )
+    };
+    // Four of each weight, for the terms of its levels.
+    let x = [_mm512_permutexvar_ps(low, x), _mm512_permutexvar_ps(high, x)];
+    let weights = [_mm512_permutexvar_ps(low, weights), _mm512_permutexvar_ps(high, weights)];
+    for (scale, at) in scales.iter().zip(at) {
+        let list = match grid.around(*at) {
+            Around::Point(code) => {
+                *at = u32::from(code);
+                continue;
+            }
+            Around::Neighbours(list) => list,
+        };
+        let values = _mm512_mul_ps(_mm512_set1_ps(*scale), values);
+        let a = _mm512_sub_ps(values, x[0]);
+        let a = _mm512_mul_ps(_mm512_mul_ps(weights[0], a), a);
+        let b = _mm512_sub_ps(values, x[1]);
+        let b = _mm512_mul_ps(_mm512_mul_ps(weights[1], b), b);
+        let terms = [
+            _mm512_shuffle_f32x4::<0b00_00_00_00>(a, a),
+            _mm512_shuffle_f32x4::<0b01_01_01_01>(a, a),
+            _mm512_shuffle_f32x4::<0b10_10_10_10>(a, a),
+            _mm512_shuffle_f32x4::<0b11_11_11_11>(a, a),
+            _mm512_shuffle_f32x4::<0b00_00_00_00>(b, b),
+            _mm512_shuffle_f32x4::<0b01_01_01_01>(b, b),
+            _mm512_shuffle_f32x4::<0b10_10_10_10>(b, b),
+            _mm512_shuffle_f32x4::<0b11_11_11_11>(b, b),
+        ];
+        *at = least_of(list, &terms);
+    }
+}
+
+impl Nearest for Avx512 {
+    #[inline(always)]
+    fn nearest8(self, grid: &Grid<8>, group: &Group<8>, values: &[f32; 4], scales: &[f32], at: &mut [u32]) {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { nearest8(grid, group, values, scales, at) }
+    }
+
+    #[inline(always)]
+    fn nearest4(self, grid: &Grid<4>, group: &Group<4>, values: &[f32; 8], scales: &[f32], at: &mut [u32]) {
+        // Most lists have a unit of eight codes.
+        self.avx2.nearest4(grid, group, values, scales, at);
     }
 }
