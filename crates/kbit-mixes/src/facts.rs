@@ -90,8 +90,7 @@ pub(crate) const OUTPUT: &str = "output.weight";
 pub(crate) const EMBEDDINGS: [&str; 2] = ["token_embd.weight", "per_layer_token_embd.weight"];
 
 /// True for the output matrix and the token embeddings, which do without importance in every file type.
-#[must_use]
-pub fn is_model_wide_table(name: &str) -> bool {
+pub(crate) fn is_model_wide_table(name: &str) -> bool {
     name == OUTPUT || EMBEDDINGS.contains(&name)
 }
 

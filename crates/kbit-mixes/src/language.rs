@@ -26,7 +26,7 @@ const LAYERS: Kind = Kind::Many(&Kind::Scalar(LayerRange::FORM));
 const NUMBER: Kind = Kind::Scalar(NumberRange::FORM);
 
 /// A rule: facts that must all hold, and the type that follows.
-pub static RULE: Object = Object {
+static RULE: Object = Object {
     name: "rule of a mix",
     doc: "The type of tensors for which all given facts hold. The first rule that holds decides. A rule with `use` stands for all rules of a built-in mix or set.",
     keys: &[
@@ -77,7 +77,7 @@ pub static RULE: Object = Object {
 };
 
 /// A mix.
-pub static MIX: Object = Object {
+static MIX: Object = Object {
     name: "mix",
     doc: "Which type each tensor of a file gets.",
     keys: &[
@@ -111,7 +111,7 @@ pub static MIX: Object = Object {
 };
 
 /// A named list of rules.
-pub(crate) static SET: Object = Object {
+static SET: Object = Object {
     name: "set of rules",
     doc: "Rules that several mixes use.",
     keys: &[required(

@@ -36,7 +36,7 @@ mod range;
 
 pub use builtin::{builtin, builtins};
 pub use choose::{Choice, MixError, Options, Stored, choose, quantize_order};
-pub use facts::{ModelFacts, Role, TensorFacts, is_model_wide_table};
+pub use facts::{ModelFacts, Role, TensorFacts};
 pub use fallback::fallback;
 pub use file_type::{file_type_of, guessed_file_type};
-pub use language::{MIX, Mix, RULE};
+pub use language::Mix;
