@@ -8,6 +8,7 @@ pub mod cache;
 pub mod config;
 pub mod convert;
 mod error;
+pub mod export;
 pub mod importance;
 mod journal;
 pub mod measure;
