@@ -233,6 +233,18 @@ impl PreTokenizer {
             .find(|entry| entry.names.contains(&name))
             .ok_or_else(|| TokenizerError::UnknownPreTokenizer { found: format!("{name:?}"), known: known() })
     }
+
+    /// Its stages as tokenizer.json writes them: those that are recognised, else made from the patterns.
+    pub(crate) fn written_stages(&self) -> Vec<String> {
+        if let Some(stages) = self.stages.first() {
+            return stages.iter().map(|stage| (*stage).to_owned()).collect();
+        }
+        let written = |pattern: &Pattern| match pattern.white_space {
+            true => format!(r"{}|\s+(?!\S)|\s+", pattern.regex),
+            false => pattern.regex.to_owned(),
+        };
+        self.patterns.iter().map(written).collect()
+    }
 }
 
 /// All names.

@@ -103,7 +103,7 @@ impl Vocabulary {
 }
 
 impl TokenKind {
-    fn from_id(id: i32) -> Self {
+    pub(crate) fn from_id(id: i32) -> Self {
         match id {
             2 => Self::Unknown,
             3 => Self::Control,
