@@ -21,7 +21,7 @@ pub enum InstructionSet {
     Portable,
     /// AVX2 and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ, VL.
+    /// AVX-512 F, BW, DQ, VL; for products also VNNI and VBMI where the CPU has them.
     Avx512,
 }
 
