@@ -8,6 +8,7 @@
 //! A term of the sum depends on one level only, so there are few of them, and a distance is a sum of looked up terms
 //! ([`Nearest`]).
 
+use crate::arch::lanes::Lanes;
 use crate::codebook;
 use std::sync::OnceLock;
 
@@ -137,7 +138,7 @@ pub(crate) struct Group<const D: usize> {
 ///
 /// `at`: for each scale the number of the combination of levels; becomes the code of the point: the combination itself where it
 /// is on the grid, else the neighbour of least Σ weight · (scale · `values`[level] - x)², with [`OFF_GRID`], or [`NOTHING`].
-pub(crate) trait Nearest: Copy {
+pub(crate) trait Nearest: Lanes {
     /// In a grid of 8 weights.
     fn nearest8(self, grid: &Grid<8>, group: &Group<8>, values: &[f32; 4], scales: &[f32], at: &mut [u32]);
     /// In a grid of 4 weights.

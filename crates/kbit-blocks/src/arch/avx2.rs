@@ -4,6 +4,7 @@
 //! stores go through references to whole vectors' worth of numbers; nothing else is unsafe.
 #![expect(unsafe_code, reason = "vector instructions and loads")]
 
+use super::lanes::{Floats, Integers, Lanes, Mask};
 use super::{own_kernels, portable, searching_kernels, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
 use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
@@ -326,5 +327,179 @@ impl Nearest for Avx2 {
     fn nearest4(self, grid: &Grid<4>, group: &Group<4>, values: &[f32; 8], scales: &[f32], at: &mut [u32]) {
         // SAFETY: `self` exists only where the CPU has the features.
         unsafe { nearest4(grid, group, values, scales, at) }
+    }
+}
+
+/// Eight floats. Invariant: made from an [`Avx2`] only, so one that exists proves the features.
+#[derive(Clone, Copy)]
+pub(crate) struct Floats8(__m256);
+
+/// Eight integers, with the invariant of [`Floats8`].
+#[derive(Clone, Copy)]
+pub(crate) struct Integers8(__m256i);
+
+/// Lanes of ones or zeros, with the invariant of [`Floats8`].
+#[derive(Clone, Copy)]
+pub(crate) struct Mask8(__m256);
+
+impl Lanes for Avx2 {
+    type Floats = Floats8;
+
+    #[inline(always)]
+    fn all(self, x: f32) -> Floats8 {
+        // SAFETY: `self` exists only where the CPU has the features.
+        Floats8(unsafe { _mm256_set1_ps(x) })
+    }
+
+    #[inline(always)]
+    fn floats(self, x: &[f32; 8]) -> Floats8 {
+        // SAFETY: `self` exists only where the CPU has the features; reads the 32 bytes of `x` without need of alignment.
+        Floats8(unsafe { _mm256_loadu_ps(x.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn integers(self, x: &[u32; 8]) -> Integers8 {
+        // SAFETY: `self` exists only where the CPU has the features; reads the 32 bytes of `x` without need of alignment.
+        Integers8(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
+    }
+}
+
+macro_rules! operators {
+    ($($vector:ident: $operator:ident $name:ident $instruction:ident;)*) => {
+        $(impl std::ops::$operator for $vector {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $name(self, other: Self) -> Self {
+                // SAFETY: the vectors exist only where the CPU has the features.
+                Self(unsafe { $instruction(self.0, other.0) })
+            }
+        })*
+    };
+}
+
+operators! {
+    Floats8: Add add _mm256_add_ps;
+    Floats8: Sub sub _mm256_sub_ps;
+    Floats8: Mul mul _mm256_mul_ps;
+    Floats8: Div div _mm256_div_ps;
+    Integers8: Add add _mm256_add_epi32;
+    Integers8: Sub sub _mm256_sub_epi32;
+    Mask8: BitAnd bitand _mm256_and_ps;
+}
+
+impl Mask for Mask8 {
+    #[inline(always)]
+    fn and_not(self, other: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_andnot_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn any(self) -> bool {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { _mm256_movemask_ps(self.0) != 0 }
+    }
+}
+
+impl Floats for Floats8 {
+    type Integers = Integers8;
+    type Mask = Mask8;
+
+    #[inline(always)]
+    fn array(self) -> [f32; 8] {
+        let mut out = [0.0; 8];
+        // SAFETY: `self` exists only where the CPU has the features; writes the 32 bytes of `out` without need of alignment.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), self.0) }
+        out
+    }
+
+    #[inline(always)]
+    fn less(self, other: Self) -> Mask8 {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Mask8(unsafe { _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn or(self, mask: Mask8, others: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_blendv_ps(others.0, self.0, mask.0) })
+    }
+
+    #[inline(always)]
+    fn bits(self) -> Integers8 {
+        // SAFETY: `self` exists only where the CPU has the features.
+        Integers8(unsafe { _mm256_castps_si256(self.0) })
+    }
+
+    #[inline(always)]
+    fn look_up<const D: usize>(self, indices: Integers8) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        unsafe {
+            Self(match D {
+                8 => _mm256_permutevar_ps(self.0, indices.0),
+                _ => _mm256_permutevar8x32_ps(self.0, indices.0),
+            })
+        }
+    }
+}
+
+impl Integers for Integers8 {
+    type Floats = Floats8;
+
+    #[inline(always)]
+    fn array(self) -> [u32; 8] {
+        let mut out = [0; 8];
+        // SAFETY: `self` exists only where the CPU has the features; writes the 32 bytes of `out` without need of alignment.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), self.0) }
+        out
+    }
+
+    #[inline(always)]
+    fn and(self, other: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_and_si256(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_min_epi32(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_max_epi32(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn times_two_to<const BITS: i32>(self) -> Self {
+        // SAFETY: `self` exists only where the CPU has the features.
+        Self(unsafe { _mm256_slli_epi32::<BITS>(self.0) })
+    }
+
+    #[inline(always)]
+    fn shifted(self, bits: usize) -> Self {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { Self(_mm256_srlv_epi32(self.0, _mm256_set1_epi32(bits as i32))) }
+    }
+
+    #[inline(always)]
+    fn floats(self) -> Floats8 {
+        // SAFETY: `self` exists only where the CPU has the features.
+        Floats8(unsafe { _mm256_cvtepi32_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn equal(self, other: Self) -> Mask8 {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Mask8(unsafe { _mm256_castsi256_ps(_mm256_cmpeq_epi32(self.0, other.0)) })
+    }
+
+    #[inline(always)]
+    fn or(self, mask: Mask8, others: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_blendv_epi8(others.0, self.0, _mm256_castps_si256(mask.0)) })
     }
 }

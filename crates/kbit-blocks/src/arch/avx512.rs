@@ -4,7 +4,8 @@
 //! subnormal numbers for zero, which ggml's reference does not.
 #![expect(unsafe_code, reason = "vector instructions and loads")]
 
-use super::avx2::Avx2;
+use super::avx2::{Avx2, Floats8, Integers8};
+use super::lanes::Lanes;
 use super::{own_kernels, portable, searching_kernels, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
 use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
@@ -285,5 +286,24 @@ impl Nearest for Avx512 {
     fn nearest4(self, grid: &Grid<4>, group: &Group<4>, values: &[f32; 8], scales: &[f32], at: &mut [u32]) {
         // Most lists have a unit of eight codes.
         self.avx2.nearest4(grid, group, values, scales, at);
+    }
+}
+
+impl Lanes for Avx512 {
+    type Floats = Floats8;
+
+    #[inline(always)]
+    fn all(self, x: f32) -> Floats8 {
+        self.avx2.all(x)
+    }
+
+    #[inline(always)]
+    fn floats(self, x: &[f32; 8]) -> Floats8 {
+        self.avx2.floats(x)
+    }
+
+    #[inline(always)]
+    fn integers(self, x: &[u32; 8]) -> Integers8 {
+        self.avx2.integers(x)
     }
 }

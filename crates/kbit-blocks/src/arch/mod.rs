@@ -5,6 +5,7 @@
 //! vectorises them, never contracts a multiplication with an addition and never reorders sums, so all sets give equal bytes.
 //! Written by hand are those where it does not see the instruction: half-precision conversion and the packing of codes.
 
+pub(crate) mod lanes;
 pub(crate) mod portable;
 
 #[cfg(target_arch = "x86_64")]
