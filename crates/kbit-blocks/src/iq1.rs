@@ -9,7 +9,7 @@
 //!
 //! Equal weights keep their order: ggml sorts with `qsort`, which is a merge sort in the GNU C library.
 
-use crate::arch::lanes::{Floats, Integers, LANES};
+use crate::arch::lanes::{Floats, Integers, LANES, Mask};
 use crate::block::{Block, Half, IQ1_M, IQ1_S};
 use crate::codebook;
 use crate::grid::{self, Grid, Group, NOTHING, Nearest, OFF_GRID};
@@ -18,8 +18,9 @@ use crate::search::nearest;
 
 /// How far the levels -1, 0, 1 are shifted.
 const SHIFT: f32 = 0.125;
-/// Levels shifted up and down.
-const SHIFTED: [[f32; 3]; 2] = [[-1.0 + SHIFT, SHIFT, 1.0 + SHIFT], [-1.0 - SHIFT, -SHIFT, 1.0 - SHIFT]];
+/// Levels shifted up and down; no grid has the last.
+const SHIFTED: [[f32; 4]; 2] =
+    [[-1.0 + SHIFT, SHIFT, 1.0 + SHIFT, 0.0], [-1.0 - SHIFT, -SHIFT, 1.0 - SHIFT, 0.0]];
 
 #[inline(always)]
 fn shifted(out: &mut [f32; 8], levels: &[i8; 8], shift: f32, scale: f32) {
@@ -150,6 +151,9 @@ impl<F: Floats> Best<F> {
     #[inline(always)]
     fn offer<S: Nearest<Floats = F>>(&mut self, search: S, candidate: usize, sum_x: F, sum_q: F) {
         let better = search.all(0.0).less(sum_q) & (self.score * sum_q).less(sum_x * sum_x);
+        if !better.any() {
+            return;
+        }
         let scale = sum_x / sum_q;
         self.score = (scale * sum_x).or(better, self.score);
         self.scale = scale.or(better, self.scale);
@@ -197,10 +201,15 @@ impl<const G: usize> Found<G> {
         let mut codes = [0; G];
         let mut off_grid = false;
         for (index, ((x, weights), levels)) in groups.clone().zip(levels.as_chunks::<8>().0).enumerate() {
-            let [a, b, c] = SHIFTED[usize::from(shifts[index])];
             let mut at = levels.iter().rev().fold(0, |sum, level| 3 * sum + level);
             let group = Group { x: *x, weights: *weights };
-            search.nearest8(grid, &group, &[a, b, c, 0.0], &[scale], std::slice::from_mut(&mut at));
+            search.nearest8(
+                grid,
+                &group,
+                &SHIFTED[usize::from(shifts[index])],
+                &[scale],
+                std::slice::from_mut(&mut at),
+            );
             if at == NOTHING {
                 return None;
             }
@@ -228,12 +237,7 @@ impl<const G: usize> Found<G> {
 /// The shifted level of a weight of a group.
 #[inline(always)]
 fn level(code: u16, weight: usize, shift: u8) -> f32 {
-    let [a, b, c] = SHIFTED[usize::from(shift)];
-    match code >> (2 * weight) & 3 {
-        0 => a,
-        1 => b,
-        _ => c,
-    }
+    SHIFTED[usize::from(shift)][usize::from(code >> (2 * weight) & 3)]
 }
 
 /// Largest scale, the scale of the super-block in fifteenths of it, and its inverse. `None` where all scales are zero.
@@ -379,7 +383,7 @@ fn cut_in_three_each<S: Nearest>(search: S, parts: &[Part<16>; LANES]) -> Chosen
         for place in 0..=N {
             below_x[group][place] = search.floats(&sum_x[group][place]);
         }
-        for (shift, [a, b, c]) in SHIFTED.into_iter().enumerate() {
+        for (shift, [a, b, c, _]) in SHIFTED.into_iter().enumerate() {
             let top = search.all(c);
             all_x[group][shift] = below_x[group][N] * top;
             let (to_middle, to_top) = (search.all(a * a - b * b), search.all(b * b - c * c));
