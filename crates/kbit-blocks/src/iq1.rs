@@ -9,8 +9,8 @@
 //!
 //! Equal weights keep their order: ggml sorts with `qsort`, which is a merge sort in the GNU C library.
 
-use crate::arch::lanes::{Floats, Integers, LANES, Mask};
-use crate::block::{Block, Half, IQ1_M, IQ1_S};
+use crate::arch::lanes::{Floats, Integers, LANES, Lanes, Mask};
+use crate::block::{Half, IQ1_M, IQ1_S};
 use crate::codebook;
 use crate::grid::{self, Grid, Group, NOTHING, Nearest, OFF_GRID};
 use crate::iquants::{FAILED, Weights, too_large};
@@ -22,11 +22,10 @@ const SHIFT: f32 = 0.125;
 const SHIFTED: [[f32; 4]; 2] =
     [[-1.0 + SHIFT, SHIFT, 1.0 + SHIFT, 0.0], [-1.0 - SHIFT, -SHIFT, 1.0 - SHIFT, 0.0]];
 
+/// The values of eight weights.
 #[inline(always)]
-fn shifted(out: &mut [f32; 8], levels: &[i8; 8], shift: f32, scale: f32) {
-    for (out, level) in out.iter_mut().zip(levels) {
-        *out = scale * (f32::from(*level) + shift);
-    }
+fn shifted<S: Lanes>(lanes: S, out: &mut [f32; 8], levels: &[i8; 8], shift: f32, scale: f32) {
+    *out = (lanes.all(scale) * (lanes.small(levels) + lanes.all(shift))).array();
 }
 
 /// Scales are stored as halves of odd numbers less one.
@@ -35,11 +34,9 @@ fn scale_of(code: u16) -> f32 {
     f32::from(2 * (code & 7) + 1)
 }
 
-impl Block for IQ1_S {
-    type Weights = Weights;
-
+impl IQ1_S {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (part, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let rest = u16::from_le_bytes(self.high_and_scales[part]);
@@ -47,17 +44,15 @@ impl Block for IQ1_S {
             let shift = if rest & 0x8000 == 0 { SHIFT } else { -SHIFT };
             for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                 let point = u16::from(self.points[part][group]) | (rest >> (3 * group) & 7) << 8;
-                shifted(out, &codebook::IQ1_VALUES[usize::from(point)], shift, scale);
+                shifted(lanes, out, &codebook::IQ1_VALUES[usize::from(point)], shift, scale);
             }
         }
     }
 }
 
-impl Block for IQ1_M {
-    type Weights = Weights;
-
+impl IQ1_M {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let scales = self.scales.map(u16::from_le_bytes);
         let bits = scales.iter().rev().fold(0, |bits, scales| bits << 4 | scales >> 12);
         let d = Half(bits.to_le_bytes()).get();
@@ -67,7 +62,7 @@ impl Block for IQ1_M {
             let high = u16::from(self.high[part] >> (group % 2 * 4));
             let shift = if high & 8 == 0 { SHIFT } else { -SHIFT };
             let point = u16::from(self.points[group]) | (high & 7) << 8;
-            shifted(out, &codebook::IQ1_VALUES[usize::from(point)], shift, scale);
+            shifted(lanes, out, &codebook::IQ1_VALUES[usize::from(point)], shift, scale);
         }
     }
 }

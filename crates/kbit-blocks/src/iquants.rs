@@ -6,8 +6,8 @@
 //! by side, one a lane; the sums of each run over the weights in their order. Loops, not closures, where it is hot: a closure that is
 //! not inlined is not compiled for the instruction set.
 
-use crate::arch::lanes::{Floats, Integers, LANES, Mask};
-use crate::block::{Block, Half, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
+use crate::arch::lanes::{Floats, Integers, LANES, Lanes, Mask};
+use crate::block::{Half, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
 use crate::codebook;
 use crate::grid::{self, Grid, Group, NOTHING, Nearest, OFF_GRID};
 use crate::plain::MAGNITUDE;
@@ -29,11 +29,17 @@ pub(crate) fn too_large(weights: &[f32]) -> bool {
 
 /// The values of eight weights: magnitudes times the scale; a set bit of `signs` is a minus.
 #[inline(always)]
-fn signed<const D: usize>(out: &mut [f32; D], magnitudes: &[i8; D], signs: u8, scale: f32) {
-    for (weight, (out, magnitude)) in out.iter_mut().zip(magnitudes).enumerate() {
-        let value = scale * f32::from(*magnitude);
-        *out = f32::from_bits(value.to_bits() ^ (u32::from(signs) >> weight & 1) << 31);
-    }
+fn signed<S: Lanes>(lanes: S, out: &mut [f32; 8], magnitudes: &[i8; 8], signs: u8, scale: S::Floats) {
+    *out = (scale * lanes.small(magnitudes)).turned(signs).array();
+}
+
+/// Two groups of four.
+#[inline(always)]
+fn both(low: [i8; 4], high: [i8; 4]) -> [i8; 8] {
+    let mut both = [0; 8];
+    both[..4].copy_from_slice(&low);
+    both[4..].copy_from_slice(&high);
+    both
 }
 
 /// Seven signs and the eighth, which makes the number of minuses even.
@@ -49,84 +55,75 @@ fn scale_of(code: u8) -> f32 {
     0.5 + f32::from(code)
 }
 
-impl Block for IQ2_XXS {
-    type Weights = Weights;
-
+impl IQ2_XXS {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (part, out) in self.parts.iter().zip(out.as_chunks_mut::<32>().0) {
             let rest = u32::from_le_bytes(part.signs_and_scale);
-            let scale = d * scale_of((rest >> 28) as u8) * 0.25;
+            let scale = lanes.all(d * scale_of((rest >> 28) as u8) * 0.25);
             for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                 let magnitudes = &codebook::IQ2_XXS_VALUES[usize::from(part.points[group])];
-                signed(out, magnitudes, even_signs(rest >> (7 * group)), scale);
+                signed(lanes, out, magnitudes, even_signs(rest >> (7 * group)), scale);
             }
         }
     }
 }
 
-impl Block for IQ2_XS {
-    type Weights = Weights;
-
+impl IQ2_XS {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (group, (point, out)) in self.points.iter().zip(out.as_chunks_mut().0).enumerate() {
             let point = u16::from_le_bytes(*point);
             let scale = d * scale_of(self.scales[group / 4] >> (group / 2 % 2 * 4) & 15) * 0.25;
             let magnitudes = &codebook::IQ2_XS_VALUES[usize::from(point & 511)];
-            signed(out, magnitudes, even_signs(u32::from(point >> 9)), scale);
+            signed(lanes, out, magnitudes, even_signs(u32::from(point >> 9)), lanes.all(scale));
         }
     }
 }
 
-impl Block for IQ2_S {
-    type Weights = Weights;
-
+impl IQ2_S {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
             let scale = d * scale_of(self.scales[group / 4] >> (group / 2 % 2 * 4) & 15) * 0.25;
             let high = usize::from(self.high[group / 4] >> (group % 4 * 2) & 3);
             let magnitudes = &codebook::IQ2_S_VALUES[usize::from(self.points[group]) | high << 8];
-            signed(out, magnitudes, self.signs[group], scale);
+            signed(lanes, out, magnitudes, self.signs[group], lanes.all(scale));
         }
     }
 }
 
-impl Block for IQ3_XXS {
-    type Weights = Weights;
-
+impl IQ3_XXS {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (part, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let rest = u32::from_le_bytes(self.signs_and_scales[part]);
-            let scale = d * scale_of((rest >> 28) as u8) * 0.5;
-            for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
-                let magnitudes = &codebook::IQ3_XXS_VALUES[usize::from(self.points[part][group])];
-                let signs = even_signs(rest >> (7 * (group / 2)));
-                signed::<4>(out, magnitudes, signs >> (group % 2 * 4), scale);
+            let scale = lanes.all(d * scale_of((rest >> 28) as u8) * 0.5);
+            let pairs = self.points[part].as_chunks::<2>().0;
+            for (pair, (points, out)) in pairs.iter().zip(out.as_chunks_mut().0).enumerate() {
+                let [low, high] = points.map(|point| codebook::IQ3_XXS_VALUES[usize::from(point)]);
+                signed(lanes, out, &both(low, high), even_signs(rest >> (7 * pair)), scale);
             }
         }
     }
 }
 
-impl Block for IQ3_S {
-    type Weights = Weights;
-
+impl IQ3_S {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (part, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            let scale = d * f32::from(1 + 2 * (self.scales[part / 2] >> (part % 2 * 4) & 15));
-            for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
-                let high = usize::from(self.high[part] >> group & 1);
-                let magnitudes = &codebook::IQ3_S_VALUES[usize::from(self.points[part][group]) | high << 8];
-                let signs = self.signs[part][group / 2] >> (group % 2 * 4);
-                signed::<4>(out, magnitudes, signs, scale);
+            let scale = lanes.all(d * f32::from(1 + 2 * (self.scales[part / 2] >> (part % 2 * 4) & 15)));
+            let ninth = usize::from(self.high[part]);
+            let pairs = self.points[part].as_chunks::<2>().0;
+            for (pair, (points, out)) in pairs.iter().zip(out.as_chunks_mut().0).enumerate() {
+                let low = codebook::IQ3_S_VALUES[usize::from(points[0]) | ninth << (8 - 2 * pair) & 256];
+                let high = codebook::IQ3_S_VALUES[usize::from(points[1]) | ninth << (7 - 2 * pair) & 256];
+                signed(lanes, out, &both(low, high), self.signs[part][pair], scale);
             }
         }
     }

@@ -47,6 +47,10 @@ shared_kernels! {
     decode_q4_k(bytes: &[u8], out: &mut [f32]);
     decode_q5_k(bytes: &[u8], out: &mut [f32]);
     decode_q6_k(bytes: &[u8], out: &mut [f32]);
+}
+
+searching_kernels! {
+    Avx2, "avx2,f16c";
     decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_s(bytes: &[u8], out: &mut [f32]);
@@ -54,10 +58,6 @@ shared_kernels! {
     decode_iq3_s(bytes: &[u8], out: &mut [f32]);
     decode_iq1_s(bytes: &[u8], out: &mut [f32]);
     decode_iq1_m(bytes: &[u8], out: &mut [f32]);
-}
-
-searching_kernels! {
-    Avx2, "avx2,f16c";
     encode_iq2_s(x: &[f32], out: &mut [u8]);
     encode_iq3_xxs(x: &[f32], out: &mut [u8]);
     encode_iq3_s(x: &[f32], out: &mut [u8]);
@@ -362,6 +362,15 @@ impl Lanes for Avx2 {
         // SAFETY: `self` exists only where the CPU has the features; reads the 32 bytes of `x` without need of alignment.
         Integers8(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
     }
+
+    #[inline(always)]
+    fn small(self, x: &[i8; 8]) -> Floats8 {
+        // SAFETY: `self` exists only where the CPU has the features; reads the 8 bytes of `x` without need of alignment.
+        unsafe {
+            let bytes = _mm_loadl_epi64(x.as_ptr().cast());
+            Floats8(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)))
+        }
+    }
 }
 
 macro_rules! operators {
@@ -424,6 +433,16 @@ impl Floats for Floats8 {
     fn or(self, mask: Mask8, others: Self) -> Self {
         // SAFETY: the vectors exist only where the CPU has the features.
         Self(unsafe { _mm256_blendv_ps(others.0, self.0, mask.0) })
+    }
+
+    #[inline(always)]
+    fn turned(self, bits: u8) -> Self {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe {
+            let places = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+            let signs = _mm256_castsi256_ps(_mm256_sllv_epi32(_mm256_set1_epi32(i32::from(bits)), places));
+            Self(_mm256_xor_ps(self.0, _mm256_and_ps(signs, _mm256_set1_ps(-0.0))))
+        }
     }
 
     #[inline(always)]

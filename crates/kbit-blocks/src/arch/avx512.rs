@@ -54,6 +54,10 @@ shared_kernels! {
     decode_q4_k(bytes: &[u8], out: &mut [f32]);
     decode_q5_k(bytes: &[u8], out: &mut [f32]);
     decode_q6_k(bytes: &[u8], out: &mut [f32]);
+}
+
+searching_kernels! {
+    Avx512, "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl";
     decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_s(bytes: &[u8], out: &mut [f32]);
@@ -61,10 +65,6 @@ shared_kernels! {
     decode_iq3_s(bytes: &[u8], out: &mut [f32]);
     decode_iq1_s(bytes: &[u8], out: &mut [f32]);
     decode_iq1_m(bytes: &[u8], out: &mut [f32]);
-}
-
-searching_kernels! {
-    Avx512, "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl";
     encode_iq2_s(x: &[f32], out: &mut [u8]);
     encode_iq3_xxs(x: &[f32], out: &mut [u8]);
     encode_iq3_s(x: &[f32], out: &mut [u8]);
@@ -305,5 +305,10 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn integers(self, x: &[u32; 8]) -> Integers8 {
         self.avx2.integers(x)
+    }
+
+    #[inline(always)]
+    fn small(self, x: &[i8; 8]) -> Floats8 {
+        self.avx2.small(x)
     }
 }

@@ -18,6 +18,8 @@ pub(crate) trait Lanes: Copy {
     fn floats(self, x: &[f32; LANES]) -> Self::Floats;
     /// An integer a lane.
     fn integers(self, x: &[u32; LANES]) -> <Self::Floats as Floats>::Integers;
+    /// A small integer a lane.
+    fn small(self, x: &[i8; LANES]) -> Self::Floats;
 }
 
 /// Eight floats.
@@ -33,6 +35,8 @@ pub(crate) trait Floats:
     fn less(self, other: Self) -> Self::Mask;
     /// These numbers where `mask` holds, else the others.
     fn or(self, mask: Self::Mask, others: Self) -> Self;
+    /// Turns the signs of the lanes whose bit is set.
+    fn turned(self, bits: u8) -> Self;
     /// The bits.
     fn bits(self) -> Self::Integers;
     /// The number at the place that the lowest bits of each index name: three where `D` is 4, of eight numbers; two where it is 8,
@@ -100,6 +104,11 @@ impl Lanes for crate::grid::OneByOne {
     fn integers(self, x: &[u32; LANES]) -> Each<u32> {
         Each(*x)
     }
+
+    #[inline(always)]
+    fn small(self, x: &[i8; LANES]) -> Each<f32> {
+        Each(x.map(f32::from))
+    }
 }
 
 macro_rules! operators {
@@ -162,6 +171,13 @@ impl Floats for Each<f32> {
     #[inline(always)]
     fn or(self, mask: Each<bool>, others: Self) -> Self {
         Each(std::array::from_fn(|lane| if mask.0[lane] { self.0[lane] } else { others.0[lane] }))
+    }
+
+    #[inline(always)]
+    fn turned(self, bits: u8) -> Self {
+        Each(std::array::from_fn(|lane| {
+            f32::from_bits(self.0[lane].to_bits() ^ (u32::from(bits) << (31 - lane) & 1 << 31))
+        }))
     }
 
     #[inline(always)]

@@ -1,8 +1,7 @@
 //! The loops over blocks, for every CPU; the wider sets compile them again. Lengths fit: the caller has checked them.
 
 use crate::block::{
-    Block, Encode, EncodeWeighted, IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, Q2_K, Q3_K, Q4_0,
-    Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    Block, Encode, EncodeWeighted, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
 use crate::grid::OneByOne;
 use crate::legacy::BLOCK;
@@ -114,14 +113,16 @@ of_blocks! {
     decode: {
         decode_q8_0 Q8_0, decode_q4_0 Q4_0, decode_q4_1 Q4_1, decode_q5_0 Q5_0, decode_q5_1 Q5_1,
         decode_q2_k Q2_K, decode_q3_k Q3_K, decode_q4_k Q4_K, decode_q5_k Q5_K, decode_q6_k Q6_K,
-        decode_iq2_xxs IQ2_XXS, decode_iq2_xs IQ2_XS, decode_iq2_s IQ2_S, decode_iq3_xxs IQ3_XXS, decode_iq3_s IQ3_S,
-        decode_iq1_s IQ1_S, decode_iq1_m IQ1_M,
     }
 }
 
 macro_rules! of_grids {
-    (plain: { $($encode:ident $a:ident,)* } weighted: { $($weighted:ident $b:ident,)* }) => {
-        /// The loops over blocks with points of a grid, by the search for the nearest point.
+    (
+        encode: { $($encode:ident $a:ident,)* }
+        weighted: { $($weighted:ident $b:ident,)* }
+        decode: { $($decode:ident $c:ident,)* }
+    ) => {
+        /// The loops over blocks with points of a grid, for lanes and a search for the nearest point of any instruction set.
         pub(crate) mod searching {
             use crate::block::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
             use crate::grid::Nearest;
@@ -140,6 +141,13 @@ macro_rules! of_grids {
                     *block = $b::encode(search, x, Some(importance));
                 }
             })*
+            $(#[inline(always)]
+            pub(crate) fn $decode<S: Nearest>(search: S, bytes: &[u8], out: &mut [f32]) {
+                let blocks = bytemuck::cast_slice::<u8, $c>(bytes).iter();
+                for (block, out) in blocks.zip(out.as_chunks_mut().0) {
+                    block.decode(search, out);
+                }
+            })*
         }
         $(pub(crate) fn $encode(x: &[f32], out: &mut [u8]) {
             searching::$encode(OneByOne, x, out);
@@ -147,13 +155,20 @@ macro_rules! of_grids {
         $(pub(crate) fn $weighted(row: &[f32], importance: &[f32], out: &mut [u8]) {
             searching::$weighted(OneByOne, row, importance, out);
         })*
+        $(pub(crate) fn $decode(bytes: &[u8], out: &mut [f32]) {
+            searching::$decode(OneByOne, bytes, out);
+        })*
     };
 }
 
 of_grids! {
-    plain: { encode_iq2_s IQ2_S, encode_iq3_xxs IQ3_XXS, encode_iq3_s IQ3_S, encode_iq1_m IQ1_M, }
+    encode: { encode_iq2_s IQ2_S, encode_iq3_xxs IQ3_XXS, encode_iq3_s IQ3_S, encode_iq1_m IQ1_M, }
     weighted: {
         weighted_iq2_xxs IQ2_XXS, weighted_iq2_xs IQ2_XS, weighted_iq2_s IQ2_S, weighted_iq3_xxs IQ3_XXS,
         weighted_iq3_s IQ3_S, weighted_iq1_s IQ1_S, weighted_iq1_m IQ1_M,
+    }
+    decode: {
+        decode_iq2_xxs IQ2_XXS, decode_iq2_xs IQ2_XS, decode_iq2_s IQ2_S, decode_iq3_xxs IQ3_XXS, decode_iq3_s IQ3_S,
+        decode_iq1_s IQ1_S, decode_iq1_m IQ1_M,
     }
 }
