@@ -219,12 +219,16 @@ fn encode_q4_0(x: &[f32], out: &mut [u8]) {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn least_of(list: &[[u16; UNIT]], sum: impl Fn(__m256i) -> __m256) -> u32 {
-    let mut least = _mm256_set1_ps(f32::MAX);
-    let mut units = _mm256_setzero_si256();
-    for (unit, codes) in (0..).zip(list) {
+    let sum = |codes: &[u16; UNIT]| {
         // SAFETY: reads the 16 bytes of `codes`; the instruction needs no alignment.
-        let codes = unsafe { _mm_loadu_si128(codes.as_ptr().cast()) };
-        let sums = sum(_mm256_cvtepu16_epi32(codes));
+        sum(_mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) }))
+    };
+    let Some((first, others)) = list.split_first() else { return NOTHING };
+    // The second operand where the first is no number.
+    let mut least = _mm256_min_ps(sum(first), _mm256_set1_ps(f32::MAX));
+    let mut units = _mm256_setzero_si256();
+    for (unit, codes) in (1..).zip(others) {
+        let sums = sum(codes);
         let below = _mm256_cmp_ps::<_CMP_LT_OQ>(sums, least);
         least = _mm256_blendv_ps(least, sums, below);
         units = _mm256_blendv_epi8(units, _mm256_set1_epi32(unit), _mm256_castps_si256(below));

@@ -200,22 +200,31 @@ fn encode_q4_0(x: &[f32], out: &mut [u8]) {
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn least_of(list: &[[u16; UNIT]], terms: &[__m512; 8]) -> u32 {
     let pairs = list.as_chunks::<2>().0;
-    let mut least = _mm512_set1_ps(f32::MAX);
-    let (mut codes, mut units) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-    for (unit, pair) in (0..).zip(pairs) {
+    let codes_of = |pair: &[[u16; UNIT]; 2]| {
         // SAFETY: reads the 32 bytes of `pair`; the instruction needs no alignment.
-        let these = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(pair.as_ptr().cast()) });
-        // The permutation looks at the two lowest bits.
-        let sum = _mm512_permutevar_ps(terms[0], these);
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[1], _mm512_srli_epi32::<2>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[2], _mm512_srli_epi32::<4>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[3], _mm512_srli_epi32::<6>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[4], _mm512_srli_epi32::<8>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[5], _mm512_srli_epi32::<10>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[6], _mm512_srli_epi32::<12>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[7], _mm512_srli_epi32::<14>(these)));
-        let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sum, least);
-        least = _mm512_mask_mov_ps(least, below, sum);
+        _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(pair.as_ptr().cast()) })
+    };
+    // The permutation looks at the two lowest bits.
+    let sum_of = |codes: __m512i| {
+        let sum = _mm512_permutevar_ps(terms[0], codes);
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[1], _mm512_srli_epi32::<2>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[2], _mm512_srli_epi32::<4>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[3], _mm512_srli_epi32::<6>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[4], _mm512_srli_epi32::<8>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[5], _mm512_srli_epi32::<10>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[6], _mm512_srli_epi32::<12>(codes)));
+        _mm512_add_ps(sum, _mm512_permutevar_ps(terms[7], _mm512_srli_epi32::<14>(codes)))
+    };
+    let Some((first, others)) = pairs.split_first() else { return NOTHING };
+    let mut codes = codes_of(first);
+    // The second operand where the first is no number.
+    let mut least = _mm512_min_ps(sum_of(codes), _mm512_set1_ps(f32::MAX));
+    let mut units = _mm512_setzero_si512();
+    for (unit, pair) in (1..).zip(others) {
+        let these = codes_of(pair);
+        let sums = sum_of(these);
+        let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sums, least);
+        least = _mm512_mask_mov_ps(least, below, sums);
         codes = _mm512_mask_mov_epi32(codes, below, these);
         units = _mm512_mask_mov_epi32(units, below, _mm512_set1_epi32(unit));
     }
