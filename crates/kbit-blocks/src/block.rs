@@ -43,6 +43,12 @@ pub(crate) trait EncodeWeighted: Block {
     fn encode_weighted(x: &Self::Weights, weights: &Self::Weights) -> Self;
 }
 
+/// A block that can be made with regard to the importance of columns.
+pub(crate) trait EncodeImportant: Block {
+    /// The block of `x`; `importance` is the mean square of each column's input.
+    fn encode_important(x: &Self::Weights, importance: &Self::Weights) -> Self;
+}
+
 macro_rules! blocks {
     ($($(#[$doc:meta])* $name:ident = $elements:literal { $($field:ident: $ty:ty,)* })*) => {
         $(
@@ -80,6 +86,10 @@ blocks! {
     Q5_1 = 32 { d: Half, m: Half, high: [u8; 4], q: [u8; 16], }
     /// Signed bytes.
     Q8_0 = 32 { d: Half, q: [i8; 32], }
+    /// Activations: as [`Q8_0`], with the scaled sum of the integers.
+    Q8_1 = 32 { d: Half, sum: Half, q: [i8; 32], }
+    /// Activations: signed bytes, a scale in single precision, and the sums of 16 integers each.
+    Q8_K = 256 { d: [u8; 4], q: [i8; 256], sums: [[u8; 2]; 16], }
     /// 16 parts of 16 weights; scale in the low half of a byte of `scales`, minimum in the high half.
     Q2_K = 256 { scales: [u8; 16], q: [[u8; 32]; 2], d: Half, dmin: Half, }
     /// 16 parts of 16 weights, scales of 6 bits; a clear bit in `high` takes 4 from the level.
@@ -90,6 +100,18 @@ blocks! {
     Q5_K = 256 { d: Half, dmin: Half, scales: [u8; 12], high: [u8; 32], q: [[u8; 32]; 4], }
     /// 16 parts of 16 weights, scales of 8 bits; 128 weights share 64 low bytes and 32 high ones.
     Q6_K = 256 { low: [[u8; 64]; 2], high: [[u8; 32]; 2], scales: [i8; 16], d: Half, }
+    /// Trits, five a byte: 5 runs of 32 weights, 5 of 16, and 4 of 4.
+    TQ1_0 = 256 { first: [u8; 32], second: [u8; 16], third: [u8; 4], d: Half, }
+    /// Trits, four a byte: 32 bytes hold 4 runs of 32 weights.
+    TQ2_0 = 256 { q: [[u8; 32]; 2], d: Half, }
+    /// Floats of 4 bits (E2M1), placed as in [`Q4_0`]; the scale is a power of two (E8M0).
+    MXFP4 = 32 { e: u8, q: [u8; 16], }
+    /// 4 parts of 16 weights as in [`MXFP4`], scales in E4M3 without sign.
+    NVFP4 = 64 { scales: [u8; 4], q: [[u8; 8]; 4], }
+    /// Signs, from the lowest bit up.
+    Q1_0 = 128 { d: Half, q: [u8; 16], }
+    /// Levels -1 to 2, from the lowest bits up.
+    Q2_0 = 64 { d: Half, q: [u8; 16], }
     /// 8 parts of 4 groups of 8 weights.
     IQ2_XXS = 256 { d: Half, parts: [PointsOfIq2Xxs; 8], }
     /// 32 groups of 8 weights: a point in 9 bits, 7 signs above. Scales of 4 bits for two groups each.

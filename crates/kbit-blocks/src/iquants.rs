@@ -44,7 +44,7 @@ fn both(low: [i8; 4], high: [i8; 4]) -> [i8; 8] {
 
 /// Seven signs and the eighth, which makes the number of minuses even.
 #[inline(always)]
-fn even_signs(seven: u32) -> u8 {
+pub(crate) fn even_signs(seven: u32) -> u8 {
     let seven = seven & 127;
     (seven | (seven.count_ones() & 1) << 7) as u8
 }

@@ -6,7 +6,7 @@
 
 use crate::block::{Block, Encode, EncodeWeighted, Half, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::plain::MAGNITUDE;
-use crate::search::{fit_scale, fit_scale_and_minimum};
+use crate::search::{Steps, fit_scale, fit_scale_and_minimum};
 
 pub(crate) const BLOCK: usize = 32;
 const HALF: usize = BLOCK / 2;
@@ -31,14 +31,14 @@ fn capped(x: f32, most: i8) -> u8 {
 
 /// The largest magnitude.
 #[inline(always)]
-fn largest(x: &Weights) -> f32 {
+pub(crate) fn largest<const N: usize>(x: &[f32; N]) -> f32 {
     // Bit patterns of numbers that are not negative are ordered as the numbers are.
     f32::from_bits(x.iter().fold(0, |largest, x| largest.max(x.to_bits() & MAGNITUDE)))
 }
 
 /// The value of largest magnitude; of equal ones, the first. Plus zero where all are zero.
 #[inline(always)]
-pub(crate) fn extreme(x: &Weights) -> f32 {
+pub(crate) fn extreme<const N: usize>(x: &[f32; N]) -> f32 {
     let largest = largest(x);
     if largest == 0.0 {
         return 0.0;
@@ -66,7 +66,7 @@ pub(crate) fn range(x: &Weights) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn inverse(d: f32) -> f32 {
+pub(crate) fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
@@ -176,7 +176,7 @@ impl Encode for Q4_1 {
 impl EncodeWeighted for Q4_1 {
     #[inline(always)]
     fn encode_weighted(x: &Weights, weights: &Weights) -> Self {
-        let (d, below, codes) = fit_scale_and_minimum(15, x, weights);
+        let (d, below, codes) = fit_scale_and_minimum(15, x, weights, Steps::WEIGHTED);
         Self { d: Half::new(d), m: Half::new(-below), q: pack4(&codes) }
     }
 }
@@ -234,7 +234,7 @@ impl Encode for Q5_1 {
 impl EncodeWeighted for Q5_1 {
     #[inline(always)]
     fn encode_weighted(x: &Weights, weights: &Weights) -> Self {
-        let (d, below, codes) = fit_scale_and_minimum(31, x, weights);
+        let (d, below, codes) = fit_scale_and_minimum(31, x, weights, Steps::WEIGHTED);
         let (high, q) = pack5(&codes);
         Self { d: Half::new(d), m: Half::new(-below), high, q }
     }

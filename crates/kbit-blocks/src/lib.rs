@@ -5,8 +5,8 @@
 //! reproduced (they truncate, and what does not fit becomes the low byte of the "integer indefinite" of x86), so encoded bytes
 //! are equal, with and without importance. `tests/golden.rs` compares with ggml's own output.
 //!
-//! What ggml would write and then refuse to load is refused here when encoding: NaN, infinity, and finite weights that become
-//! infinite because the type cannot hold them (or their scale).
+//! What ggml would write and then refuse to load is refused here when encoding: NaN, infinity, finite weights that become
+//! infinite because the type cannot hold them (or their scale), and MXFP4 blocks of nothing but the smallest normal numbers.
 //!
 //! ```
 //! use kbit_types::GgmlType;
@@ -20,10 +20,13 @@
 //! # Ok::<(), kbit_blocks::BlockError>(())
 //! ```
 
+mod activations;
 mod arch;
 mod block;
 mod codebook;
 mod codec;
+mod dot;
+mod fp4;
 mod grid;
 mod iq1;
 mod iquants;
@@ -31,9 +34,11 @@ mod kquants;
 mod legacy;
 mod plain;
 mod search;
+mod ternary;
 
 pub use arch::{InstructionSet, Kernels};
 pub use codec::BlockCodec;
+pub use dot::activation_type;
 
 use kbit_types::GgmlType;
 
@@ -91,6 +96,36 @@ pub enum BlockError {
         column: usize,
         /// Types that could hold it.
         cure: &'static str,
+    },
+    /// The largest weight of a block is so small that the block's scale becomes NaN.
+    #[error(
+        "{value} at row {row}, column {column} is too small to be the largest of its block in {ty}; choose {cure} for this tensor"
+    )]
+    TooSmall {
+        /// Type.
+        ty: GgmlType,
+        /// The weight.
+        value: f32,
+        /// Row, from 0.
+        row: usize,
+        /// Column, from 0.
+        column: usize,
+        /// Types that could hold it.
+        cure: &'static str,
+    },
+    /// An activation is NaN, infinite, or too large to be rounded to 8 bits.
+    #[error(
+        "activation {value} at row {row}, column {column} does not fit {ty}; compute with f32 activations"
+    )]
+    Activation {
+        /// Type of the activations.
+        ty: GgmlType,
+        /// The activation.
+        value: f32,
+        /// Row, from 0.
+        row: usize,
+        /// Column, from 0.
+        column: usize,
     },
     /// The type cannot be encoded without importance.
     #[error(
@@ -167,11 +202,17 @@ kinds! {
     Q4_1: decode_q4_1, encode_q4_1, weighted_q4_1;
     Q5_0: decode_q5_0, encode_q5_0, weighted_q5_0;
     Q5_1: decode_q5_1, encode_q5_1, weighted_q5_1;
-    Q2_K: decode_q2_k;
-    Q3_K: decode_q3_k;
-    Q4_K: decode_q4_k;
-    Q5_K: decode_q5_k;
-    Q6_K: decode_q6_k;
+    Q2_K: decode_q2_k, encode_q2_k, weighted_q2_k;
+    Q3_K: decode_q3_k, encode_q3_k, weighted_q3_k;
+    Q4_K: decode_q4_k, encode_q4_k, weighted_q4_k;
+    Q5_K: decode_q5_k, encode_q5_k, weighted_q5_k;
+    Q6_K: decode_q6_k, encode_q6_k, weighted_q6_k;
+    TQ1_0: decode_tq1_0, encode_tq1_0;
+    TQ2_0: decode_tq2_0, encode_tq2_0;
+    MXFP4: decode_mxfp4, encode_mxfp4;
+    NVFP4: decode_nvfp4, encode_nvfp4;
+    Q1_0: decode_q1_0, encode_q1_0;
+    Q2_0: decode_q2_0, encode_q2_0;
     IQ2_XXS: decode_iq2_xxs => weighted_iq2_xxs;
     IQ2_XS: decode_iq2_xs => weighted_iq2_xs;
     IQ2_S: decode_iq2_s, encode_iq2_s, weighted_iq2_s;
@@ -327,6 +368,11 @@ impl Kernels {
             return Err(Flaw::NotFinite);
         }
         encode(x, out);
+        if ty == GgmlType::MXFP4
+            && let Some(index) = fp4::without_scale(out)
+        {
+            return Err(Flaw::TooSmall(index));
+        }
         // Grid types mark a block whose sums overflowed by a scale that is NaN.
         if largest < HARMLESS && !overflows(ty) {
             return Ok(());
@@ -356,6 +402,8 @@ enum Flaw {
     NotFinite,
     /// The decoded weight at this index is not finite.
     TooLarge(usize),
+    /// The block of the weight at this index has no scale.
+    TooSmall(usize),
 }
 
 impl Flaw {
@@ -367,18 +415,22 @@ impl Flaw {
                 let value = if rows[index].is_nan() { "NaN" } else { "infinity" };
                 BlockError::NotFinite { value, row: index / cols, column: index % cols }
             }
-            Self::TooLarge(index) => {
+            Self::TooLarge(index) | Self::TooSmall(index) => {
                 // The culprit is the largest weight of the block whose scale it is.
                 let block = usize::try_from(ty.block_elements()).unwrap_or(1);
                 let first = start + index / block * block;
                 let culprit = (first..first + block).max_by(|a, b| rows[*a].abs().total_cmp(&rows[*b].abs()));
                 let index = culprit.unwrap_or(first);
-                if rows[index].abs() < f32::from_bits(HARMLESS) {
+                if matches!(self, Self::TooLarge(_)) && rows[index].abs() < f32::from_bits(HARMLESS) {
                     return BlockError::Overflow { ty, row: first / cols, column: first % cols };
                 }
                 let cure = if ty == GgmlType::BF16 { "f32" } else { "bf16 or f32" };
                 let (row, column) = (index / cols, index % cols);
-                BlockError::TooLarge { ty, value: rows[index], row, column, cure }
+                let value = rows[index];
+                match self {
+                    Self::TooSmall(_) => BlockError::TooSmall { ty, value, row, column, cure },
+                    _ => BlockError::TooLarge { ty, value, row, column, cure },
+                }
             }
         }
     }

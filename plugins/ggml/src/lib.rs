@@ -158,4 +158,10 @@ block_types! {
     Q4_1, Q4_1, "org.kbit.ggml.q4_1/1", "ggml Q4_1", "Blocks of 32, 4 bits, a half-precision scale and minimum: 5 bits a weight.";
     Q5_0, Q5_0, "org.kbit.ggml.q5_0/1", "ggml Q5_0", "Blocks of 32, 5 bits and a half-precision scale: 5.5 bits a weight.";
     Q5_1, Q5_1, "org.kbit.ggml.q5_1/1", "ggml Q5_1", "Blocks of 32, 5 bits, a half-precision scale and minimum: 6 bits a weight.";
+    Tq1_0, TQ1_0, "org.kbit.ggml.tq1_0/1", "ggml TQ1_0", "Ternary blocks of 256, five weights a byte: 1.6875 bits a weight.";
+    Tq2_0, TQ2_0, "org.kbit.ggml.tq2_0/1", "ggml TQ2_0", "Ternary blocks of 256, four weights a byte: 2.0625 bits a weight.";
+    Mxfp4, MXFP4, "org.kbit.ggml.mxfp4/1", "ggml MXFP4", "Blocks of 32 floats of 4 bits and an 8-bit exponent: 4.25 bits a weight.";
+    Nvfp4, NVFP4, "org.kbit.ggml.nvfp4/1", "ggml NVFP4", "Blocks of 64 floats of 4 bits, 16 of them to an 8-bit float: 4.5 bits a weight.";
+    Q1_0, Q1_0, "org.kbit.ggml.q1_0/1", "ggml Q1_0", "Signs in blocks of 128 with a half-precision scale: 1.125 bits a weight.";
+    Q2_0, Q2_0, "org.kbit.ggml.q2_0/1", "ggml Q2_0", "Blocks of 64, 2 bits and a half-precision scale: 2.25 bits a weight.";
 }

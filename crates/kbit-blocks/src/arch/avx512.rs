@@ -1,13 +1,17 @@
-//! AVX-512 F, BW, DQ and VL.
+//! AVX-512 F, BW, DQ and VL; products also with VNNI and VBMI.
 //!
-//! Invariant: an [`Avx512`] exists only where the CPU has all of them, and AVX2 and F16C. `VCVTNEPS2BF16` is not used: it takes
+//! Invariant: an [`Avx512`] exists only where the CPU has the first four, and AVX2 and F16C; a [`Vnni`] only where it has all. `VCVTNEPS2BF16` is not used: it takes
 //! subnormal numbers for zero, which ggml's reference does not.
 #![expect(unsafe_code, reason = "vector instructions and loads")]
 
+mod dot;
+
+use self::dot::{dot_mxfp4, dot_q4_0, dot_q4_k, dot_q8_0};
 use super::avx2::{Avx2, Floats8, Integers8};
 use super::lanes::Lanes;
 use super::{own_kernels, portable, searching_kernels, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
+use crate::dot::Operands;
 use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
 use crate::legacy::{BELOW_HALF, BLOCK};
 use std::arch::x86_64::*;
@@ -16,18 +20,70 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512 {
     avx2: Avx2,
+    vnni: Option<Vnni>,
 }
+
+/// Proof that the CPU has VNNI and VBMI, too.
+#[derive(Clone, Copy, Debug)]
+struct Vnni(());
 
 impl Avx512 {
     /// The proof, if it holds.
     pub(crate) fn new() -> Option<Self> {
         let avx2 = Avx2::new()?;
+        let vnni = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi");
         (is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl"))
-        .then_some(Self { avx2 })
+        .then_some(Self { avx2, vnni: vnni.then_some(Vnni(())) })
     }
+}
+
+/// Products with VNNI where the CPU has it, else with AVX2.
+macro_rules! vnni_kernels {
+    ($($name:ident)*) => {
+        impl Avx512 {
+            $(pub(crate) fn $name(self, operands: Operands<'_, '_>) {
+                match self.vnni {
+                    Some(vnni) => vnni.$name(operands),
+                    None => self.avx2.$name(operands),
+                }
+            })*
+        }
+
+        own_kernels! {
+            Vnni;
+            $($name(operands: Operands<'_, '_>);)*
+        }
+    };
+}
+
+vnni_kernels! { dot_q8_0 dot_q4_0 dot_mxfp4 dot_q4_k }
+
+/// Kernels that are as fast with AVX2, or faster.
+macro_rules! avx2_kernels {
+    ($($name:ident($($argument:ident: $ty:ty),*);)*) => {
+        impl Avx512 {
+            $(pub(crate) fn $name(self, $($argument: $ty),*) {
+                self.avx2.$name($($argument),*);
+            })*
+        }
+    };
+}
+
+avx2_kernels! {
+    encode_q1_0(x: &[f32], out: &mut [u8]);
+    decode_q4_0(bytes: &[u8], out: &mut [f32]);
+    decode_q4_1(bytes: &[u8], out: &mut [f32]);
+    decode_q2_k(bytes: &[u8], out: &mut [f32]);
+    decode_q6_k(bytes: &[u8], out: &mut [f32]);
+    decode_nvfp4(bytes: &[u8], out: &mut [f32]);
+    dot_q2_k(operands: Operands<'_, '_>);
+    dot_q3_k(operands: Operands<'_, '_>);
+    dot_q5_k(operands: Operands<'_, '_>);
+    dot_q6_k(operands: Operands<'_, '_>);
+    dot_q2_0(operands: Operands<'_, '_>);
 }
 
 shared_kernels! {
@@ -38,22 +94,54 @@ shared_kernels! {
     encode_q4_1(x: &[f32], out: &mut [u8]);
     encode_q5_0(x: &[f32], out: &mut [u8]);
     encode_q5_1(x: &[f32], out: &mut [u8]);
+    encode_q2_k(x: &[f32], out: &mut [u8]);
+    encode_q3_k(x: &[f32], out: &mut [u8]);
+    encode_q4_k(x: &[f32], out: &mut [u8]);
+    encode_q5_k(x: &[f32], out: &mut [u8]);
+    encode_q6_k(x: &[f32], out: &mut [u8]);
     weighted_q4_0(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q4_1(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q5_0(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q5_1(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q2_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q3_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q4_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q6_k(row: &[f32], importance: &[f32], out: &mut [u8]);
     decode_f32(bytes: &[u8], out: &mut [f32]);
     decode_bf16(bytes: &[u8], out: &mut [f32]);
     decode_q8_0(bytes: &[u8], out: &mut [f32]);
-    decode_q4_0(bytes: &[u8], out: &mut [f32]);
-    decode_q4_1(bytes: &[u8], out: &mut [f32]);
     decode_q5_0(bytes: &[u8], out: &mut [f32]);
     decode_q5_1(bytes: &[u8], out: &mut [f32]);
-    decode_q2_k(bytes: &[u8], out: &mut [f32]);
     decode_q3_k(bytes: &[u8], out: &mut [f32]);
     decode_q4_k(bytes: &[u8], out: &mut [f32]);
     decode_q5_k(bytes: &[u8], out: &mut [f32]);
-    decode_q6_k(bytes: &[u8], out: &mut [f32]);
+    encode_tq1_0(x: &[f32], out: &mut [u8]);
+    encode_tq2_0(x: &[f32], out: &mut [u8]);
+    encode_mxfp4(x: &[f32], out: &mut [u8]);
+    encode_nvfp4(x: &[f32], out: &mut [u8]);
+    encode_q2_0(x: &[f32], out: &mut [u8]);
+    decode_tq1_0(bytes: &[u8], out: &mut [f32]);
+    decode_tq2_0(bytes: &[u8], out: &mut [f32]);
+    decode_mxfp4(bytes: &[u8], out: &mut [f32]);
+    decode_q1_0(bytes: &[u8], out: &mut [f32]);
+    decode_q2_0(bytes: &[u8], out: &mut [f32]);
+    encode_q8_1(x: &[f32], out: &mut [u8]);
+    encode_q8_k(x: &[f32], out: &mut [u8]);
+    dot_q4_1(operands: Operands<'_, '_>);
+    dot_q5_0(operands: Operands<'_, '_>);
+    dot_q5_1(operands: Operands<'_, '_>);
+    dot_tq1_0(operands: Operands<'_, '_>);
+    dot_tq2_0(operands: Operands<'_, '_>);
+    dot_nvfp4(operands: Operands<'_, '_>);
+    dot_q1_0(operands: Operands<'_, '_>);
+    dot_iq2_xxs(operands: Operands<'_, '_>);
+    dot_iq2_xs(operands: Operands<'_, '_>);
+    dot_iq2_s(operands: Operands<'_, '_>);
+    dot_iq3_xxs(operands: Operands<'_, '_>);
+    dot_iq3_s(operands: Operands<'_, '_>);
+    dot_iq1_s(operands: Operands<'_, '_>);
+    dot_iq1_m(operands: Operands<'_, '_>);
 }
 
 searching_kernels! {

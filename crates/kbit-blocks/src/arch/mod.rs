@@ -5,6 +5,8 @@
 //! vectorises them, never contracts a multiplication with an addition and never reorders sums, so all sets give equal bytes.
 //! Written by hand are those where it does not see the instruction: half-precision conversion and the packing of codes.
 
+use crate::dot::Operands;
+
 pub(crate) mod lanes;
 pub(crate) mod portable;
 
@@ -104,10 +106,20 @@ dispatch! {
     encode_q4_1(x: &[f32], out: &mut [u8]);
     encode_q5_0(x: &[f32], out: &mut [u8]);
     encode_q5_1(x: &[f32], out: &mut [u8]);
+    encode_q2_k(x: &[f32], out: &mut [u8]);
+    encode_q3_k(x: &[f32], out: &mut [u8]);
+    encode_q4_k(x: &[f32], out: &mut [u8]);
+    encode_q5_k(x: &[f32], out: &mut [u8]);
+    encode_q6_k(x: &[f32], out: &mut [u8]);
     weighted_q4_0(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q4_1(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q5_0(row: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_q5_1(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q2_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q3_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q4_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q6_k(row: &[f32], importance: &[f32], out: &mut [u8]);
     decode_f32(bytes: &[u8], out: &mut [f32]);
     decode_f16(bytes: &[u8], out: &mut [f32]);
     decode_bf16(bytes: &[u8], out: &mut [f32]);
@@ -121,6 +133,43 @@ dispatch! {
     decode_q4_k(bytes: &[u8], out: &mut [f32]);
     decode_q5_k(bytes: &[u8], out: &mut [f32]);
     decode_q6_k(bytes: &[u8], out: &mut [f32]);
+    encode_tq1_0(x: &[f32], out: &mut [u8]);
+    encode_tq2_0(x: &[f32], out: &mut [u8]);
+    encode_mxfp4(x: &[f32], out: &mut [u8]);
+    encode_nvfp4(x: &[f32], out: &mut [u8]);
+    encode_q1_0(x: &[f32], out: &mut [u8]);
+    encode_q2_0(x: &[f32], out: &mut [u8]);
+    decode_tq1_0(bytes: &[u8], out: &mut [f32]);
+    decode_tq2_0(bytes: &[u8], out: &mut [f32]);
+    decode_mxfp4(bytes: &[u8], out: &mut [f32]);
+    decode_nvfp4(bytes: &[u8], out: &mut [f32]);
+    decode_q1_0(bytes: &[u8], out: &mut [f32]);
+    decode_q2_0(bytes: &[u8], out: &mut [f32]);
+    encode_q8_1(x: &[f32], out: &mut [u8]);
+    encode_q8_k(x: &[f32], out: &mut [u8]);
+    dot_q8_0(operands: Operands<'_, '_>);
+    dot_q4_0(operands: Operands<'_, '_>);
+    dot_q4_1(operands: Operands<'_, '_>);
+    dot_q5_0(operands: Operands<'_, '_>);
+    dot_q5_1(operands: Operands<'_, '_>);
+    dot_q2_k(operands: Operands<'_, '_>);
+    dot_q3_k(operands: Operands<'_, '_>);
+    dot_q4_k(operands: Operands<'_, '_>);
+    dot_q5_k(operands: Operands<'_, '_>);
+    dot_q6_k(operands: Operands<'_, '_>);
+    dot_tq1_0(operands: Operands<'_, '_>);
+    dot_tq2_0(operands: Operands<'_, '_>);
+    dot_mxfp4(operands: Operands<'_, '_>);
+    dot_nvfp4(operands: Operands<'_, '_>);
+    dot_q1_0(operands: Operands<'_, '_>);
+    dot_q2_0(operands: Operands<'_, '_>);
+    dot_iq2_xxs(operands: Operands<'_, '_>);
+    dot_iq2_xs(operands: Operands<'_, '_>);
+    dot_iq2_s(operands: Operands<'_, '_>);
+    dot_iq3_xxs(operands: Operands<'_, '_>);
+    dot_iq3_s(operands: Operands<'_, '_>);
+    dot_iq1_s(operands: Operands<'_, '_>);
+    dot_iq1_m(operands: Operands<'_, '_>);
     decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_s(bytes: &[u8], out: &mut [f32]);

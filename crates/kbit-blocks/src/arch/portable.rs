@@ -1,11 +1,15 @@
 //! The loops over blocks, for every CPU; the wider sets compile them again. Lengths fit: the caller has checked them.
 
 use crate::block::{
-    Block, Encode, EncodeWeighted, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    Block, Encode, EncodeImportant, EncodeWeighted, IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS,
+    MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K, TQ1_0,
+    TQ2_0,
 };
+use crate::dot::{Operands, interleaved, one, products};
 use crate::grid::OneByOne;
 use crate::legacy::BLOCK;
 use crate::plain::{MAGNITUDE, bf16_bits, bf16_value, f16_bits, f16_value};
+pub(crate) use crate::ternary::encode_q1_0;
 
 /// The bits of the largest magnitude; from those of infinity up, something is not finite.
 #[inline(always)]
@@ -80,6 +84,28 @@ fn weighted<B: EncodeWeighted<Weights = [f32; BLOCK]>>(row: &[f32], importance: 
 }
 
 #[inline(always)]
+pub(crate) fn encode_q8_1(x: &[f32], out: &mut [u8]) {
+    for (x, block) in bytemuck::cast_slice(x).iter().zip(bytemuck::cast_slice_mut(out)) {
+        *block = Q8_1::encode(x);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn encode_q8_k(x: &[f32], out: &mut [u8]) {
+    for (x, block) in bytemuck::cast_slice(x).iter().zip(bytemuck::cast_slice_mut(out)) {
+        *block = Q8_K::encode(x);
+    }
+}
+
+#[inline(always)]
+fn important<B: EncodeImportant>(row: &[f32], importance: &[f32], out: &mut [u8]) {
+    let blocks = bytemuck::cast_slice(row).iter().zip(bytemuck::cast_slice(importance));
+    for ((x, importance), block) in blocks.zip(bytemuck::cast_slice_mut::<u8, B>(out)) {
+        *block = B::encode_important(x, importance);
+    }
+}
+
+#[inline(always)]
 fn decode<B: Block>(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytemuck::cast_slice::<u8, B>(bytes).iter().zip(bytemuck::cast_slice_mut(out)) {
         block.decode(out);
@@ -90,8 +116,14 @@ macro_rules! of_blocks {
     (
         encode: { $($encode:ident $a:ty,)* }
         weighted: { $($weighted:ident $b:ty,)* }
+        important: { $($important:ident $d:ty,)* }
         decode: { $($decode:ident $c:ty,)* }
+        dot: { $($dot:ident $e:ty,)* }
     ) => {
+        $(#[inline(always)]
+        pub(crate) fn $dot(operands: Operands<'_, '_>) {
+            products(operands, interleaved::<$e, 4>, one::<$e>);
+        })*
         $(#[inline(always)]
         pub(crate) fn $encode(x: &[f32], out: &mut [u8]) {
             encode::<$a>(x, out);
@@ -101,6 +133,10 @@ macro_rules! of_blocks {
             weighted::<$b>(row, importance, out);
         })*
         $(#[inline(always)]
+        pub(crate) fn $important(row: &[f32], importance: &[f32], out: &mut [u8]) {
+            important::<$d>(row, importance, out);
+        })*
+        $(#[inline(always)]
         pub(crate) fn $decode(bytes: &[u8], out: &mut [f32]) {
             decode::<$c>(bytes, out);
         })*
@@ -108,11 +144,44 @@ macro_rules! of_blocks {
 }
 
 of_blocks! {
-    encode: { encode_q8_0 Q8_0, encode_q4_0 Q4_0, encode_q4_1 Q4_1, encode_q5_0 Q5_0, encode_q5_1 Q5_1, }
+    encode: {
+        encode_q8_0 Q8_0, encode_q4_0 Q4_0, encode_q4_1 Q4_1, encode_q5_0 Q5_0, encode_q5_1 Q5_1,
+        encode_q2_k Q2_K, encode_q3_k Q3_K, encode_q4_k Q4_K, encode_q5_k Q5_K, encode_q6_k Q6_K,
+        encode_tq1_0 TQ1_0, encode_tq2_0 TQ2_0, encode_mxfp4 MXFP4, encode_nvfp4 NVFP4, encode_q2_0 Q2_0,
+    }
     weighted: { weighted_q4_0 Q4_0, weighted_q4_1 Q4_1, weighted_q5_0 Q5_0, weighted_q5_1 Q5_1, }
+    important: {
+        weighted_q2_k Q2_K, weighted_q3_k Q3_K, weighted_q4_k Q4_K, weighted_q5_k Q5_K, weighted_q6_k Q6_K,
+    }
     decode: {
         decode_q8_0 Q8_0, decode_q4_0 Q4_0, decode_q4_1 Q4_1, decode_q5_0 Q5_0, decode_q5_1 Q5_1,
         decode_q2_k Q2_K, decode_q3_k Q3_K, decode_q4_k Q4_K, decode_q5_k Q5_K, decode_q6_k Q6_K,
+        decode_tq1_0 TQ1_0, decode_tq2_0 TQ2_0, decode_mxfp4 MXFP4, decode_nvfp4 NVFP4, decode_q1_0 Q1_0, decode_q2_0 Q2_0,
+    }
+    dot: {
+        dot_q8_0 Q8_0,
+        dot_q4_0 Q4_0,
+        dot_q4_1 Q4_1,
+        dot_q5_0 Q5_0,
+        dot_q5_1 Q5_1,
+        dot_q2_k Q2_K,
+        dot_q3_k Q3_K,
+        dot_q4_k Q4_K,
+        dot_q5_k Q5_K,
+        dot_q6_k Q6_K,
+        dot_tq1_0 TQ1_0,
+        dot_tq2_0 TQ2_0,
+        dot_mxfp4 MXFP4,
+        dot_nvfp4 NVFP4,
+        dot_q1_0 Q1_0,
+        dot_q2_0 Q2_0,
+        dot_iq2_xxs IQ2_XXS,
+        dot_iq2_xs IQ2_XS,
+        dot_iq2_s IQ2_S,
+        dot_iq3_xxs IQ3_XXS,
+        dot_iq3_s IQ3_S,
+        dot_iq1_s IQ1_S,
+        dot_iq1_m IQ1_M,
     }
 }
 
