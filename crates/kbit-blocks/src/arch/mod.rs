@@ -7,6 +7,7 @@
 
 use crate::dot::Operands;
 
+pub(crate) mod lanes;
 pub(crate) mod portable;
 
 #[cfg(target_arch = "x86_64")]
