@@ -1,7 +1,7 @@
 //! `tokenizer.json` of Hugging Face's tokenizers: the parts that a GGUF vocabulary is made from, and the pre-tokenizer by
 //! its structure.
 
-use crate::pre_tokenizer::{DIGIT_STAGE, GPT_2_STAGE, PRE_TOKENIZERS, known};
+use crate::pre_tokenizer::{DIGIT_STAGE, GPT_2_STAGE, PRE_TOKENIZERS, WholeWords, known};
 use crate::{TokenizerError, vocabulary::MAX_TOKENS};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
@@ -161,8 +161,8 @@ impl TokenizerJson {
         PRE_TOKENIZERS
             .iter()
             .find(|entry| {
-                entry.ignore_merges == whole_words
-                    && entry.stages.iter().any(|stages| {
+                (entry.whole_words == WholeWords::All) == whole_words
+                    && entry.json.iter().any(|stages| {
                         stages.iter().map(|stage| written(stage)).eq(structure.stages.iter().cloned())
                     })
             })
