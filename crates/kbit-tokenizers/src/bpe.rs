@@ -87,12 +87,12 @@ impl Bpe {
         };
         let spellings = symbols.extra.iter().map(|bytes| bytes.iter().filter_map(spell).collect()).collect();
         let characters = (alphabet != Alphabet::Bytes).then(|| {
-            let character = |(bytes, &symbol): (&Box<[u8]>, &u32)| {
+            let character = |(bytes, symbol): (&[u8], u32)| {
                 let mut characters = std::str::from_utf8(bytes).ok()?.chars();
                 let first = characters.next()?;
                 characters.next().is_none().then_some((first, symbol))
             };
-            symbols.ids.iter().filter_map(character).collect()
+            symbols.ids.iter().map(|(bytes, &symbol)| (&**bytes, symbol)).filter_map(character).collect()
         });
         Ok(Self {
             splitter,

@@ -175,6 +175,8 @@ pub(crate) const GPT_2_STAGE: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// `Digits` with `individual_digits`.
 pub(crate) const DIGIT_STAGE: &str = r"\p{N}";
+/// `Punctuation` with each mark by itself.
+pub(crate) const PUNCTUATION_STAGE: &str = r"[\p{P}!-/:-@\[-`{-~]";
 const LLAMA_3_STAGE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN_2_STAGE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT_4O_STAGE: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -386,7 +388,7 @@ pub(crate) const PRE_TOKENIZERS: &[PreTokenizer] = &[
         )
     },
     PreTokenizer {
-        json: &[&["Punctuation Contiguous", GPT_2_STAGE, r"\p{N}+", "[0-9][0-9][0-9]"]],
+        json: &[&[r"[\p{P}!-/:-@\[-`{-~]+", GPT_2_STAGE, r"\p{N}+", "[0-9][0-9][0-9]"]],
         ..entry(&["falcon"], &[plain(r"[\p{P}$+<=>^~|`]+"), GPT_2, plain("[0-9][0-9][0-9]")])
     },
     PreTokenizer { json: &[&[BLOOM_STAGE]], ..entry(&["bloom", "poro-chat", "gpt3-finnish"], &[BLOOM]) },
@@ -402,7 +404,7 @@ pub(crate) const PRE_TOKENIZERS: &[PreTokenizer] = &[
             r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
             r"([\t\n]|    |  )",
             DIGIT_STAGE,
-            r"[\p{P}!-/:-@\[-`{-~]",
+            PUNCTUATION_STAGE,
             GPT_2_STAGE,
         ]],
         ..entry(
@@ -477,7 +479,6 @@ impl Splitter {
     }
 
     /// The stages of a tokenizer.json as they stand there, or `None` where one has a look-ahead that kbit does not have.
-    #[expect(dead_code, reason = "fingerprints follow")]
     pub(crate) fn from_patterns<'p>(patterns: impl Iterator<Item = &'p str>) -> Option<Self> {
         const ENDINGS: [&str; 2] = [r"|\s+(?!\S)|\s+", r"|\s+(?!\S)"];
         let stages = patterns.map(|pattern| {

@@ -189,7 +189,7 @@ impl Charsmap {
             return wrong(format!("{} bytes, too few for a length", bytes.len()));
         };
         let size = u32::from_le_bytes(*size) as usize;
-        if size >= rest.len() || size % 4 != 0 {
+        if size >= rest.len() || !size.is_multiple_of(4) {
             return wrong(format!(
                 "{size} bytes of units are announced, where a multiple of 4 below {} makes sense",
                 rest.len()

@@ -93,6 +93,12 @@ impl Vocabulary {
         Ok(vocabulary)
     }
 
+    /// Tokens of no score.
+    pub(crate) fn of(tokens: impl Iterator<Item = (String, TokenKind)>) -> Self {
+        let tokens = tokens.map(|(text, kind)| Token { text, score: 0.0, kind, declared: kind });
+        Self { tokens: tokens.collect(), ends: HashSet::new() }
+    }
+
     /// Finds the tokens that end a generation, and makes control tokens of those whose texts say that they are.
     fn find_meanings(&mut self, metadata: &Metadata) -> Result<(), TokenizerError> {
         let id_of = |key: &str| -> Result<Option<u32>, TokenizerError> {
