@@ -150,6 +150,50 @@ fn every_pre_tokenizer_is_llama_cpps() {
 }
 
 #[test]
+fn bpe_over_characters_is_llama_cpps() {
+    let file = Gguf::open(&golden("characters/vocabulary.gguf")).unwrap();
+    let cases = json(&golden("characters/ids.json"));
+    let names = cases["names"].as_array().unwrap();
+    assert_eq!(names.len(), 4);
+    for (index, name) in names.iter().enumerate() {
+        let mut metadata: Metadata = file.metadata().clone();
+        for (at, key) in ["model", "pre"].into_iter().enumerate() {
+            let value = Value::String(name[at].as_str().unwrap().to_owned());
+            metadata.insert(format!("tokenizer.ggml.{key}"), value);
+        }
+        let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+        for case in cases["texts"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            assert_eq!(tokenizer.encode(text, true, true), ids(&case["ids"][index]), "{name}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn any_bytes_come_back() {
+    let bytes: Vec<u8> = (0..=255).collect();
+    for (path, token_of) in [
+        ("sentencepiece/expected.gguf", (|byte: u8| format!("<0x{byte:02X}>")) as fn(u8) -> String),
+        ("characters/vocabulary.gguf", |byte| format!("<0x{byte:02X}>")),
+        ("pre-tokenizers/vocabulary.gguf", |byte| {
+            // GPT-2's alphabet: printable bytes stand for themselves, the others follow from U+0100 on.
+            let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+            let others = (0..byte).filter(|&byte| !printable(byte)).count();
+            let code = if printable(byte) { u32::from(byte) } else { 0x100 + u32::try_from(others).unwrap() };
+            char::from_u32(code).unwrap().to_string()
+        }),
+    ] {
+        let tokenizer = Tokenizer::from_metadata(Gguf::open(&golden(path)).unwrap().metadata()).unwrap();
+        let id = |byte: u8| {
+            let wanted = token_of(byte);
+            (0..).find(|&id| tokenizer.token_text(id).unwrap() == wanted).unwrap()
+        };
+        let tokens: Vec<u32> = bytes.iter().map(|&byte| id(byte)).collect();
+        assert_eq!(tokenizer.decode_bytes(&tokens), bytes, "{path}");
+    }
+}
+
+#[test]
 fn metadata_of_the_reference_folders_are_the_converters() {
     let folders = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/reference/hf");
     let Ok(entries) = std::fs::read_dir(&folders) else {
