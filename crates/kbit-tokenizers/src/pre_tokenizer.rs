@@ -636,6 +636,16 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_has_a_row_for_every_entry() {
+        let page = include_str!("../../../docs/tokenizers.md");
+        for entry in PRE_TOKENIZERS {
+            let names: Vec<String> = entry.names.iter().map(|name| format!("`{name}`")).collect();
+            let row = format!("| {} |", names.join(", "));
+            assert!(page.contains(&row), "docs/tokenizers.md has no row that begins with {row}");
+        }
+    }
+
+    #[test]
     fn gpt_2_keeps_one_space_for_the_next_word() {
         assert_eq!(pieces("gpt-2", "a   b'll  "), ["a", "  ", " b", "'ll", "  "]);
         assert_eq!(pieces("gpt-2", "a\n\nb\nc"), ["a", "\n", "\n", "b", "\n", "c"]);
