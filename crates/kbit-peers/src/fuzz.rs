@@ -245,7 +245,13 @@ impl Batch {
                     }
                     Err(Failure::Refused(BlockError::TooLarge { .. })) if !accepted => compared.refused += 1,
                     Err(failure) => {
-                        return Err(self.difference(kernels, importance, failure.to_string(), folder));
+                        let mut what = failure.to_string();
+                        if let Failure::Refused(BlockError::TooLarge { row, column, .. }) = failure {
+                            let size = self.unit_bytes();
+                            let block = (row * self.rows.cols + column) / block_elements(ty);
+                            let _ = write!(what, "\n  ggml {}", hex(&bytes[block * size..][..size]));
+                        }
+                        return Err(self.difference(kernels, importance, what, folder));
                     }
                 }
             }
@@ -333,8 +339,7 @@ impl Batch {
         ours: &[u8],
         folder: &Path,
     ) -> Difference {
-        let size =
-            self.ty.block_bytes() as usize * block_elements(self.ty) / self.ty.block_elements() as usize;
+        let size = self.unit_bytes();
         let byte = theirs.iter().zip(ours).position(|(a, b)| a != b).unwrap_or(0);
         let block = byte / size;
         let differing = theirs.chunks(size).zip(ours.chunks(size)).filter(|(a, b)| a != b).count();
@@ -354,6 +359,11 @@ impl Batch {
             hex(&ours[block * size..][..size])
         );
         self.difference(kernels, importance, what, folder)
+    }
+
+    /// Bytes of what counts as a block.
+    fn unit_bytes(&self) -> usize {
+        self.ty.block_bytes() as usize * (block_elements(self.ty) / self.ty.block_elements() as usize)
     }
 
     /// Describes the batch and keeps it as a file.
