@@ -243,7 +243,9 @@ impl Batch {
                         let what = "kbit writes what llama.cpp refuses to load (a scale that is not finite)";
                         return Err(self.difference(kernels, importance, what.to_owned(), folder));
                     }
-                    Err(Failure::Refused(BlockError::TooLarge { .. })) if !accepted => compared.refused += 1,
+                    Err(Failure::Refused(error)) if !accepted && concerns_weights(&error) => {
+                        compared.refused += 1;
+                    }
                     Err(failure) => {
                         let mut what = failure.to_string();
                         if let Failure::Refused(BlockError::TooLarge { row, column, .. }) = failure {
@@ -423,6 +425,17 @@ impl fmt::Display for Failure {
             Self::Panicked => f.write_str("kbit panics"),
         }
     }
+}
+
+/// True where the weights are refused, and not the call.
+fn concerns_weights(error: &BlockError) -> bool {
+    !matches!(
+        error,
+        BlockError::Type { .. }
+            | BlockError::Columns { .. }
+            | BlockError::Size { .. }
+            | BlockError::Importance { .. }
+    )
 }
 
 /// The kernels of this CPU, each instruction set once.
