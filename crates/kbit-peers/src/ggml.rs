@@ -149,10 +149,13 @@ impl Ggml {
         Some(weights)
     }
 
-    /// True where llama.cpp would load these blocks: their scales are finite. ggml says on stderr what is not, so blocks whose
-    /// weights are not finite are not asked about.
+    /// True where llama.cpp would load these blocks: their scales are finite. ggml says on stderr what is not, a line each, so it
+    /// is not asked about what shows without it: weights that are not finite, and MXFP4's exponent that stands for NaN.
     pub fn accepts(&self, ty: GgmlType, bytes: &[u8]) -> bool {
-        if self.decode(ty, bytes).is_some_and(|weights| weights.iter().any(|weight| !weight.is_finite())) {
+        let is_finite = |weights: Vec<f32>| weights.iter().all(|weight| weight.is_finite());
+        let has_nan_exponent =
+            ty == GgmlType::MXFP4 && bytes.chunks(ty.block_bytes() as usize).any(|block| block[0] == 0xFF);
+        if has_nan_exponent || !self.decode(ty, bytes).is_none_or(is_finite) {
             return false;
         }
         // SAFETY: reads `bytes.len()` bytes.
