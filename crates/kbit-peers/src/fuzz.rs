@@ -1,7 +1,7 @@
 //! kbit's block encoders and decoders against ggml's, on generated blocks: every byte and every bit of every float.
 
 use crate::generate::{self, ImportanceKind, Rows};
-use crate::ggml::Ggml;
+use crate::ggml::{Aborted, Ggml};
 use crate::peers::Peers;
 use crate::random::Random;
 use crate::table::Table;
@@ -53,6 +53,7 @@ fn parse_type(name: &str) -> Result<GgmlType> {
 struct Found {
     blocks: u64,
     refused: u64,
+    aborted: u64,
     difference: Option<Difference>,
 }
 
@@ -85,8 +86,16 @@ pub fn fuzz(peers: &Peers, args: &Args) -> Result<()> {
     if let Some(unknown) = types.iter().find(|ty| !known(ty)) {
         return Err(format!("kbit neither encodes nor decodes {unknown}; leave it out of --types"));
     }
-    let mut table =
-        Table::new(&["type", "blocks", "encoded", "with importance", "decoded", "refused by both", "result"]);
+    let mut table = Table::new(&[
+        "type",
+        "blocks",
+        "encoded",
+        "with importance",
+        "decoded",
+        "refused by both",
+        "ggml aborts",
+        "result",
+    ]);
     let mut differing = Vec::new();
     for ty in types {
         let grid = ["IQ1", "IQ2", "IQ3"].iter().any(|prefix| ty.name().starts_with(prefix));
@@ -102,6 +111,7 @@ pub fn fuzz(peers: &Peers, args: &Args) -> Result<()> {
             yes(encodes && kbit_blocks::uses_importance(ty)),
             yes(kbit_blocks::can_decode(ty)),
             found.refused.to_string(),
+            found.aborted.to_string(),
             if found.difference.is_some() { "DIFFERENT" } else { "equal" }.to_owned(),
         ]);
         say(&format!(
@@ -130,7 +140,7 @@ fn fuzz_type(ggml: &Ggml, ty: GgmlType, wanted: u64, args: &Args, folder: &Path)
         |threads| threads as usize,
     );
     let next = AtomicU64::new(args.batch.unwrap_or(0));
-    let (blocks, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (blocks, refused, aborted) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let stop = AtomicBool::new(false);
     let first: Mutex<Option<Difference>> = Mutex::new(None);
     let work = || {
@@ -144,6 +154,7 @@ fn fuzz_type(ggml: &Ggml, ty: GgmlType, wanted: u64, args: &Args, folder: &Path)
                 Ok(compared) => {
                     blocks.fetch_add(compared.blocks, Ordering::Relaxed);
                     refused.fetch_add(compared.refused, Ordering::Relaxed);
+                    aborted.fetch_add(compared.aborted, Ordering::Relaxed);
                 }
                 Err(difference) => {
                     stop.store(true, Ordering::Relaxed);
@@ -169,7 +180,12 @@ fn fuzz_type(ggml: &Ggml, ty: GgmlType, wanted: u64, args: &Args, folder: &Path)
         finished.store(true, Ordering::Relaxed);
     });
     let difference = first.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    Found { blocks: blocks.into_inner(), refused: refused.into_inner(), difference }
+    Found {
+        blocks: blocks.into_inner(),
+        refused: refused.into_inner(),
+        aborted: aborted.into_inner(),
+        difference,
+    }
 }
 
 /// Says how far a type is, in one line that is overwritten, on a terminal only.
@@ -203,6 +219,7 @@ struct Batch {
 struct Compared {
     blocks: u64,
     refused: u64,
+    aborted: u64,
 }
 
 impl Batch {
@@ -219,7 +236,7 @@ impl Batch {
 
     /// Encodes and decodes with both on every instruction set.
     fn compare(&self, ggml: &Ggml, folder: &Path) -> std::result::Result<Compared, Difference> {
-        let mut compared = Compared { blocks: self.rows.distributions.len() as u64, refused: 0 };
+        let mut compared = Compared { blocks: self.rows.distributions.len() as u64, refused: 0, aborted: 0 };
         let ty = self.ty;
         if kbit_blocks::can_decode(ty) {
             self.compare_decoded(ggml, &self.noise, "random bytes")?;
@@ -230,8 +247,14 @@ impl Batch {
         let weighted = kbit_blocks::uses_importance(ty).then_some(&self.importance[..]);
         let plain = (!ggml.requires_importance(ty)).then_some(None);
         for importance in plain.into_iter().chain(weighted.map(Some)) {
-            Ggml::announce(format!("{ty}, seed {}, batch {}: encoding", self.seed, self.number));
-            let bytes = ggml.encode(ty, &self.rows.weights, self.rows.cols, importance);
+            let bytes = match ggml.encode(ty, &self.rows.weights, self.rows.cols, importance) {
+                Ok(bytes) => bytes,
+                Err(Aborted(message)) => {
+                    self.compare_sets(importance, &message, folder)?;
+                    compared.aborted += 1;
+                    continue;
+                }
+            };
             let accepted = ggml.accepts(ty, &bytes);
             for kernels in kernels() {
                 match self.encoded(kernels, importance, bytes.len()) {
@@ -264,6 +287,36 @@ impl Batch {
         Ok(compared)
     }
 
+    /// Where ggml gives up (with the message `aborted`), kbit may refuse or encode, but as one on all instruction sets.
+    fn compare_sets(
+        &self,
+        importance: Option<&[f32]>,
+        aborted: &str,
+        folder: &Path,
+    ) -> std::result::Result<(), Difference> {
+        let row_bytes = self.ty.bytes_for(self.rows.cols as u64).map_or(0, |bytes| bytes as usize);
+        let length = row_bytes * (self.rows.weights.len() / self.rows.cols);
+        let mut first: Option<Option<Vec<u8>>> = None;
+        for kernels in kernels() {
+            let own = match self.encoded(kernels, importance, length) {
+                Err(Failure::Panicked) => {
+                    let what = format!("kbit panics, and ggml aborts: {aborted}");
+                    return Err(self.difference(kernels, importance, what, folder));
+                }
+                encoded => encoded.ok(),
+            };
+            match &first {
+                Some(first) if *first != own => {
+                    let what = format!("instruction sets of kbit differ where ggml aborts: {aborted}");
+                    return Err(self.difference(kernels, importance, what, folder));
+                }
+                Some(_) => {}
+                None => first = Some(own),
+            }
+        }
+        Ok(())
+    }
+
     fn encoded(
         &self,
         kernels: Kernels,
@@ -288,7 +341,6 @@ impl Batch {
         source: &str,
     ) -> std::result::Result<(), Difference> {
         let ty = self.ty;
-        Ggml::announce(format!("{ty}, seed {}, batch {}: decoding {source}", self.seed, self.number));
         let Some(expected) = ggml.decode(ty, bytes) else { return Ok(()) };
         for kernels in kernels() {
             let mut own = vec![f32::from_bits(0xA5A5_A5A5); expected.len()];

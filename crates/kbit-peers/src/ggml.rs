@@ -1,15 +1,15 @@
 //! ggml's own encoders and decoders, from `libggml-base.so`.
 //!
 //! Invariants of the unsafe code: the library is the one that [`crate::peers`] built (its table of block sizes is compared
-//! with kbit's on opening); it stays loaded as long as the function pointers are used; every call passes buffers whose sizes
+//! with kbit's on opening) with unwind tables, which errors inside of it need; it stays loaded as long as the function pointers are used; every call passes buffers whose sizes
 //! were computed from that table.
 #![expect(unsafe_code, reason = "calls into a C library")]
 
 use crate::{Result, in_context};
 use kbit_types::GgmlType;
 use libloading::Library;
-use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 
 /// `struct ggml_type_traits` of `ggml.h`.
@@ -26,7 +26,7 @@ struct TypeTraits {
 
 type QuantizeChunk = unsafe extern "C" fn(c_int, *const f32, *mut c_void, i64, i64, i64, *const f32) -> usize;
 type Traits = unsafe extern "C" fn(c_int) -> *const TypeTraits;
-type AbortCallback = extern "C" fn(*const c_char);
+type AbortCallback = extern "C-unwind" fn(*const c_char);
 
 /// The library.
 pub struct Ggml {
@@ -38,15 +38,15 @@ pub struct Ggml {
     _library: Library,
 }
 
-thread_local! {
-    /// What this thread compares, for the message of an abort inside of ggml.
-    static CASE: RefCell<String> = const { RefCell::new(String::new()) };
-}
+/// What ggml said before it would have ended the process: a failed assertion, or weights that its search cannot handle.
+#[derive(Debug)]
+pub struct Aborted(pub String);
 
-extern "C" fn say_case(message: *const c_char) {
+/// ggml calls this instead of ending the process. Its encoders hold nothing that unwinding would leave behind.
+extern "C-unwind" fn unwind(message: *const c_char) {
     // SAFETY: ggml passes a text that ends in 0.
     let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
-    CASE.with_borrow(|case| crate::say(&format!("ggml aborts: {}\n  at {case}", message.trim_end())));
+    resume_unwind(Box::new(Aborted(message.trim_end().to_owned())));
 }
 
 impl Ggml {
@@ -62,7 +62,7 @@ impl Ggml {
         let ggml = unsafe {
             let set_callback: unsafe extern "C" fn(AbortCallback) -> *const c_void =
                 *library.get(b"ggml_set_abort_callback\0").map_err(&context)?;
-            set_callback(say_case);
+            set_callback(unwind);
             Self {
                 quantize_chunk: *library.get(b"ggml_quantize_chunk\0").map_err(&context)?,
                 requires_imatrix: *library.get(b"ggml_quantize_requires_imatrix\0").map_err(&context)?,
@@ -90,11 +90,6 @@ impl Ggml {
         unsafe { &*(self.traits)(ty.id() as c_int) }
     }
 
-    /// Names what this thread compares next, for the message of an abort.
-    pub fn announce(case: String) {
-        CASE.set(case);
-    }
-
     /// True where ggml refuses to encode without importance.
     pub fn requires_importance(&self, ty: GgmlType) -> bool {
         // SAFETY: a pure function of the id.
@@ -103,17 +98,26 @@ impl Ggml {
 
     /// The bytes of `weights`, rows of `cols`; `importance` has one value a column.
     ///
+    /// # Errors
+    /// What ggml says where it gives up.
+    ///
     /// # Panics
     /// When rows are not whole, or importance is missing where it is required.
-    pub fn encode(&self, ty: GgmlType, weights: &[f32], cols: usize, importance: Option<&[f32]>) -> Vec<u8> {
+    pub fn encode(
+        &self,
+        ty: GgmlType,
+        weights: &[f32],
+        cols: usize,
+        importance: Option<&[f32]>,
+    ) -> Result<Vec<u8>, Aborted> {
         assert!(cols > 0 && weights.len().is_multiple_of(cols));
         assert!(importance.map_or(!self.requires_importance(ty), |importance| importance.len() == cols));
         let row_bytes = ty.bytes_for(cols as u64).map(|bytes| bytes as usize);
         let rows = weights.len() / cols;
         let mut bytes = vec![0u8; rows * row_bytes.expect("rows are whole blocks")];
         let importance = importance.map_or(std::ptr::null(), <[f32]>::as_ptr);
-        // SAFETY: `rows` rows are read and written; importance is null or a row long.
-        let written = unsafe {
+        // SAFETY: `rows` rows are read and written; importance is null or a row long. ggml was compiled with unwind tables.
+        let written = catch_unwind(AssertUnwindSafe(|| unsafe {
             (self.quantize_chunk)(
                 ty.id() as c_int,
                 weights.as_ptr(),
@@ -123,9 +127,15 @@ impl Ggml {
                 cols as i64,
                 importance,
             )
-        };
-        assert_eq!(written, bytes.len());
-        bytes
+        }));
+        match written {
+            Ok(written) => assert_eq!(written, bytes.len()),
+            Err(payload) => match payload.downcast::<Aborted>() {
+                Ok(aborted) => return Err(*aborted),
+                Err(other) => resume_unwind(other),
+            },
+        }
+        Ok(bytes)
     }
 
     /// The weights of whole blocks; `None` where ggml has no decoder.

@@ -147,6 +147,8 @@ impl Peers {
             .args(["-G", "Ninja"])
             .arg(format!("-DCMAKE_MAKE_PROGRAM={}", ninja.display()))
             .args(["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"])
+            // So that a failed assertion inside of ggml can be reported as one.
+            .arg("-DCMAKE_C_FLAGS=-fexceptions")
             .args(["-DGGML_NATIVE=ON", "-DGGML_CCACHE=OFF"])
             .args(["-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF"])
             .args(["-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF"]))?;
