@@ -24,8 +24,9 @@ struct TypeTraits {
     from_float_ref: Option<unsafe extern "C" fn(*const f32, *mut c_void, i64)>,
 }
 
-type QuantizeChunk = unsafe extern "C" fn(c_int, *const f32, *mut c_void, i64, i64, i64, *const f32) -> usize;
-type Traits = unsafe extern "C" fn(c_int) -> *const TypeTraits;
+type QuantizeChunk =
+    unsafe extern "C-unwind" fn(c_int, *const f32, *mut c_void, i64, i64, i64, *const f32) -> usize;
+type Traits = unsafe extern "C-unwind" fn(c_int) -> *const TypeTraits;
 type AbortCallback = extern "C-unwind" fn(*const c_char);
 
 /// The library.
