@@ -5,7 +5,7 @@
 
 use crate::compare::{self, Pair};
 use crate::models;
-use crate::peers::Peers;
+use crate::peers::{self, Peers};
 use crate::process::{self, Measured};
 use crate::table::Table;
 use crate::{Result, in_context, print, say};
@@ -116,7 +116,9 @@ pub fn bench(peers: &Peers, args: &Args) -> Result<()> {
         let found = serde_json::json!({"machine": machine, "threads": args.threads, "rounds": args.rounds, "cases": rows});
         print(&format!("{found:#}"));
     } else if args.markdown {
-        print(&format!("{}, {} threads.\n\n{}", machine(), args.threads, ratios(&rows).markdown()));
+        let head =
+            format!("{}, {} threads, beside llama.cpp of {}.", machine(), args.threads, peers::release());
+        print(&format!("{head}\n\n{}", ratios(&rows).markdown()));
     } else {
         print(&figures(&rows).text());
     }
@@ -308,7 +310,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// The processor and the version of its peer.
+/// The processor.
 fn machine() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));

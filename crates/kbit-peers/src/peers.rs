@@ -224,6 +224,11 @@ fn reference_flag(database: &str) -> Result<Option<String>> {
     Ok(command.split_whitespace().find(particular).map(str::to_owned))
 }
 
+/// The package that llama.cpp comes from, with its version.
+pub fn release() -> String {
+    format!("{PACKAGE} {VERSION}")
+}
+
 /// Cargo's target folder.
 pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
