@@ -118,9 +118,9 @@ pub fn bench(peers: &Peers, args: &Args) -> Result<()> {
     } else if args.markdown {
         let head =
             format!("{}, {} threads, beside llama.cpp of {}.", machine(), args.threads, peers::release());
-        print(&format!("{head}\n\n{}", ratios(&rows).markdown()));
+        print(&format!("{head}\n\n{}", table(&rows, false).markdown()));
     } else {
-        print(&figures(&rows).text());
+        print(&table(&rows, true).text());
     }
     if failed.is_empty() { Ok(()) } else { Err(format!("not measured: {}", failed.join(", "))) }
 }
@@ -337,69 +337,45 @@ fn line(row: &Row) -> String {
     )
 }
 
-/// All figures.
-fn figures(rows: &[Row]) -> Table {
-    let mut table = Table::new(&[
-        "case",
-        "importance",
-        "peer s",
-        "kbit s",
-        "ratio",
-        "kbit MB/s",
-        "of memory copy",
-        "peer MiB",
-        "kbit MiB",
-        "private MiB",
-        "bytes",
-    ]);
-    for row in rows {
-        table.row(vec![
-            row.case.clone(),
-            if row.importance { "yes" } else { "no" }.to_owned(),
-            format!("{:.2}", row.peer_seconds),
-            format!("{:.2}", row.kbit_seconds),
-            format!("{:.1}", row.ratio),
-            format!("{:.0}", row.kbit_rate / 1e6),
-            percent(row.of_memory_copy),
-            mib(row.peer_peak_bytes),
-            mib(row.kbit_peak_bytes),
-            mib(row.kbit_private_peak_bytes),
-            row.bytes.to_owned(),
-        ]);
-    }
-    table
+/// A column of the tables.
+struct Column {
+    name: &'static str,
+    /// Only true of one machine, and of one day.
+    is_absolute: bool,
+    cell: fn(&Row) -> String,
 }
 
-/// What holds beyond one machine.
-fn ratios(rows: &[Row]) -> Table {
-    let mut table = Table::new(&[
-        "case",
-        "importance",
-        "times the peer's speed",
-        "of memory copy",
-        "peer's peak MiB",
-        "kbit's peak MiB",
-        "without mapped pages",
-        "bytes",
-    ]);
+const COLUMNS: &[Column] = &[
+    Column { name: "case", is_absolute: false, cell: |row| row.case.clone() },
+    Column {
+        name: "importance",
+        is_absolute: false,
+        cell: |row| if row.importance { "yes" } else { "no" }.to_owned(),
+    },
+    Column { name: "peer s", is_absolute: true, cell: |row| format!("{:.2}", row.peer_seconds) },
+    Column { name: "kbit s", is_absolute: true, cell: |row| format!("{:.2}", row.kbit_seconds) },
+    Column { name: "ratio", is_absolute: false, cell: |row| format!("{:.1}", row.ratio) },
+    Column { name: "kbit MB/s", is_absolute: true, cell: |row| format!("{:.0}", row.kbit_rate / 1e6) },
+    Column { name: "of memory copy", is_absolute: false, cell: |row| percent(row.of_memory_copy) },
+    Column { name: "peer MiB", is_absolute: false, cell: |row| mib(row.peer_peak_bytes) },
+    Column { name: "kbit MiB", is_absolute: false, cell: |row| mib(row.kbit_peak_bytes) },
+    Column { name: "private MiB", is_absolute: false, cell: |row| mib(row.kbit_private_peak_bytes) },
+    Column { name: "bytes", is_absolute: false, cell: |row| row.bytes.to_owned() },
+];
+
+/// The figures, or what of them holds beyond one machine.
+fn table(rows: &[Row], absolute: bool) -> Table {
+    let columns: Vec<_> = COLUMNS.iter().filter(|column| absolute || !column.is_absolute).collect();
+    let mut table = Table::new(&columns.iter().map(|column| column.name).collect::<Vec<_>>());
     for row in rows {
-        table.row(vec![
-            format!("`{}`", row.case),
-            if row.importance { "yes" } else { "no" }.to_owned(),
-            format!("{:.1}", row.ratio),
-            percent(row.of_memory_copy),
-            mib(row.peer_peak_bytes),
-            mib(row.kbit_peak_bytes),
-            mib(row.kbit_private_peak_bytes),
-            row.bytes.to_owned(),
-        ]);
+        table.row(columns.iter().map(|column| (column.cell)(row)).collect());
     }
     table
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Row, cases, figures, matches, median, memory_copy_rate, ratios};
+    use super::{Row, cases, matches, median, memory_copy_rate, table};
     use crate::compare::FileType;
 
     #[test]
@@ -442,11 +418,11 @@ mod tests {
 
     #[test]
     fn tables_show_figures_and_ratios() {
-        let text = figures(&[row()]).text();
+        let text = table(&[row()], true).text();
         assert!(text.contains("2400") && text.contains("75 %") && text.contains("4.0"), "{text}");
-        let markdown = ratios(&[row()]).markdown();
-        assert!(markdown.contains("| `pure/q4_0` |") && !markdown.contains("0.50"), "{markdown}");
-        assert_eq!(ratios(&[]).markdown().lines().count(), 2);
+        let markdown = table(&[row()], false).markdown();
+        assert!(markdown.contains("| pure/q4_0 |") && !markdown.contains("0.50"), "{markdown}");
+        assert_eq!(table(&[], false).markdown().lines().count(), 2);
     }
 
     #[test]
