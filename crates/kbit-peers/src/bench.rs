@@ -245,7 +245,7 @@ fn needs(pair: &Pair) -> Result<bool> {
 }
 
 fn succeeded(measured: Measured, who: &str, log: &Path) -> Result<Measured> {
-    if measured.success { Ok(measured) } else { Err(format!("{who} fails: {}", process::tail(log))) }
+    if measured.success { Ok(measured) } else { Err(format!("{who} fails: {}", process::complaint(log))) }
 }
 
 /// Waits until earlier outputs are on the disk, so that no run pays for the one before.

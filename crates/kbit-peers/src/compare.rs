@@ -360,6 +360,9 @@ struct Model {
     imatrix: Option<PathBuf>,
 }
 
+/// The result where there is nothing to compare with.
+const ONLY_KBIT: &str = "only kbit";
+
 /// One comparison.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -405,7 +408,7 @@ pub fn compare(peers: &Peers, args: &Args) -> Result<()> {
     } else {
         print(&summary(&rows));
     }
-    let differing = rows.iter().filter(|row| row.difference.is_some()).count();
+    let differing = rows.iter().filter(|row| row.difference.is_some() && row.result != ONLY_KBIT).count();
     if differing > 0 {
         return Err(format!("{differing} of {} comparisons differ", rows.len()));
     }
@@ -427,10 +430,11 @@ fn compare_one(pair: &Pair, model: &Model, file_type: &str, imatrix: Option<&Pat
             let found = compare_files(&pair.ours, &pair.theirs)?;
             row(found.word(), found.difference())
         }
-        (true, false) => row("DIFFERENT", Some(format!("kbit: {}", process::tail(&pair.kbit_log())))),
-        (false, true) => {
-            row("DIFFERENT", Some(format!("llama-quantize refuses: {}", process::tail(&pair.peer_log()))))
-        }
+        (true, false) => row("DIFFERENT", Some(format!("kbit: {}", process::complaint(&pair.kbit_log())))),
+        (false, true) => row(
+            "only kbit",
+            Some(format!("llama-quantize refuses: {}", process::complaint(&pair.peer_log()))),
+        ),
         (false, false) => row("refused by both", None),
     })
 }
@@ -493,7 +497,7 @@ fn sources(args: &Args) -> Vec<(String, Prepare)> {
                 let name = format!("family-{name}");
                 let measured = pair.convert(&member, "ggml:f32", None)?;
                 if !measured.success {
-                    return Err(format!("kbit convert {name}: {}", process::tail(&pair.kbit_log())));
+                    return Err(format!("kbit convert {name}: {}", process::complaint(&pair.kbit_log())));
                 }
                 let path = models_folder(peers)?.join(format!("{name}-f32.gguf"));
                 fs::rename(&pair.ours, &path).map_err(in_context(path.display()))?;
@@ -512,7 +516,7 @@ fn sources(args: &Args) -> Vec<(String, Prepare)> {
             if !path.exists() {
                 let measured = pair.quantize(&source, "F32", None, &["--allow-requantize"])?;
                 if !measured.success {
-                    return Err(format!("llama-quantize F32: {}", process::tail(&pair.peer_log())));
+                    return Err(format!("llama-quantize F32: {}", process::complaint(&pair.peer_log())));
                 }
                 fs::rename(&pair.theirs, &path).map_err(in_context(path.display()))?;
             }
@@ -563,7 +567,7 @@ fn with_imatrix(peers: &Peers, name: &str, path: PathBuf, args: &Args) -> Result
         command.args(["--ctx-size", "128", "--no-ppl"]).arg("--chunks").arg(args.chunks.to_string());
         command.arg("--threads").arg(args.threads.to_string());
         if !process::measure(&mut command, &log)?.success || !partial.exists() {
-            return Err(format!("llama-imatrix on {}: {}", path.display(), process::tail(&log)));
+            return Err(format!("llama-imatrix on {}: {}", path.display(), process::complaint(&log)));
         }
         fs::rename(&partial, &imatrix).map_err(in_context(imatrix.display()))?;
     }

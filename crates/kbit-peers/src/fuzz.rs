@@ -266,16 +266,11 @@ impl Batch {
                         let what = "kbit writes what llama.cpp refuses to load (a scale that is not finite)";
                         return Err(self.difference(kernels, importance, what.to_owned(), folder));
                     }
-                    Err(Failure::Refused(error)) if !accepted && concerns_weights(&error) => {
+                    Err(Failure::Refused(error, _)) if !accepted && concerns_weights(&error) => {
                         compared.refused += 1;
                     }
                     Err(failure) => {
-                        let mut what = failure.to_string();
-                        if let Failure::Refused(BlockError::TooLarge { row, column, .. }) = failure {
-                            let size = self.unit_bytes();
-                            let block = (row * self.rows.cols + column) / block_elements(ty);
-                            let _ = write!(what, "\n  ggml {}", hex(&bytes[block * size..][..size]));
-                        }
+                        let what = self.refusal(&failure, &bytes);
                         return Err(self.difference(kernels, importance, what, folder));
                     }
                 }
@@ -326,12 +321,34 @@ impl Batch {
         // What stands in the buffer must not matter.
         let mut own = vec![0xA5; length];
         let rows = &self.rows;
-        catch_unwind(AssertUnwindSafe(|| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
             kernels.encode_row_range(self.ty, &rows.weights, rows.cols, importance, &mut own)
-        }))
-        .map_err(|_| Failure::Panicked)?
-        .map_err(Failure::Refused)?;
-        Ok(own)
+        }));
+        match outcome {
+            Ok(Ok(())) => Ok(own),
+            Ok(Err(error)) => Err(Failure::Refused(error, own)),
+            Err(_) => Err(Failure::Panicked),
+        }
+    }
+
+    /// Describes why kbit gave no bytes for what ggml encodes as `theirs`: with the first block that differs in what kbit had
+    /// written when it stopped.
+    fn refusal(&self, failure: &Failure, theirs: &[u8]) -> String {
+        let mut what = failure.to_string();
+        if let Failure::Refused(error, ours) = failure
+            && concerns_weights(error)
+        {
+            let size = self.unit_bytes();
+            let pairs = theirs.chunks(size).zip(ours.chunks(size));
+            if let Some((block, (theirs, ours))) =
+                pairs.enumerate().find(|(_, (theirs, ours))| theirs != ours)
+            {
+                let distribution = self.rows.distributions[block].name();
+                let (theirs, ours) = (hex(theirs), hex(ours));
+                let _ = write!(what, "\n  block {block} ({distribution}):\n  ggml {theirs}\n  kbit {ours}");
+            }
+        }
+        what
     }
 
     fn compare_decoded(
@@ -348,7 +365,7 @@ impl Batch {
             let set = set_name(kernels);
             let refused = match outcome {
                 Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(Failure::Refused(error)),
+                Ok(Err(error)) => Some(Failure::Refused(error, Vec::new())),
                 Err(_) => Some(Failure::Panicked),
             };
             if let Some(failure) = refused {
@@ -466,14 +483,15 @@ impl Batch {
 
 /// Why kbit gave no bytes.
 enum Failure {
-    Refused(BlockError),
+    /// With what it had written until then.
+    Refused(BlockError, Vec<u8>),
     Panicked,
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(error) => write!(f, "kbit refuses what ggml takes: {error}"),
+            Self::Refused(error, _) => write!(f, "kbit refuses what ggml takes: {error}"),
             Self::Panicked => f.write_str("kbit panics"),
         }
     }

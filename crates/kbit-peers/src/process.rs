@@ -86,17 +86,22 @@ fn private_bytes(id: u32) -> Option<u64> {
     Some((field("RssAnon:")? + field("RssShmem:")?) * 1024)
 }
 
-/// The end of a log, for the message of a failure.
-pub fn tail(log: &Path) -> String {
-    let text =
-        std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(4)..].join(" | ")
+/// What a log says of a failure: its lines that speak of one, else its last line.
+pub fn complaint(log: &Path) -> String {
+    let bytes = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let complains = |line: &&&str| {
+        let line = line.to_lowercase();
+        ["error", "failed to", "refus", "imatrix!"].iter().any(|word| line.contains(word))
+    };
+    let found: Vec<&str> = lines.iter().filter(complains).take(2).copied().collect();
+    if found.is_empty() { lines.last().copied().unwrap_or_default().to_owned() } else { found.join(" | ") }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{measure, tail};
+    use super::{complaint, measure};
     use std::process::Command;
 
     #[test]
@@ -109,7 +114,9 @@ mod tests {
         assert!(!found.success);
         assert!(found.seconds >= 0.3, "{found:?}");
         assert!(found.peak >= 64_000_000 && found.peak_private >= 64_000_000, "{found:?}");
-        assert_eq!(tail(&log), "held 64000000");
+        assert_eq!(complaint(&log), "held 64000000");
+        std::fs::write(&log, "loading\n\n error: no such type\nbye\n").expect("written");
+        assert_eq!(complaint(&log), "error: no such type");
     }
 
     #[test]
