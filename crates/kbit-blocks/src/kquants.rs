@@ -205,7 +205,7 @@ impl Encode for Q3_K {
             return Self::finish(x, codes, [0; 16], 0.0);
         }
         let inverse = -32.0 / extreme;
-        let levels = scales.map(|scale| code(nearest(inverse * scale).min(31).max(-32) + 32));
+        let levels = scales.map(|scale| code(nearest(inverse * scale).clamp(-32, 31) + 32));
         Self::finish(x, codes, levels, 1.0 / inverse)
     }
 }
