@@ -1,8 +1,9 @@
 //! Throughput of encoding and decoding, counted in the bytes of f32 weights, and of products with activations, counted in the
 //! bytes of the blocks; one thread, beside a plain memory copy.
 //!
-//! `cargo bench -p kbit-blocks` runs all; a filter takes some: `-- decode/Q4_0`, `-- dot/Q4_K`, `-- /portable`. A table of all types with the
-//! best kernels, against the copy, ends every run that is not a test.
+//! `cargo bench -p kbit-blocks` runs all; a filter takes some: `-- decode/Q4_0`, `-- dot/Q4_K`, `-- /portable`. A table of all
+//! types, against the copy, ends every run that is not a test; `-- table` prints nothing else, `-- table dot Q4_K Q6_K` that part
+//! of it.
 #![expect(clippy::print_stdout, reason = "the table is the benchmark's output")]
 
 use criterion::{BenchmarkId, Criterion, Throughput};
@@ -142,7 +143,13 @@ fn rate(bytes: usize, mut run: impl FnMut()) -> f64 {
     bytes as f64 / best.fold(f64::INFINITY, f64::min) / 1e9
 }
 
-fn table(x: &[f32], importance: &[f32]) {
+/// Columns of the table.
+const COLUMNS: [&str; 4] = ["encode", "importance", "decode", "dot"];
+
+/// The table, of the columns and types that are named in `wanted`; of all where none is.
+fn table(x: &[f32], importance: &[f32], wanted: &[String]) {
+    let (columns, names): (Vec<_>, Vec<_>) = wanted.iter().partition(|word| COLUMNS.contains(&word.as_str()));
+    let shows = |column: &str| columns.is_empty() || columns.iter().any(|word| *word == column);
     let mut floats = vec![0f32; WEIGHTS];
     let copy = rate(4 * WEIGHTS, || floats.copy_from_slice(black_box(x)));
     for kernels in kernels() {
@@ -150,26 +157,28 @@ fn table(x: &[f32], importance: &[f32]) {
             "\n{} kernels; GB a second (of a memory copy's {copy:.1}): f32 weights, and blocks of products",
             name(kernels)
         );
-        println!("{:<6} {:>14} {:>14} {:>14} {:>14}", "type", "encode", "importance", "decode", "dot");
-        for ty in types() {
-            let cell = |rate: f64| format!("{rate:.2} ({:.0}%)", 100.0 * rate / copy);
+        let [encode, weighted, decode, dot] = COLUMNS;
+        println!("{:<7} {encode:>14} {weighted:>14} {decode:>14} {dot:>14}", "type");
+        for ty in types().filter(|ty| names.is_empty() || names.iter().any(|name| *name == ty.name())) {
             let mut bytes = bytes_for(ty, WEIGHTS);
-            let encode = (can_encode(ty) && !needs_importance(ty)).then(|| {
+            let encode = (shows(encode) && can_encode(ty) && !needs_importance(ty)).then(|| {
                 rate(4 * WEIGHTS, || drop(kernels.encode_row_range(ty, black_box(x), COLS, None, &mut bytes)))
             });
-            let decode = rate(4 * WEIGHTS, || drop(kernels.decode(ty, black_box(&bytes), &mut floats)));
+            let decode = shows(decode)
+                .then(|| rate(4 * WEIGHTS, || drop(kernels.decode(ty, black_box(&bytes), &mut floats))));
             let mut bytes = bytes_for(ty, WEIGHTED);
-            let weighted = uses_importance(ty).then(|| {
+            let weighted = (shows(weighted) && uses_importance(ty)).then(|| {
                 let x = &x[..WEIGHTED];
                 rate(4 * WEIGHTED, || {
                     drop(kernels.encode_row_range(ty, black_box(x), COLS, Some(importance), &mut bytes))
                 })
             });
-            let dot =
-                Product::new(ty, x).map(|mut product| rate(product.weights.len(), || product.run(kernels)));
-            let [encode, weighted, dot] =
-                [encode, weighted, dot].map(|rate| rate.map_or("-".to_owned(), cell));
-            println!("{:<6} {encode:>14} {weighted:>14} {:>14} {dot:>14}", ty.name(), cell(decode));
+            let product = if shows(dot) { Product::new(ty, x) } else { None };
+            let dot = product.map(|mut product| rate(product.weights.len(), || product.run(kernels)));
+            let [encode, weighted, decode, dot] = [encode, weighted, decode, dot].map(|rate| {
+                rate.map_or("-".to_owned(), |rate| format!("{rate:.2} ({:.0}%)", 100.0 * rate / copy))
+            });
+            println!("{:<7} {encode:>14} {weighted:>14} {decode:>14} {dot:>14}", ty.name());
         }
     }
 }
@@ -177,13 +186,15 @@ fn table(x: &[f32], importance: &[f32]) {
 fn main() {
     let x = weights();
     let importance: Vec<f32> = x[..COLS].iter().map(|x| x * x + 1e-6).collect();
-    let mut criterion = Criterion::default().sample_size(10).configure_from_args();
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     // `-- table` skips the rest.
-    if !std::env::args().any(|argument| argument == "table") {
+    let wanted = arguments.iter().position(|argument| argument == "table").map(|at| &arguments[at + 1..]);
+    if wanted.is_none() {
+        let mut criterion = Criterion::default().sample_size(10).configure_from_args();
         measure(&mut criterion, &x, &importance);
         criterion.final_summary();
     }
-    if !std::env::args().any(|argument| argument == "--test") {
-        table(&x, &importance);
+    if !arguments.iter().any(|argument| argument == "--test") {
+        table(&x, &importance, wanted.unwrap_or_default());
     }
 }

@@ -8,6 +8,7 @@
 //! A term of the sum depends on one level only, so there are few of them, and a distance is a sum of looked up terms
 //! ([`Nearest`]).
 
+use crate::arch::lanes::Lanes;
 use crate::codebook;
 use std::sync::OnceLock;
 
@@ -69,35 +70,37 @@ impl<const D: usize> Grid<D> {
             places[combination].first = u16::try_from(index).expect("grids are small");
             on_grid[combination] = true;
         }
-        // One array a weight, so that distances are found for many points at once.
-        let mut points = vec![vec![0i16; codes.len()]; D];
-        for (index, code) in codes.iter().enumerate() {
-            for (weight, level) in Self::levels(*code).into_iter().enumerate() {
-                points[weight][index] = i16::from(level);
-            }
-        }
+        // By weight and level, the square that each point adds to a distance: a byte holds the sum.
+        const { assert!(D * (Self::LEVELS - 1) * (Self::LEVELS - 1) < 256) };
+        let squares: Vec<Vec<Vec<u8>>> = (0..D)
+            .map(|weight| {
+                let points: Vec<u8> = codes.iter().map(|code| Self::levels(*code)[weight]).collect();
+                (0..Self::LEVELS as u8)
+                    .map(|level| points.iter().map(|point| point.abs_diff(level).pow(2)).collect())
+                    .collect()
+            })
+            .collect();
         let mut units = Vec::new();
-        let mut squares = vec![0i16; codes.len()];
+        let mut sums = vec![0u8; codes.len()];
         for (combination, place) in places.iter_mut().enumerate().filter(|(at, _)| !on_grid[*at]) {
-            squares.fill(0);
+            sums.fill(0);
             let mut rest = combination;
-            for points in &points {
-                let level = (rest % Self::LEVELS) as i16;
-                rest /= Self::LEVELS;
-                for (square, point) in squares.iter_mut().zip(points) {
-                    *square += (point - level) * (point - level);
+            for squares in &squares {
+                for (sum, square) in sums.iter_mut().zip(&squares[rest % Self::LEVELS]) {
+                    *sum += square;
                 }
+                rest /= Self::LEVELS;
             }
-            let mut list = Vec::new();
-            let mut least = -1;
-            for _ in 0..distances {
-                let next = squares.iter().copied().filter(|square| *square > least).min();
-                let Some(next) = next else { break };
-                least = next;
-                list.extend(
-                    codes.iter().zip(&squares).filter(|(_, square)| **square == least).map(|(code, _)| *code),
-                );
+            let mut seen = [false; 256];
+            for sum in &sums {
+                seen[usize::from(*sum)] = true;
             }
+            let most = (0..=u8::MAX).filter(|sum| seen[usize::from(*sum)]).take(distances).last();
+            let near = codes.iter().zip(&sums).filter(|(_, sum)| Some(**sum) <= most);
+            let mut near: Vec<(u8, u16)> = near.map(|(code, sum)| (*sum, *code)).collect();
+            // Codes ascend as indices do.
+            near.sort_unstable();
+            let mut list: Vec<u16> = near.into_iter().map(|(_, code)| code).collect();
             let first = units.len();
             let last = list.last().copied().unwrap_or_default();
             list.resize(list.len().next_multiple_of(if D == 8 { 2 * UNIT } else { UNIT }), last);
@@ -137,7 +140,7 @@ pub(crate) struct Group<const D: usize> {
 ///
 /// `at`: for each scale the number of the combination of levels; becomes the code of the point: the combination itself where it
 /// is on the grid, else the neighbour of least Σ weight · (scale · `values`[level] - x)², with [`OFF_GRID`], or [`NOTHING`].
-pub(crate) trait Nearest: Copy {
+pub(crate) trait Nearest: Lanes {
     /// In a grid of 8 weights.
     fn nearest8(self, grid: &Grid<8>, group: &Group<8>, values: &[f32; 4], scales: &[f32], at: &mut [u32]);
     /// In a grid of 4 weights.

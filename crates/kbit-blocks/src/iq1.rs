@@ -5,9 +5,12 @@
 //! sequence in which each candidate is compared with the best one so far, so it runs one part a lane. Then the groups of eight
 //! are moved to points of the grid ([`crate::grid`]).
 //!
+//! Loops, not closures, where it is hot: a closure that is not inlined is not compiled for the instruction set.
+//!
 //! Equal weights keep their order: ggml sorts with `qsort`, which is a merge sort in the GNU C library.
 
-use crate::block::{Block, Half, IQ1_M, IQ1_S};
+use crate::arch::lanes::{Floats, Integers, LANES, Lanes, Mask};
+use crate::block::{Half, IQ1_M, IQ1_S};
 use crate::codebook;
 use crate::grid::{self, Grid, Group, NOTHING, Nearest, OFF_GRID};
 use crate::iquants::{FAILED, Weights, too_large};
@@ -15,14 +18,14 @@ use crate::search::nearest;
 
 /// How far the levels -1, 0, 1 are shifted.
 const SHIFT: f32 = 0.125;
-/// Levels shifted up and down.
-const SHIFTED: [[f32; 3]; 2] = [[-1.0 + SHIFT, SHIFT, 1.0 + SHIFT], [-1.0 - SHIFT, -SHIFT, 1.0 - SHIFT]];
+/// Levels shifted up and down; no grid has the last.
+const SHIFTED: [[f32; 4]; 2] =
+    [[-1.0 + SHIFT, SHIFT, 1.0 + SHIFT, 0.0], [-1.0 - SHIFT, -SHIFT, 1.0 - SHIFT, 0.0]];
 
+/// The values of eight weights.
 #[inline(always)]
-fn shifted(out: &mut [f32; 8], levels: &[i8; 8], shift: f32, scale: f32) {
-    for (out, level) in out.iter_mut().zip(levels) {
-        *out = scale * (f32::from(*level) + shift);
-    }
+fn shifted<S: Lanes>(lanes: S, out: &mut [f32; 8], levels: &[i8; 8], shift: f32, scale: f32) {
+    *out = (lanes.all(scale) * (lanes.small(levels) + lanes.all(shift))).array();
 }
 
 /// Scales are stored as halves of odd numbers less one.
@@ -31,11 +34,9 @@ fn scale_of(code: u16) -> f32 {
     f32::from(2 * (code & 7) + 1)
 }
 
-impl Block for IQ1_S {
-    type Weights = Weights;
-
+impl IQ1_S {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (part, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let rest = u16::from_le_bytes(self.high_and_scales[part]);
@@ -43,17 +44,15 @@ impl Block for IQ1_S {
             let shift = if rest & 0x8000 == 0 { SHIFT } else { -SHIFT };
             for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                 let point = u16::from(self.points[part][group]) | (rest >> (3 * group) & 7) << 8;
-                shifted(out, &codebook::IQ1_VALUES[usize::from(point)], shift, scale);
+                shifted(lanes, out, &codebook::IQ1_VALUES[usize::from(point)], shift, scale);
             }
         }
     }
 }
 
-impl Block for IQ1_M {
-    type Weights = Weights;
-
+impl IQ1_M {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let scales = self.scales.map(u16::from_le_bytes);
         let bits = scales.iter().rev().fold(0, |bits, scales| bits << 4 | scales >> 12);
         let d = Half(bits.to_le_bytes()).get();
@@ -63,22 +62,25 @@ impl Block for IQ1_M {
             let high = u16::from(self.high[part] >> (group % 2 * 4));
             let shift = if high & 8 == 0 { SHIFT } else { -SHIFT };
             let point = u16::from(self.points[group]) | (high & 7) << 8;
-            shifted(out, &codebook::IQ1_VALUES[usize::from(point)], shift, scale);
+            shifted(lanes, out, &codebook::IQ1_VALUES[usize::from(point)], shift, scale);
         }
     }
 }
 
 /// A part of `N` weights before its levels are chosen.
+#[derive(Clone, Copy)]
 struct Part<const N: usize> {
     x: [f32; N],
     /// What the squared errors weigh.
     weights: [f32; N],
     /// The place of each weight in ascending order.
-    ranks: [u8; N],
+    ranks: [u32; N],
     negligible: bool,
 }
 
 impl<const N: usize> Part<N> {
+    const EMPTY: Self = Self { x: [0.0; N], weights: [0.0; N], ranks: [0; N], negligible: true };
+
     #[inline(always)]
     fn new(x: &[f32; N], importance: Option<&[f32; N]>, energy: f32, negligible: f32) -> Self {
         let mut weights = [0.0; N];
@@ -98,7 +100,7 @@ impl<const N: usize> Part<N> {
             }
         }
         let largest = x.iter().fold(0f32, |largest, x| if largest > x.abs() { largest } else { x.abs() });
-        Self { x: *x, weights, ranks: ranks.map(|rank| rank as u8), negligible: largest < negligible }
+        Self { x: *x, weights, ranks, negligible: largest < negligible }
     }
 
     /// Weights in ascending order.
@@ -106,14 +108,14 @@ impl<const N: usize> Part<N> {
     fn ascending(&self) -> [usize; N] {
         let mut order = [0; N];
         for (at, rank) in self.ranks.iter().enumerate() {
-            order[usize::from(*rank) % N] = at;
+            order[*rank as usize % N] = at;
         }
         order
     }
 
     /// Levels 0 to 2 for two cuts, turned round where `turn`.
     #[inline(always)]
-    fn levels(&self, cuts: (u8, u8), turn: bool) -> [u32; N] {
+    fn levels(&self, cuts: (u32, u32), turn: bool) -> [u32; N] {
         self.ranks.map(|rank| {
             let level = u32::from(rank >= cuts.0) + u32::from(rank >= cuts.1);
             if turn { 2 - level } else { level }
@@ -122,27 +124,43 @@ impl<const N: usize> Part<N> {
 }
 
 /// The best candidate so far in each lane.
-struct Best<const LANES: usize> {
-    score: [f32; LANES],
-    scale: [f32; LANES],
-    /// Number of the candidate; negative where there is none.
-    candidate: [i32; LANES],
+struct Best<F: Floats> {
+    score: F,
+    scale: F,
+    candidate: F::Integers,
 }
 
-impl<const LANES: usize> Best<LANES> {
-    const NONE: Self = Self { score: [-f32::MAX; LANES], scale: [0.0; LANES], candidate: [-1; LANES] };
+/// [`Best`] at the end: scale and number of the candidate; there is none where no sums were usable.
+type Chosen = [(f32, Option<u32>); LANES];
+
+impl<F: Floats> Best<F> {
+    const NONE: u32 = u32::MAX;
+
+    #[inline(always)]
+    fn new<S: Nearest<Floats = F>>(search: S) -> Self {
+        let candidate = search.integers(&[Self::NONE; LANES]);
+        Self { score: search.all(-f32::MAX), scale: search.all(0.0), candidate }
+    }
 
     /// Compares with the candidate whose sums these are, of the products of levels and weights, and of squared levels.
     #[inline(always)]
-    fn offer(&mut self, candidate: i32, sum_x: &[f32; LANES], sum_q: &[f32; LANES]) {
-        for lane in 0..LANES {
-            let (x, q) = (sum_x[lane], sum_q[lane]);
-            let better = (q > 0.0) & (x * x > self.score[lane] * q);
-            let scale = x / q;
-            self.score[lane] = if better { scale * x } else { self.score[lane] };
-            self.scale[lane] = if better { scale } else { self.scale[lane] };
-            self.candidate[lane] = if better { candidate } else { self.candidate[lane] };
+    fn offer<S: Nearest<Floats = F>>(&mut self, search: S, candidate: usize, sum_x: F, sum_q: F) {
+        let better = search.all(0.0).less(sum_q) & (self.score * sum_q).less(sum_x * sum_x);
+        if !better.any() {
+            return;
         }
+        let scale = sum_x / sum_q;
+        self.score = (scale * sum_x).or(better, self.score);
+        self.scale = scale.or(better, self.scale);
+        self.candidate = search.integers(&[candidate as u32; LANES]).or(better, self.candidate);
+    }
+
+    #[inline(always)]
+    fn chosen(self) -> Chosen {
+        let (scales, candidates) = (self.scale.array(), self.candidate.array());
+        std::array::from_fn(|lane| {
+            (scales[lane], Some(candidates[lane]).filter(|candidate| *candidate != Self::NONE))
+        })
     }
 }
 
@@ -166,7 +184,7 @@ impl<const G: usize> Found<G> {
         search: S,
         grid: &Grid<8>,
         part: &Part<N>,
-        cuts: (u8, u8),
+        cuts: (u32, u32),
         shifts: [u8; G],
         scale: f32,
     ) -> Option<Self> {
@@ -178,10 +196,15 @@ impl<const G: usize> Found<G> {
         let mut codes = [0; G];
         let mut off_grid = false;
         for (index, ((x, weights), levels)) in groups.clone().zip(levels.as_chunks::<8>().0).enumerate() {
-            let [a, b, c] = SHIFTED[usize::from(shifts[index])];
             let mut at = levels.iter().rev().fold(0, |sum, level| 3 * sum + level);
             let group = Group { x: *x, weights: *weights };
-            search.nearest8(grid, &group, &[a, b, c, 0.0], &[scale], std::slice::from_mut(&mut at));
+            search.nearest8(
+                grid,
+                &group,
+                &SHIFTED[usize::from(shifts[index])],
+                &[scale],
+                std::slice::from_mut(&mut at),
+            );
             if at == NOTHING {
                 return None;
             }
@@ -209,12 +232,7 @@ impl<const G: usize> Found<G> {
 /// The shifted level of a weight of a group.
 #[inline(always)]
 fn level(code: u16, weight: usize, shift: u8) -> f32 {
-    let [a, b, c] = SHIFTED[usize::from(shift)];
-    match code >> (2 * weight) & 3 {
-        0 => a,
-        1 => b,
-        _ => c,
-    }
+    SHIFTED[usize::from(shift)][usize::from(code >> (2 * weight) & 3)]
 }
 
 /// Largest scale, the scale of the super-block in fifteenths of it, and its inverse. `None` where all scales are zero.
@@ -238,54 +256,54 @@ fn parts<const N: usize, const P: usize>(
     negligible: f32,
 ) -> [Part<N>; P] {
     let energy = 2.0 * x.iter().fold(0f32, |sum, x| sum + x * x) / 256.0;
-    std::array::from_fn(|part| {
-        let importance = importance.map(|importance| &importance.as_chunks::<N>().0[part]);
-        Part::new(&x.as_chunks::<N>().0[part], importance, energy, negligible)
-    })
+    let mut parts = [Part::EMPTY; P];
+    for (index, (part, x)) in parts.iter_mut().zip(x.as_chunks::<N>().0).enumerate() {
+        let importance = importance.map(|importance| &importance.as_chunks::<N>().0[index]);
+        *part = Part::new(x, importance, energy, negligible);
+    }
+    parts
 }
 
 /// The best of all pairs of cuts and both shifts, one part a lane: candidate (first · 33 + second) · 2 + shift.
 #[inline(always)]
-fn cut_in_three(parts: &[Part<32>; 8]) -> Best<8> {
+fn cut_in_three<S: Nearest>(search: S, parts: &[Part<32>; LANES]) -> Chosen {
     const N: usize = 32;
-    type Lanes = [f32; 8];
-    let (mut sum_x, mut sum_w) = ([[0f32; 8]; N + 1], [[0f32; 8]; N + 1]);
+    let (mut sum_x, mut sum_w) = ([[0f32; LANES]; N + 1], [[0f32; LANES]; N + 1]);
     for (lane, part) in parts.iter().enumerate() {
         for (place, at) in part.ascending().into_iter().enumerate() {
             sum_x[place + 1][lane] = sum_x[place][lane] + part.weights[at] * part.x[at];
             sum_w[place + 1][lane] = sum_w[place][lane] + part.weights[at];
         }
     }
+    let zero = search.all(0.0);
+    let shift = search.all(SHIFT);
+    let (all_x, all_w) = (search.floats(&sum_x[N]), search.floats(&sum_w[N]));
+    // By place: sums below a cut, and of the levels below and above, shifted up and down.
+    let (mut cut_x, mut cut_w) = ([zero; N + 1], [zero; N + 1]);
+    let (mut below, mut above) = ([[zero; 4]; N + 1], [[zero; 4]; N + 1]);
     let [up, down] = SHIFTED;
-    let times = |sums: &Lanes, factor: f32| sums.map(|sum| sum * factor);
-    let squared = |sums: &Lanes, factor: f32| sums.map(|sum| sum * factor * factor);
-    let minus = |a: &Lanes, b: &Lanes| -> Lanes { std::array::from_fn(|lane| a[lane] - b[lane]) };
-    let plus = |a: &Lanes, b: &Lanes| -> Lanes { std::array::from_fn(|lane| a[lane] + b[lane]) };
-    // The sums above the second cut do not depend on the first.
-    let (mut above_x, mut above_w) = ([[[0f32; 8]; 2]; N + 1], [[[0f32; 8]; 2]; N + 1]);
-    for second in 0..=N {
-        let (x, w) = (minus(&sum_x[N], &sum_x[second]), minus(&sum_w[N], &sum_w[second]));
-        above_x[second] = [times(&x, up[2]), times(&x, down[2])];
-        above_w[second] = [squared(&w, up[2]), squared(&w, down[2])];
+    for place in 0..=N {
+        let (x, w) = (search.floats(&sum_x[place]), search.floats(&sum_w[place]));
+        (cut_x[place], cut_w[place]) = (x, w);
+        let (a, b) = (search.all(up[0]), search.all(down[0]));
+        below[place] = [x * a, w * a * a, x * b, w * b * b];
+        let (x, w, a, b) = (all_x - x, all_w - w, search.all(up[2]), search.all(down[2]));
+        above[place] = [x * a, w * a * a, x * b, w * b * b];
     }
-    let mut best = Best::NONE;
+    let mut best = Best::new(search);
     for first in 0..=N {
-        let below_x = [times(&sum_x[first], up[0]), times(&sum_x[first], down[0])];
-        let below_w = [squared(&sum_w[first], up[0]), squared(&sum_w[first], down[0])];
+        let below = below[first];
         for second in first..=N {
-            let candidate = (first * (N + 1) + second) as i32 * 2;
-            // The middle level is the shift, whose sign comes out of a product.
-            let x = times(&minus(&sum_x[second], &sum_x[first]), SHIFT);
-            let w = squared(&minus(&sum_w[second], &sum_w[first]), SHIFT);
-            let [above_up, above_down] = &above_x[second];
-            let [weight_up, weight_down] = &above_w[second];
-            let sum = plus(&plus(&below_x[0], &x), above_up);
-            best.offer(candidate, &sum, &plus(&plus(&below_w[0], &w), weight_up));
-            let sum = plus(&minus(&below_x[1], &x), above_down);
-            best.offer(candidate + 1, &sum, &plus(&plus(&below_w[1], &w), weight_down));
+            let candidate = (first * (N + 1) + second) * 2;
+            let above = &above[second];
+            // The middle level is the shift; down, its sign comes out of the products.
+            let x = (cut_x[second] - cut_x[first]) * shift;
+            let w = (cut_w[second] - cut_w[first]) * shift * shift;
+            best.offer(search, candidate, below[0] + x + above[0], below[1] + w + above[1]);
+            best.offer(search, candidate + 1, below[2] - x + above[2], below[3] + w + above[3]);
         }
     }
-    best
+    best.chosen()
 }
 
 impl IQ1_S {
@@ -297,17 +315,14 @@ impl IQ1_S {
         if parts.iter().any(|part| too_large(&part.weights)) {
             return Self { d: FAILED, ..block };
         }
-        let best = cut_in_three(&parts);
+        let chosen = cut_in_three(search, &parts);
         let grid = grid::iq1();
         let mut found = [Found::<4>::NONE; 8];
-        for (index, (part, found)) in parts.iter().zip(&mut found).enumerate() {
-            let candidate = best.candidate[index];
-            if part.negligible || candidate < 0 {
-                continue;
-            }
-            let cuts = ((candidate / 66) as u8, (candidate / 2 % 33) as u8);
+        for ((part, found), (scale, candidate)) in parts.iter().zip(&mut found).zip(chosen) {
+            let Some(candidate) = candidate.filter(|_| !part.negligible) else { continue };
+            let cuts = (candidate / 66, candidate / 2 % 33);
             let shifts = [(candidate % 2) as u8; 4];
-            let Some(this) = Found::new(search, grid, part, cuts, shifts, best.scale[index]) else {
+            let Some(this) = Found::new(search, grid, part, cuts, shifts, scale) else {
                 return Self { d: FAILED, ..block };
             };
             *found = this;
@@ -335,73 +350,65 @@ impl IQ1_S {
 /// As [`cut_in_three`], for parts of two groups with a shift each: candidate (first · 17 + second) · 4 + shift of the first group
 /// · 2 + shift of the second.
 #[inline(always)]
-fn cut_in_three_each(parts: &[Part<16>; 16]) -> Best<16> {
+fn cut_in_three_each<S: Nearest>(search: S, parts: &[Part<16>; LANES]) -> Chosen {
     const N: usize = 16;
-    type Lanes = [f32; 16];
-    // By place and group.
-    let (mut sum_x, mut sum_w) = ([[[0f32; 16]; 2]; N + 1], [[[0f32; 16]; 2]; N + 1]);
+    // By group and place.
+    let (mut sum_x, mut sum_w) = ([[[0f32; LANES]; N + 1]; 2], [[[0f32; LANES]; N + 1]; 2]);
     for (lane, part) in parts.iter().enumerate() {
+        let (mut x, mut w) = ([0f32; 2], [0f32; 2]);
         for (place, at) in part.ascending().into_iter().enumerate() {
+            x[at / 8] += part.weights[at] * part.x[at];
+            w[at / 8] += part.weights[at];
             for group in 0..2 {
-                let (mut x, mut w) = (sum_x[place][group][lane], sum_w[place][group][lane]);
-                if at / 8 == group {
-                    x += part.weights[at] * part.x[at];
-                    w += part.weights[at];
-                }
-                sum_x[place + 1][group][lane] = x;
-                sum_w[place + 1][group][lane] = w;
+                sum_x[group][place + 1][lane] = x[group];
+                sum_w[group][place + 1][lane] = w[group];
             }
         }
     }
-    // Levels are 1 apart: the sum over three levels is that of all at the top level, less what is below each cut.
-    let steps = SHIFTED.map(|[a, b, c]| (a * a - b * b, b * b - c * c));
-    let plus = |a: &Lanes, b: &Lanes| -> Lanes { std::array::from_fn(|lane| a[lane] + b[lane]) };
-    let mut all_x = [[[0f32; 16]; 2]; 2];
-    let mut all_w = [[[0f32; 16]; 2]; 2];
+    // Levels are 1 apart: the sum over three levels is that of all at the top level, less what is below each cut. Squares are
+    // further apart, but in the same way for all weights.
+    let zero = search.all(0.0);
+    let mut below_x = [[zero; N + 1]; 2];
+    // By group, shift and place: what is above the second cut.
+    let mut upper = [[[zero; N + 1]; 2]; 2];
+    let mut lower = [[[zero; N + 1]; 2]; 2];
+    let mut all_x = [[zero; 2]; 2];
     for group in 0..2 {
-        for (shift, [_, _, top]) in SHIFTED.into_iter().enumerate() {
-            all_x[group][shift] = sum_x[N][group].map(|sum| sum * top);
-            all_w[group][shift] = sum_w[N][group].map(|sum| sum * top * top);
+        let all = search.floats(&sum_w[group][N]);
+        for place in 0..=N {
+            below_x[group][place] = search.floats(&sum_x[group][place]);
         }
-    }
-    let mut upper = [[[[0f32; 16]; 2]; 2]; N + 1];
-    for (upper, sums) in upper.iter_mut().zip(&sum_w) {
-        for group in 0..2 {
-            for shift in 0..2 {
-                upper[group][shift] = sums[group].map(|sum| sum * steps[shift].1);
+        for (shift, [a, b, c, _]) in SHIFTED.into_iter().enumerate() {
+            let top = search.all(c);
+            all_x[group][shift] = below_x[group][N] * top;
+            let (to_middle, to_top) = (search.all(a * a - b * b), search.all(b * b - c * c));
+            for place in 0..=N {
+                let below = search.floats(&sum_w[group][place]);
+                lower[group][shift][place] = all * top * top + below * to_middle;
+                upper[group][shift][place] = below * to_top;
             }
         }
     }
-    let mut best = Best::NONE;
+    let mut best = Best::new(search);
     for first in 0..=N {
-        let mut lower = [[[0f32; 16]; 2]; 2];
-        for group in 0..2 {
-            for shift in 0..2 {
-                for lane in 0..16 {
-                    lower[group][shift][lane] =
-                        all_w[group][shift][lane] + sum_w[first][group][lane] * steps[shift].0;
-                }
-            }
-        }
         for second in first..=N {
-            let candidate = (first * (N + 1) + second) as i32 * 4;
-            let (mut x, mut w) = ([[[0f32; 16]; 2]; 2], [[[0f32; 16]; 2]; 2]);
-            for group in 0..2 {
-                let below = plus(&sum_x[first][group], &sum_x[second][group]);
-                for shift in 0..2 {
-                    for lane in 0..16 {
-                        x[group][shift][lane] = all_x[group][shift][lane] - below[lane];
-                    }
-                    w[group][shift] = plus(&lower[group][shift], &upper[second][group][shift]);
-                }
-            }
-            for shifts in 0..4 {
-                let (a, b) = (shifts / 2, shifts % 2);
-                best.offer(candidate + shifts as i32, &plus(&x[0][a], &x[1][b]), &plus(&w[0][a], &w[1][b]));
-            }
+            let candidate = (first * (N + 1) + second) * 4;
+            let below = [below_x[0][first] + below_x[0][second], below_x[1][first] + below_x[1][second]];
+            let x = [
+                [all_x[0][0] - below[0], all_x[0][1] - below[0]],
+                [all_x[1][0] - below[1], all_x[1][1] - below[1]],
+            ];
+            let w = [
+                [lower[0][0][first] + upper[0][0][second], lower[0][1][first] + upper[0][1][second]],
+                [lower[1][0][first] + upper[1][0][second], lower[1][1][first] + upper[1][1][second]],
+            ];
+            best.offer(search, candidate, x[0][0] + x[1][0], w[0][0] + w[1][0]);
+            best.offer(search, candidate + 1, x[0][0] + x[1][1], w[0][0] + w[1][1]);
+            best.offer(search, candidate + 2, x[0][1] + x[1][0], w[0][1] + w[1][0]);
+            best.offer(search, candidate + 3, x[0][1] + x[1][1], w[0][1] + w[1][1]);
         }
     }
-    best
+    best.chosen()
 }
 
 impl IQ1_M {
@@ -424,17 +431,15 @@ impl IQ1_M {
             block.set_scale(FAILED);
             return block;
         }
-        let best = cut_in_three_each(&parts);
+        let halves = parts.as_chunks::<LANES>().0;
+        let chosen = [cut_in_three_each(search, &halves[0]), cut_in_three_each(search, &halves[1])];
         let grid = grid::iq1();
         let mut found = [Found::<2>::NONE; 16];
-        for (index, (part, found)) in parts.iter().zip(&mut found).enumerate() {
-            let candidate = best.candidate[index];
-            if part.negligible || candidate < 0 {
-                continue;
-            }
-            let cuts = ((candidate / 68) as u8, (candidate / 4 % 17) as u8);
+        for ((part, found), (scale, candidate)) in parts.iter().zip(&mut found).zip(chosen.as_flattened()) {
+            let Some(candidate) = candidate.filter(|_| !part.negligible) else { continue };
+            let cuts = (candidate / 68, candidate / 4 % 17);
             let shifts = [(candidate / 2 % 2) as u8, (candidate % 2) as u8];
-            let Some(this) = Found::new(search, grid, part, cuts, shifts, best.scale[index]) else {
+            let Some(this) = Found::new(search, grid, part, cuts, shifts, *scale) else {
                 block.set_scale(FAILED);
                 return block;
             };

@@ -3,9 +3,11 @@
 //!
 //! A part of 16 or 32 weights has one scale. A few dozen scales are tried; for each, the groups of a part are rounded to points of
 //! the grid ([`crate::grid`]), and the scale of least weighted squared error with these points is found. The candidates run side
-//! by side, one a lane; the sums of each run over the weights in their order.
+//! by side, one a lane; the sums of each run over the weights in their order. Loops, not closures, where it is hot: a closure that is
+//! not inlined is not compiled for the instruction set.
 
-use crate::block::{Block, Half, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
+use crate::arch::lanes::{Floats, Integers, LANES, Lanes, Mask};
+use crate::block::{Half, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
 use crate::codebook;
 use crate::grid::{self, Grid, Group, NOTHING, Nearest, OFF_GRID};
 use crate::plain::MAGNITUDE;
@@ -13,7 +15,6 @@ use crate::search::nearest;
 
 /// Weights of a super-block.
 pub(crate) type Weights = [f32; 256];
-const LANES: usize = 8;
 
 /// What ggml stops at (a distance or a scale that is no number), and weights of the error too large to be summed, become a block
 /// whose scale is NaN.
@@ -28,11 +29,17 @@ pub(crate) fn too_large(weights: &[f32]) -> bool {
 
 /// The values of eight weights: magnitudes times the scale; a set bit of `signs` is a minus.
 #[inline(always)]
-fn signed<const D: usize>(out: &mut [f32; D], magnitudes: &[i8; D], signs: u8, scale: f32) {
-    for (weight, (out, magnitude)) in out.iter_mut().zip(magnitudes).enumerate() {
-        let value = scale * f32::from(*magnitude);
-        *out = f32::from_bits(value.to_bits() ^ (u32::from(signs) >> weight & 1) << 31);
-    }
+fn signed<S: Lanes>(lanes: S, out: &mut [f32; 8], magnitudes: &[i8; 8], signs: u8, scale: S::Floats) {
+    *out = (scale * lanes.small(magnitudes)).turned(signs).array();
+}
+
+/// Two groups of four.
+#[inline(always)]
+fn both(low: [i8; 4], high: [i8; 4]) -> [i8; 8] {
+    let mut both = [0; 8];
+    both[..4].copy_from_slice(&low);
+    both[4..].copy_from_slice(&high);
+    both
 }
 
 /// Seven signs and the eighth, which makes the number of minuses even.
@@ -48,84 +55,75 @@ fn scale_of(code: u8) -> f32 {
     0.5 + f32::from(code)
 }
 
-impl Block for IQ2_XXS {
-    type Weights = Weights;
-
+impl IQ2_XXS {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (part, out) in self.parts.iter().zip(out.as_chunks_mut::<32>().0) {
             let rest = u32::from_le_bytes(part.signs_and_scale);
-            let scale = d * scale_of((rest >> 28) as u8) * 0.25;
+            let scale = lanes.all(d * scale_of((rest >> 28) as u8) * 0.25);
             for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                 let magnitudes = &codebook::IQ2_XXS_VALUES[usize::from(part.points[group])];
-                signed(out, magnitudes, even_signs(rest >> (7 * group)), scale);
+                signed(lanes, out, magnitudes, even_signs(rest >> (7 * group)), scale);
             }
         }
     }
 }
 
-impl Block for IQ2_XS {
-    type Weights = Weights;
-
+impl IQ2_XS {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (group, (point, out)) in self.points.iter().zip(out.as_chunks_mut().0).enumerate() {
             let point = u16::from_le_bytes(*point);
             let scale = d * scale_of(self.scales[group / 4] >> (group / 2 % 2 * 4) & 15) * 0.25;
             let magnitudes = &codebook::IQ2_XS_VALUES[usize::from(point & 511)];
-            signed(out, magnitudes, even_signs(u32::from(point >> 9)), scale);
+            signed(lanes, out, magnitudes, even_signs(u32::from(point >> 9)), lanes.all(scale));
         }
     }
 }
 
-impl Block for IQ2_S {
-    type Weights = Weights;
-
+impl IQ2_S {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
             let scale = d * scale_of(self.scales[group / 4] >> (group / 2 % 2 * 4) & 15) * 0.25;
             let high = usize::from(self.high[group / 4] >> (group % 4 * 2) & 3);
             let magnitudes = &codebook::IQ2_S_VALUES[usize::from(self.points[group]) | high << 8];
-            signed(out, magnitudes, self.signs[group], scale);
+            signed(lanes, out, magnitudes, self.signs[group], lanes.all(scale));
         }
     }
 }
 
-impl Block for IQ3_XXS {
-    type Weights = Weights;
-
+impl IQ3_XXS {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (part, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let rest = u32::from_le_bytes(self.signs_and_scales[part]);
-            let scale = d * scale_of((rest >> 28) as u8) * 0.5;
-            for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
-                let magnitudes = &codebook::IQ3_XXS_VALUES[usize::from(self.points[part][group])];
-                let signs = even_signs(rest >> (7 * (group / 2)));
-                signed::<4>(out, magnitudes, signs >> (group % 2 * 4), scale);
+            let scale = lanes.all(d * scale_of((rest >> 28) as u8) * 0.5);
+            let pairs = self.points[part].as_chunks::<2>().0;
+            for (pair, (points, out)) in pairs.iter().zip(out.as_chunks_mut().0).enumerate() {
+                let [low, high] = points.map(|point| codebook::IQ3_XXS_VALUES[usize::from(point)]);
+                signed(lanes, out, &both(low, high), even_signs(rest >> (7 * pair)), scale);
             }
         }
     }
 }
 
-impl Block for IQ3_S {
-    type Weights = Weights;
-
+impl IQ3_S {
     #[inline(always)]
-    fn decode(&self, out: &mut Weights) {
+    pub(crate) fn decode<S: Lanes>(&self, lanes: S, out: &mut Weights) {
         let d = self.d.get();
         for (part, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            let scale = d * f32::from(1 + 2 * (self.scales[part / 2] >> (part % 2 * 4) & 15));
-            for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
-                let high = usize::from(self.high[part] >> group & 1);
-                let magnitudes = &codebook::IQ3_S_VALUES[usize::from(self.points[part][group]) | high << 8];
-                let signs = self.signs[part][group / 2] >> (group % 2 * 4);
-                signed::<4>(out, magnitudes, signs, scale);
+            let scale = lanes.all(d * f32::from(1 + 2 * (self.scales[part / 2] >> (part % 2 * 4) & 15)));
+            let ninth = usize::from(self.high[part]);
+            let pairs = self.points[part].as_chunks::<2>().0;
+            for (pair, (points, out)) in pairs.iter().zip(out.as_chunks_mut().0).enumerate() {
+                let low = codebook::IQ3_S_VALUES[usize::from(points[0]) | ninth << (8 - 2 * pair) & 256];
+                let high = codebook::IQ3_S_VALUES[usize::from(points[1]) | ninth << (7 - 2 * pair) & 256];
+                signed(lanes, out, &both(low, high), self.signs[part][pair], scale);
             }
         }
     }
@@ -177,6 +175,7 @@ enum Again {
 }
 
 /// A part of `N` weights.
+#[derive(Clone, Copy)]
 struct Part<const N: usize> {
     /// Magnitudes; one of eight may be negative where only seven signs are stored.
     x: [f32; N],
@@ -189,6 +188,8 @@ struct Part<const N: usize> {
 }
 
 impl<const N: usize> Part<N> {
+    const EMPTY: Self = Self { x: [0.0; N], weights: [0.0; N], roots: [0.0; N], signs: [0; 4], largest: 0.0 };
+
     #[inline(always)]
     fn new(recipe: &Recipe, x: &[f32; N], importance: Option<&[f32; N]>, energy: f32) -> Self {
         let mut weights = [0.0; N];
@@ -252,6 +253,52 @@ fn odd<const D: usize>(code: u32, weight: usize) -> f32 {
     (2 * (code >> (Grid::<D>::BITS * weight) & ((1 << Grid::<D>::BITS) - 1)) + 1) as i32 as f32
 }
 
+/// Rounds magnitudes to levels, as [`level`] does, of one candidate a lane.
+struct Rounding<F: Floats> {
+    one: F,
+    half: F,
+    magic: F,
+    mask: F::Integers,
+    least: F::Integers,
+    most: F::Integers,
+    excess: F::Integers,
+}
+
+impl<F: Floats> Rounding<F> {
+    #[inline(always)]
+    fn new<const D: usize, S: Nearest<Floats = F>>(search: S) -> Self {
+        const MORE: u32 = 0x0040_0000;
+        let all = |x: u32| search.integers(&[x; LANES]);
+        let levels = Grid::<D>::LEVELS as u32;
+        Self {
+            one: search.all(1.0),
+            half: search.all(0.5),
+            magic: search.all(12_582_912.0),
+            mask: all(0x007f_ffff),
+            least: all(MORE),
+            most: all(MORE + levels - 1),
+            excess: all((0..D).fold(0u32, |sum, _| sum.wrapping_mul(levels).wrapping_add(MORE))),
+        }
+    }
+
+    /// Combinations with one more weight, before the others. They are too large until the end.
+    #[inline(always)]
+    fn push<const D: usize>(&self, combinations: F::Integers, scaled: F) -> F::Integers {
+        let level = (self.half * (scaled - self.one)).nearest_and_more(self.magic, self.mask);
+        let level = level.min(self.most).max(self.least);
+        let others = match D {
+            8 => combinations.times_two_to::<1>() + combinations,
+            _ => combinations.times_two_to::<3>(),
+        };
+        others + level
+    }
+
+    #[inline(always)]
+    fn finish(&self, combinations: F::Integers) -> [u32; LANES] {
+        (combinations - self.excess).array()
+    }
+}
+
 /// The scale of a part, and the codes of its groups. `largest` is what the candidates divide by, `scale` the scale where none is
 /// usable. `None` where numbers overflow.
 #[inline(always)]
@@ -268,45 +315,57 @@ where
     Grid<D>: Odd<D>,
 {
     let candidates = recipe.candidates;
-    let most = (2 * Grid::<D>::LEVELS - 1) as f32;
-    let (mut inverses, mut scales) = ([[0f32; LANES]; V], [[0f32; LANES]; V]);
+    let levels = Grid::<D>::LEVELS;
+    let most = (2 * levels - 1) as f32;
+    let mut inverses = [[0f32; LANES]; V];
     for (candidate, inverse) in inverses.as_flattened_mut().iter_mut().enumerate() {
         let step = f32::from(recipe.first) + candidate.min(candidates - 1) as f32;
-        *inverse = (most + step * recipe.step) / largest;
+        *inverse = most + step * recipe.step;
     }
-    for (scales, inverses) in scales.iter_mut().zip(&inverses) {
-        for lane in 0..LANES {
-            scales[lane] = 1.0 / inverses[lane];
-        }
+    let mut scales = [[0f32; LANES]; V];
+    let mut inverse_of = [search.all(0.0); V];
+    for ((inverses, scales), inverse_of) in inverses.iter().zip(&mut scales).zip(&mut inverse_of) {
+        *inverse_of = search.floats(inverses) / search.all(largest);
+        *scales = (search.all(1.0) / *inverse_of).array();
     }
     let (x, weights) = (part.x.as_chunks::<D>().0, part.weights.as_chunks::<D>().0);
     let group = |index: usize| Group { x: x[index], weights: part.roots.as_chunks::<D>().0[index] };
+    let rounding = Rounding::new::<D, S>(search);
+    // Levels of grids of 8 weights are there twice.
+    let odd_numbers =
+        search.floats(&std::array::from_fn(|place| (2 * (place % levels.next_power_of_two()) + 1) as f32));
     let mut codes = [[[0u32; LANES]; V]; G];
-    let (mut sum_x, mut sum_q) = ([[0f32; LANES]; V], [[0f32; LANES]; V]);
+    let (mut sum_x, mut sum_q) = ([search.all(0.0); V], [search.all(0.0); V]);
     let mut usable = true;
     for (index, codes) in codes.iter_mut().enumerate() {
+        let mut combinations = [search.integers(&[0; LANES]); V];
         for x in x[index].iter().rev() {
-            for (codes, inverses) in codes.iter_mut().zip(&inverses) {
-                for lane in 0..LANES {
-                    let level = level::<D>(inverses[lane], *x).cast_unsigned();
-                    codes[lane] = codes[lane] * Grid::<D>::LEVELS as u32 + level;
-                }
+            let x = search.all(*x);
+            for (combinations, inverses) in combinations.iter_mut().zip(&inverse_of) {
+                *combinations = rounding.push::<D>(*combinations, *inverses * x);
             }
+        }
+        for (codes, combinations) in codes.iter_mut().zip(combinations) {
+            *codes = rounding.finish(combinations);
         }
         let found = &mut codes.as_flattened_mut()[..candidates];
         grid.find(search, &group(index), &scales.as_flattened()[..candidates], found);
         usable &= found.iter().all(|code| *code != NOTHING);
+        for (codes, found) in combinations.iter_mut().zip(&*codes) {
+            *codes = search.integers(found);
+        }
         for (at, (x, weight)) in x[index].iter().zip(&weights[index]).enumerate() {
-            let weighted = weight * x;
-            for ((codes, sum_x), sum_q) in codes.iter().zip(&mut sum_x).zip(&mut sum_q) {
-                for lane in 0..LANES {
-                    let q = odd::<D>(codes[lane], at);
-                    sum_x[lane] += weighted * q;
-                    sum_q[lane] += weight * q * q;
-                }
+            // What each level adds to the sums.
+            let of_x = search.all(weight * x) * odd_numbers;
+            let of_q = search.all(*weight) * odd_numbers * odd_numbers;
+            for ((codes, sum_x), sum_q) in combinations.iter().zip(&mut sum_x).zip(&mut sum_q) {
+                let level = codes.shifted(Grid::<D>::BITS * at);
+                *sum_x = *sum_x + of_x.look_up::<D>(level);
+                *sum_q = *sum_q + of_q.look_up::<D>(level);
             }
         }
     }
+    let (sum_x, sum_q) = (sum_x.map(Floats::array), sum_q.map(Floats::array));
     if !usable {
         return None;
     }
@@ -380,12 +439,10 @@ impl<const N: usize, const G: usize, const P: usize> Fitted<N, G, P> {
         Grid<D>: Odd<D>,
     {
         let energy = recipe.energy * x.iter().fold(0f32, |sum, x| sum + x * x) / 256.0;
-        let chunk =
-            |part: usize| (&x.as_chunks::<N>().0[part], importance.map(|all| &all.as_chunks::<N>().0[part]));
-        let parts = std::array::from_fn(|part| {
-            let (x, importance) = chunk(part);
-            Part::new(recipe, x, importance, energy)
-        });
+        let mut parts = [Part::EMPTY; P];
+        for (index, (part, x)) in parts.iter_mut().zip(x.as_chunks::<N>().0).enumerate() {
+            *part = Part::new(recipe, x, importance.map(|all| &all.as_chunks::<N>().0[index]), energy);
+        }
         let start = start(&parts);
         let mut fitted = Self { parts, points: [[0; G]; P], scales: [0.0; P] };
         for (index, part) in fitted.parts.iter_mut().enumerate() {
@@ -446,94 +503,80 @@ fn pack_signs(signs: [u8; 4]) -> u32 {
 
 /// The scale of least weighted squared error of each part with levels 0 to 4, ggml's `make_qp_quants`: one part a lane.
 #[inline(always)]
-#[expect(clippy::cast_precision_loss, reason = "levels are small")]
-fn scales_of_levels(parts: &[Part<32>; LANES]) -> [f32; LANES] {
-    const MOST: i32 = 4;
+fn scales_of_levels<S: Nearest>(search: S, parts: &[Part<32>; LANES]) -> [f32; LANES] {
+    const MOST: f32 = 4.0;
     const NEGLIGIBLE: f32 = 1e-15;
-    type Lanes = [f32; LANES];
-    let (mut x, mut weights) = ([[0f32; LANES]; 32], [[0f32; LANES]; 32]);
-    for (lane, part) in parts.iter().enumerate() {
-        for at in 0..32 {
-            x[at][lane] = part.x[at];
-            weights[at][lane] = part.weights[at];
+    let all = |x: u32| search.integers(&[x; LANES]);
+    let zero = search.all(0.0);
+    let mut weights = [(zero, zero); 32];
+    for (at, (x, weight)) in weights.iter_mut().enumerate() {
+        let (mut of_x, mut of_weight) = ([0.0; LANES], [0.0; LANES]);
+        for (lane, part) in parts.iter().enumerate() {
+            (of_x[lane], of_weight[lane]) = (part.x[at], part.weights[at]);
         }
+        (*x, *weight) = (search.floats(&of_x), search.floats(&of_weight));
     }
-    let mut largest = [0f32; LANES];
-    for x in &x {
-        for lane in 0..LANES {
-            largest[lane] = if largest[lane] > x[lane] { largest[lane] } else { x[lane] };
-        }
+    let mut largest = zero;
+    for (x, _) in &weights {
+        largest = largest.or(x.less(largest), *x);
     }
-    // Levels are kept in a byte without sign, so what is below zero becomes large; but not while scales are compared.
-    let byte = |level: i32| level & 255;
-    let mut inverses: Lanes = largest.map(|largest| MOST as f32 / largest);
-    let mut best = [0f32; LANES];
-    for (x, weights) in x.iter().zip(&weights) {
-        for lane in 0..LANES {
-            let level = byte(nearest(inverses[lane] * x[lane])) as f32;
-            let difference = x[lane] - 1.0 / inverses[lane] * level;
-            best[lane] += weights[lane] * difference * difference;
-        }
+    let (magic, mask, more) = (search.all(12_582_912.0), all(0x007f_ffff), all(0x0040_0000));
+    let most = all(MOST as u32);
+    let level = |scaled: S::Floats| scaled.nearest_and_more(magic, mask) - more;
+    // Levels are kept in a byte without sign, so what is below zero becomes large; but not while candidates are compared.
+    let byte = |level: <S::Floats as Floats>::Integers| level.and(all(255));
+    let mut inverse = search.all(MOST) / largest;
+    let scale = search.all(1.0) / inverse;
+    let mut best = zero;
+    for (x, weight) in &weights {
+        let difference = *x - scale * byte(level(inverse * *x)).floats();
+        best = best + *weight * difference * difference;
     }
     for step in (-4i8..=4).filter(|step| *step != 0) {
-        let candidates: Lanes = largest.map(|largest| (0.1 * f32::from(step) + MOST as f32) / largest);
-        let scales: Lanes = candidates.map(|inverse| 1.0 / inverse);
-        let mut errors = [0f32; LANES];
-        for (x, weights) in x.iter().zip(&weights) {
-            for lane in 0..LANES {
-                let level = nearest(candidates[lane] * x[lane]).min(MOST) as f32;
-                let difference = x[lane] - scales[lane] * level;
-                errors[lane] += weights[lane] * difference * difference;
-            }
+        let candidate = search.all(0.1 * f32::from(step) + MOST) / largest;
+        let scale = search.all(1.0) / candidate;
+        let mut error = zero;
+        for (x, weight) in &weights {
+            let difference = *x - scale * level(candidate * *x).min(most).floats();
+            error = error + *weight * difference * difference;
         }
-        for lane in 0..LANES {
-            let better = errors[lane] < best[lane];
-            best[lane] = if better { errors[lane] } else { best[lane] };
-            inverses[lane] = if better { candidates[lane] } else { inverses[lane] };
-        }
+        let better = error.less(best);
+        best = error.or(better, best);
+        inverse = candidate.or(better, inverse);
     }
-    let mut levels = [[0i32; LANES]; 32];
-    let (mut sum_x, mut sum_l) = ([0f32; LANES], [0f32; LANES]);
-    for ((x, weights), levels) in x.iter().zip(&weights).zip(&mut levels) {
-        for lane in 0..LANES {
-            let level = nearest(inverses[lane] * x[lane]).min(MOST);
-            levels[lane] = byte(level);
-            let level = level as f32;
-            sum_x[lane] += weights[lane] * x[lane] * level;
-            sum_l[lane] += weights[lane] * level * level;
-        }
+    let mut levels = [all(0); 32];
+    let (mut sum_x, mut sum_l) = (zero, zero);
+    for ((x, weight), kept) in weights.iter().zip(&mut levels) {
+        let level = level(inverse * *x).min(most);
+        *kept = byte(level);
+        sum_x = sum_x + *weight * *x * level.floats();
+        sum_l = sum_l + *weight * level.floats() * level.floats();
     }
     for _ in 0..5 {
-        let mut changed = 0;
-        for ((x, weights), levels) in x.iter().zip(&weights).zip(&mut levels) {
-            for lane in 0..LANES {
-                let (w, wx, old) = (weights[lane], weights[lane] * x[lane], levels[lane]);
-                let others_x = sum_x[lane] - wx * old as f32;
-                let others_l = sum_l[lane] - w * old as f32 * old as f32;
-                let new = nearest(x[lane] * others_l / others_x).min(MOST);
-                let new_x = others_x + wx * new as f32;
-                let new_l = others_l + w * new as f32 * new as f32;
-                let better = (others_x > 0.0)
-                    & (others_l > 0.0)
-                    & (new != old)
-                    & (new_x * new_x * sum_l[lane] > sum_x[lane] * sum_x[lane] * new_l);
-                levels[lane] = if better { byte(new) } else { old };
-                sum_x[lane] = if better { new_x } else { sum_x[lane] };
-                sum_l[lane] = if better { new_l } else { sum_l[lane] };
-                changed |= i32::from(better);
-            }
+        let mut changed = false;
+        for ((x, weight), kept) in weights.iter().zip(&mut levels) {
+            let old = kept.floats();
+            let others_x = sum_x - *weight * *x * old;
+            let others_l = sum_l - *weight * old * old;
+            let new = level(*x * others_l / others_x).min(most);
+            let new_x = others_x + *weight * *x * new.floats();
+            let new_l = others_l + *weight * new.floats() * new.floats();
+            let usable = zero.less(others_x) & zero.less(others_l);
+            let better = usable & (sum_x * sum_x * new_l).less(new_x * new_x * sum_l);
+            // The same level is no change, though rounding may give better sums.
+            let better = new.equal(*kept).and_not(better);
+            *kept = byte(new).or(better, *kept);
+            sum_x = new_x.or(better, sum_x);
+            sum_l = new_l.or(better, sum_l);
+            changed |= better.any();
         }
         // Without a change, another round changes nothing either.
-        if changed == 0 {
+        if !changed {
             break;
         }
     }
-    let mut scales = [0f32; LANES];
-    for lane in 0..LANES {
-        let usable = largest[lane] >= NEGLIGIBLE && sum_l[lane] > 0.0;
-        scales[lane] = if usable { sum_x[lane] / sum_l[lane] } else { 0.0 };
-    }
-    scales
+    let usable = zero.less(sum_l) & search.all(NEGLIGIBLE.next_down()).less(largest);
+    (sum_x / sum_l).or(usable, zero).array()
 }
 
 impl IQ2_XXS {
@@ -550,7 +593,8 @@ impl IQ2_XXS {
             candidates: 13,
             again: Again::All,
         };
-        let start = |parts: &[Part<32>; 8]| scales_of_levels(parts).map(|scale| (scale, scale * 3.0));
+        let start =
+            |parts: &[Part<32>; LANES]| scales_of_levels(search, parts).map(|scale| (scale, scale * 3.0));
         let mut block: Self = bytemuck::Zeroable::zeroed();
         let Some(fitted) =
             Fitted::<32, 4, 8>::new::<8, 2, S>(search, grid::iq2_xxs(), &RECIPE, x, importance, start)

@@ -1,9 +1,10 @@
-//! ggml block types: encode and decode, with the bytes and floats of ggml's reference code.
+//! ggml block types: encode, decode and multiply, with the bytes and floats of ggml's reference code.
 //!
-//! Reference: `ggml-quants.c` and `ggml-impl.h` of ggml 0.25.3 (llama.cpp commit 0c1e57098, as in llama-cpp-python 0.3.36),
-//! compiled without contraction to fused multiply-add. Sums run in source order and C's conversions of floats to integers are
-//! reproduced (they truncate, and what does not fit becomes the low byte of the "integer indefinite" of x86), so encoded bytes
-//! are equal, with and without importance. `tests/golden.rs` compares with ggml's own output.
+//! Reference: `ggml-quants.c`, `ggml-impl.h` and, for products, `ggml-cpu/quants.c` of ggml 0.25.3 (llama.cpp commit 0c1e57098,
+//! as in llama-cpp-python 0.3.36), compiled without contraction to fused multiply-add. Sums run in source order and C's
+//! conversions of floats to integers are reproduced (they truncate, and what does not fit becomes the low byte of the "integer
+//! indefinite" of x86), so encoded bytes are equal, with and without importance. `tests/golden.rs` compares with ggml's own
+//! output.
 //!
 //! What ggml would write and then refuse to load is refused here when encoding: NaN, infinity, finite weights that become
 //! infinite because the type cannot hold them (or their scale), and MXFP4 blocks of nothing but the smallest normal numbers.

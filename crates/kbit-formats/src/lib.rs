@@ -18,5 +18,5 @@ pub mod verify;
 
 pub use checkpoint::{Checkpoint, Element, SourceTensor};
 pub use error::FormatError;
-pub use safetensors::write_safetensors_f32;
+pub use safetensors::{NewSafetensor, SafetensorsWriter, write_safetensors_f32};
 pub use system::{disk_free, peak_rss_bytes};

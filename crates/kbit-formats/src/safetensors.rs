@@ -1,15 +1,15 @@
-//! safetensors: one file's header, and writing a single f32 tensor.
+//! safetensors: one file's header, and writing.
 //!
 //! Source of the layout: the format's README (8 bytes of header length, JSON, data without gaps).
 
-use crate::{FormatError, atomic};
+use crate::{FormatError, atomic, system};
 use kbit_types::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Longest header that is read: the reference implementation's limit.
 const MAX_HEADER: u64 = 100_000_000;
@@ -128,6 +128,124 @@ pub(crate) fn read_header(file: &File, path: &Path) -> Result<Vec<Entry>, Format
 
 fn known_dtypes() -> String {
     Dtype::ALL.map(Dtype::safetensors_name).join(", ")
+}
+
+/// A tensor to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewSafetensor {
+    /// Name.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Row-major shape.
+    pub shape: Vec<u64>,
+}
+
+/// A file being written beside its final path; it goes where it is dropped unfinished.
+#[derive(Debug)]
+pub struct SafetensorsWriter {
+    file: File,
+    partial: PathBuf,
+    path: PathBuf,
+    /// Offset and bytes of each tensor.
+    places: Vec<(u64, u64)>,
+    done: bool,
+}
+
+impl SafetensorsWriter {
+    /// Starts a file with the header of `tensors`, which lie in this order.
+    ///
+    /// # Errors
+    /// A name that stands twice, a shape that is too large, an existing file, a full disk.
+    pub fn create(path: &Path, tensors: &[NewSafetensor]) -> Result<Self, FormatError> {
+        if path.symlink_metadata().is_ok() {
+            return Err(FormatError::Exists { path: path.to_owned() });
+        }
+        let unwritable = |name: &str, reason: &str| FormatError::Unwritable {
+            what: name.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let mut header = serde_json::Map::new();
+        // Hugging Face's loader asks for the framework that the tensors are meant for.
+        header.insert("__metadata__".to_owned(), serde_json::json!({ "format": "pt" }));
+        let mut places = Vec::with_capacity(tensors.len());
+        let mut next = 0u64;
+        for NewSafetensor { name, dtype, shape } in tensors {
+            let elements = shape.iter().try_fold(1u64, |product, axis| product.checked_mul(*axis));
+            let bytes = elements.and_then(|elements| elements.checked_mul(dtype.bytes() as u64));
+            let end = bytes.and_then(|bytes| next.checked_add(bytes)).filter(|end| *end < 1 << 62);
+            let (Some(bytes), Some(end)) = (bytes, end) else {
+                return Err(unwritable(name, "its shape is larger than a file can be"));
+            };
+            let entry = serde_json::json!({
+                "dtype": dtype.safetensors_name(), "shape": shape, "data_offsets": [next, end],
+            });
+            if header.insert(name.clone(), entry).is_some() {
+                return Err(unwritable(name, "two tensors have this name"));
+            }
+            places.push((next, bytes));
+            next = end;
+        }
+        let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let start = 8 + header.len() as u64;
+        places.iter_mut().for_each(|(offset, _)| *offset += start);
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (needed, free) = (start + next, system::disk_free(folder)?);
+        if free < needed {
+            return Err(FormatError::DiskFull { path: path.to_owned(), needed, free });
+        }
+        let mut name = path.as_os_str().to_owned();
+        name.push(".kbit-partial");
+        let partial = PathBuf::from(name);
+        let file = File::create(&partial).map_err(FormatError::io(&partial, "creating"))?;
+        let writer = Self { file, partial, path: path.to_owned(), places, done: false };
+        writer.write_raw(0, &(header.len() as u64).to_le_bytes())?;
+        writer.write_raw(8, &header)?;
+        Ok(writer)
+    }
+
+    fn write_raw(&self, offset: u64, bytes: &[u8]) -> Result<(), FormatError> {
+        self.file.write_all_at(bytes, offset).map_err(FormatError::io(&self.partial, "writing"))
+    }
+
+    /// Writes `bytes` at `offset` of tensor `index`. Any thread.
+    ///
+    /// # Errors
+    /// When they reach past the tensor's end, or the system refuses.
+    pub fn write_at(&self, index: usize, offset: u64, bytes: &[u8]) -> Result<(), FormatError> {
+        let place = self.places.get(index).copied();
+        match place
+            .filter(|(_, length)| offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= *length))
+        {
+            Some((start, _)) => self.write_raw(start + offset, bytes),
+            None => Err(FormatError::Unwritable {
+                what: format!("tensor {index}"),
+                reason: format!("{} bytes at {offset} reach past its end", bytes.len()),
+            }),
+        }
+    }
+
+    /// Syncs the file and renames it to its final path; bytes of its tensors.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn finish(mut self) -> Result<u64, FormatError> {
+        self.file.sync_all().map_err(FormatError::io(&self.partial, "syncing"))?;
+        std::fs::rename(&self.partial, &self.path)
+            .map_err(FormatError::io(&self.path, "renaming the finished file"))?;
+        self.done = true;
+        Ok(self.places.iter().map(|(_, bytes)| bytes).sum())
+    }
+}
+
+impl Drop for SafetensorsWriter {
+    fn drop(&mut self) {
+        if !self.done {
+            // Nobody is left to tell; a partial file that stays is replaced by the next writer.
+            let _ = std::fs::remove_file(&self.partial);
+        }
+    }
 }
 
 /// Writes one f32 tensor `name` of row-major `shape` to `path`.

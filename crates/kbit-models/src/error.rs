@@ -81,6 +81,14 @@ pub enum ModelError {
     /// The tokenizer's files cannot be carried over.
     #[error(transparent)]
     Tokenizer(kbit_tokenizers::TokenizerError),
+    /// What a Hugging Face folder cannot hold.
+    #[error("{what} cannot be exported: {reason}")]
+    NotExportable {
+        /// Model, architecture, tensor or key.
+        what: String,
+        /// Why, and the cure.
+        reason: String,
+    },
     /// The checkpoint or its metadata cannot be read.
     #[error(transparent)]
     Format(#[from] kbit_formats::FormatError),

@@ -62,6 +62,13 @@ pub enum SourceExpr {
         /// Heads; they divide the rows.
         heads: u64,
     },
+    /// The inverse of [`SourceExpr::PermuteRows`]: rows of each head from pairs to halves.
+    UnpermuteRows {
+        /// The source.
+        of: Box<Self>,
+        /// Heads; they divide the rows.
+        heads: u64,
+    },
     /// Rows and columns of each slice change places.
     Transpose(Box<Self>),
     /// A constant is added to every value, in f32.
@@ -102,7 +109,9 @@ impl SourceExpr {
                 let first = parts.first().map_or(MatrixShape { rows: 0, cols: 0, slices: 0 }, Self::shape);
                 MatrixShape { slices: parts.iter().map(|part| part.shape().slices).sum(), ..first }
             }
-            Self::PermuteRows { of, .. } | Self::Add { of, .. } => of.shape(),
+            Self::PermuteRows { of, .. } | Self::UnpermuteRows { of, .. } | Self::Add { of, .. } => {
+                of.shape()
+            }
             Self::Transpose(of) => {
                 let MatrixShape { rows, cols, slices } = of.shape();
                 MatrixShape { rows: cols, cols: rows, slices }
@@ -120,6 +129,7 @@ impl SourceExpr {
             Self::Stack(parts) => parts.iter().flat_map(Self::sources).collect(),
             Self::Slice { of, .. }
             | Self::PermuteRows { of, .. }
+            | Self::UnpermuteRows { of, .. }
             | Self::Transpose(of)
             | Self::Add { of, .. }
             | Self::Reshape { of, .. } => of.sources(),
@@ -220,7 +230,7 @@ impl SourceExpr {
                 }
                 Ok(())
             }
-            Self::PermuteRows { of, heads } => {
+            Self::PermuteRows { of, heads } | Self::UnpermuteRows { of, heads } => {
                 of.check(checkpoint)?;
                 if *heads > 0 && of.shape().rows.is_multiple_of(2 * heads) {
                     Ok(())
@@ -306,6 +316,15 @@ impl SourceExpr {
                 let source = |row: u64| {
                     let within = row % head;
                     row - within + (within % 2) * (head / 2) + within / 2
+                };
+                read_scattered(of, checkpoint, slice, rows, &source, out)
+            }
+            Self::UnpermuteRows { of, heads } => {
+                let head = shape.rows / (*heads).max(1);
+                let half = (head / 2).max(1);
+                let source = |row: u64| {
+                    let within = row % head;
+                    row - within + (within % half) * 2 + within / half
                 };
                 read_scattered(of, checkpoint, slice, rows, &source, out)
             }

@@ -15,7 +15,7 @@ mod expr;
 mod training;
 
 pub use architecture::{Architecture, ExpectedTensor};
-pub use convert::{Conversion, ConvertOptions, OutputTensor, convert};
+pub use convert::{Conversion, ConvertOptions, Export, ExportTensor, OutputTensor, convert, export};
 pub use describe::describe;
 pub use description::Description;
 pub use error::ModelError;

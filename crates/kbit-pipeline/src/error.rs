@@ -77,6 +77,12 @@ pub enum PipelineError {
     /// An importance matrix could not be read, or belongs to another model.
     #[error(transparent)]
     Calibrate(#[from] kbit_calibrate::CalibrateError),
+    /// The folder to write is there already.
+    #[error("{}: exists already; remove it, or choose another name", path.display())]
+    FolderExists {
+        /// Folder.
+        path: PathBuf,
+    },
     /// The source's shards are to be kept, and it has none.
     #[error("{}: has no shards to keep, it is not GGUF; give a size by `--split-size` (`split_size`) instead", path.display())]
     NoShards {

@@ -9,6 +9,7 @@ pub mod config;
 pub mod convert;
 pub mod edit;
 mod error;
+pub mod export;
 pub mod importance;
 mod journal;
 pub mod measure;

@@ -27,13 +27,25 @@ struct Special {
     text: String,
     /// Found only where special tokens are asked for.
     on_request: bool,
-    /// White space after it belongs to it.
-    strips_right: bool,
+    strips: Strips,
 }
 
+/// White space that belongs to a special token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Strips {
+    None,
+    /// What stands before it.
+    Left,
+    /// What stands after it.
+    Right,
+}
+
+/// White space as C's `isspace` has it.
+const SPACES: [char; 6] = [' ', '\t', '\n', '\r', '\x0b', '\x0c'];
+
 impl Specials {
-    /// `strips_right` says of a token's text whether white space after it belongs to it.
-    pub(crate) fn new(vocabulary: &Vocabulary, strips_right: impl Fn(&str) -> bool) -> Self {
+    /// `strips` says of a token's text which white space belongs to it.
+    pub(crate) fn new(vocabulary: &Vocabulary, strips: impl Fn(&str) -> Strips) -> Self {
         let mut tokens: Vec<Special> = (0u32..)
             .zip(vocabulary.tokens())
             .filter(|(_, token)| {
@@ -43,7 +55,7 @@ impl Specials {
                 id,
                 text: token.text.clone(),
                 on_request: token.kind != TokenKind::UserDefined,
-                strips_right: strips_right(&token.text),
+                strips: strips(&token.text),
             })
             .collect();
         tokens.sort_by_key(|special| std::cmp::Reverse(special.text.len()));
@@ -110,13 +122,17 @@ impl Special {
     fn cut<'t>(&self, text: &'t str, out: &mut Vec<Fragment<'t>>) {
         let mut rest = text;
         while let Some(at) = rest.find(&self.text) {
-            if at > 0 {
-                out.push(Fragment::Text(&rest[..at]));
+            let mut before = &rest[..at];
+            if self.strips == Strips::Left {
+                before = before.trim_end_matches(SPACES);
+            }
+            if !before.is_empty() {
+                out.push(Fragment::Text(before));
             }
             out.push(Fragment::Token(self.id));
             rest = &rest[at + self.text.len()..];
-            if self.strips_right {
-                rest = rest.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+            if self.strips == Strips::Right {
+                rest = rest.trim_start_matches(SPACES);
             }
         }
         if !rest.is_empty() {

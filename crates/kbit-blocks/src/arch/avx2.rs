@@ -7,6 +7,7 @@
 pub(super) mod dot;
 
 use self::dot::{dot_mxfp4, dot_q2_k, dot_q3_k, dot_q4_0, dot_q4_k, dot_q5_k, dot_q6_k, dot_q8_0};
+use super::lanes::{Floats, Integers, Lanes, Mask};
 use super::{own_kernels, portable, searching_kernels, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
 use crate::dot::Operands;
@@ -89,6 +90,10 @@ shared_kernels! {
     dot_iq3_s(operands: Operands<'_, '_>);
     dot_iq1_s(operands: Operands<'_, '_>);
     dot_iq1_m(operands: Operands<'_, '_>);
+}
+
+searching_kernels! {
+    Avx2, "avx2,f16c";
     decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_s(bytes: &[u8], out: &mut [f32]);
@@ -96,10 +101,6 @@ shared_kernels! {
     decode_iq3_s(bytes: &[u8], out: &mut [f32]);
     decode_iq1_s(bytes: &[u8], out: &mut [f32]);
     decode_iq1_m(bytes: &[u8], out: &mut [f32]);
-}
-
-searching_kernels! {
-    Avx2, "avx2,f16c";
     encode_iq2_s(x: &[f32], out: &mut [u8]);
     encode_iq3_xxs(x: &[f32], out: &mut [u8]);
     encode_iq3_s(x: &[f32], out: &mut [u8]);
@@ -269,12 +270,16 @@ fn encode_q4_0(x: &[f32], out: &mut [u8]) {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn least_of(list: &[[u16; UNIT]], sum: impl Fn(__m256i) -> __m256) -> u32 {
-    let mut least = _mm256_set1_ps(f32::MAX);
-    let mut units = _mm256_setzero_si256();
-    for (unit, codes) in (0..).zip(list) {
+    let sum = |codes: &[u16; UNIT]| {
         // SAFETY: reads the 16 bytes of `codes`; the instruction needs no alignment.
-        let codes = unsafe { _mm_loadu_si128(codes.as_ptr().cast()) };
-        let sums = sum(_mm256_cvtepu16_epi32(codes));
+        sum(_mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) }))
+    };
+    let Some((first, others)) = list.split_first() else { return NOTHING };
+    // The second operand where the first is no number.
+    let mut least = _mm256_min_ps(sum(first), _mm256_set1_ps(f32::MAX));
+    let mut units = _mm256_setzero_si256();
+    for (unit, codes) in (1..).zip(others) {
+        let sums = sum(codes);
         let below = _mm256_cmp_ps::<_CMP_LT_OQ>(sums, least);
         least = _mm256_blendv_ps(least, sums, below);
         units = _mm256_blendv_epi8(units, _mm256_set1_epi32(unit), _mm256_castps_si256(below));
@@ -377,5 +382,198 @@ impl Nearest for Avx2 {
     fn nearest4(self, grid: &Grid<4>, group: &Group<4>, values: &[f32; 8], scales: &[f32], at: &mut [u32]) {
         // SAFETY: `self` exists only where the CPU has the features.
         unsafe { nearest4(grid, group, values, scales, at) }
+    }
+}
+
+/// Eight floats. Invariant: made from an [`Avx2`] only, so one that exists proves the features.
+#[derive(Clone, Copy)]
+pub(crate) struct Floats8(__m256);
+
+/// Eight integers, with the invariant of [`Floats8`].
+#[derive(Clone, Copy)]
+pub(crate) struct Integers8(__m256i);
+
+/// Lanes of ones or zeros, with the invariant of [`Floats8`].
+#[derive(Clone, Copy)]
+pub(crate) struct Mask8(__m256);
+
+impl Lanes for Avx2 {
+    type Floats = Floats8;
+
+    #[inline(always)]
+    fn all(self, x: f32) -> Floats8 {
+        // SAFETY: `self` exists only where the CPU has the features.
+        Floats8(unsafe { _mm256_set1_ps(x) })
+    }
+
+    #[inline(always)]
+    fn floats(self, x: &[f32; 8]) -> Floats8 {
+        // SAFETY: `self` exists only where the CPU has the features; reads the 32 bytes of `x` without need of alignment.
+        Floats8(unsafe { _mm256_loadu_ps(x.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn integers(self, x: &[u32; 8]) -> Integers8 {
+        // SAFETY: `self` exists only where the CPU has the features; reads the 32 bytes of `x` without need of alignment.
+        Integers8(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    fn small(self, x: &[i8; 8]) -> Floats8 {
+        // SAFETY: `self` exists only where the CPU has the features; reads the 8 bytes of `x` without need of alignment.
+        unsafe {
+            let bytes = _mm_loadl_epi64(x.as_ptr().cast());
+            Floats8(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)))
+        }
+    }
+}
+
+macro_rules! operators {
+    ($($vector:ident: $operator:ident $name:ident $instruction:ident;)*) => {
+        $(impl std::ops::$operator for $vector {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $name(self, other: Self) -> Self {
+                // SAFETY: the vectors exist only where the CPU has the features.
+                Self(unsafe { $instruction(self.0, other.0) })
+            }
+        })*
+    };
+}
+
+operators! {
+    Floats8: Add add _mm256_add_ps;
+    Floats8: Sub sub _mm256_sub_ps;
+    Floats8: Mul mul _mm256_mul_ps;
+    Floats8: Div div _mm256_div_ps;
+    Integers8: Add add _mm256_add_epi32;
+    Integers8: Sub sub _mm256_sub_epi32;
+    Mask8: BitAnd bitand _mm256_and_ps;
+}
+
+impl Mask for Mask8 {
+    #[inline(always)]
+    fn and_not(self, other: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_andnot_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn any(self) -> bool {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { _mm256_movemask_ps(self.0) != 0 }
+    }
+}
+
+impl Floats for Floats8 {
+    type Integers = Integers8;
+    type Mask = Mask8;
+
+    #[inline(always)]
+    fn array(self) -> [f32; 8] {
+        let mut out = [0.0; 8];
+        // SAFETY: `self` exists only where the CPU has the features; writes the 32 bytes of `out` without need of alignment.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), self.0) }
+        out
+    }
+
+    #[inline(always)]
+    fn less(self, other: Self) -> Mask8 {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Mask8(unsafe { _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn or(self, mask: Mask8, others: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_blendv_ps(others.0, self.0, mask.0) })
+    }
+
+    #[inline(always)]
+    fn turned(self, bits: u8) -> Self {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe {
+            let places = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+            let signs = _mm256_castsi256_ps(_mm256_sllv_epi32(_mm256_set1_epi32(i32::from(bits)), places));
+            Self(_mm256_xor_ps(self.0, _mm256_and_ps(signs, _mm256_set1_ps(-0.0))))
+        }
+    }
+
+    #[inline(always)]
+    fn bits(self) -> Integers8 {
+        // SAFETY: `self` exists only where the CPU has the features.
+        Integers8(unsafe { _mm256_castps_si256(self.0) })
+    }
+
+    #[inline(always)]
+    fn look_up<const D: usize>(self, indices: Integers8) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        unsafe {
+            Self(match D {
+                8 => _mm256_permutevar_ps(self.0, indices.0),
+                _ => _mm256_permutevar8x32_ps(self.0, indices.0),
+            })
+        }
+    }
+}
+
+impl Integers for Integers8 {
+    type Floats = Floats8;
+
+    #[inline(always)]
+    fn array(self) -> [u32; 8] {
+        let mut out = [0; 8];
+        // SAFETY: `self` exists only where the CPU has the features; writes the 32 bytes of `out` without need of alignment.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), self.0) }
+        out
+    }
+
+    #[inline(always)]
+    fn and(self, other: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_and_si256(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_min_epi32(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_max_epi32(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn times_two_to<const BITS: i32>(self) -> Self {
+        // SAFETY: `self` exists only where the CPU has the features.
+        Self(unsafe { _mm256_slli_epi32::<BITS>(self.0) })
+    }
+
+    #[inline(always)]
+    fn shifted(self, bits: usize) -> Self {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { Self(_mm256_srlv_epi32(self.0, _mm256_set1_epi32(bits as i32))) }
+    }
+
+    #[inline(always)]
+    fn floats(self) -> Floats8 {
+        // SAFETY: `self` exists only where the CPU has the features.
+        Floats8(unsafe { _mm256_cvtepi32_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn equal(self, other: Self) -> Mask8 {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Mask8(unsafe { _mm256_castsi256_ps(_mm256_cmpeq_epi32(self.0, other.0)) })
+    }
+
+    #[inline(always)]
+    fn or(self, mask: Mask8, others: Self) -> Self {
+        // SAFETY: the vectors exist only where the CPU has the features.
+        Self(unsafe { _mm256_blendv_epi8(others.0, self.0, _mm256_castps_si256(mask.0)) })
     }
 }

@@ -7,7 +7,8 @@
 mod dot;
 
 use self::dot::{dot_mxfp4, dot_q4_0, dot_q4_k, dot_q8_0};
-use super::avx2::Avx2;
+use super::avx2::{Avx2, Floats8, Integers8};
+use super::lanes::Lanes;
 use super::{own_kernels, portable, searching_kernels, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
 use crate::dot::Operands;
@@ -141,6 +142,10 @@ shared_kernels! {
     dot_iq3_s(operands: Operands<'_, '_>);
     dot_iq1_s(operands: Operands<'_, '_>);
     dot_iq1_m(operands: Operands<'_, '_>);
+}
+
+searching_kernels! {
+    Avx512, "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl";
     decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
     decode_iq2_s(bytes: &[u8], out: &mut [f32]);
@@ -148,10 +153,6 @@ shared_kernels! {
     decode_iq3_s(bytes: &[u8], out: &mut [f32]);
     decode_iq1_s(bytes: &[u8], out: &mut [f32]);
     decode_iq1_m(bytes: &[u8], out: &mut [f32]);
-}
-
-searching_kernels! {
-    Avx512, "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl";
     encode_iq2_s(x: &[f32], out: &mut [u8]);
     encode_iq3_xxs(x: &[f32], out: &mut [u8]);
     encode_iq3_s(x: &[f32], out: &mut [u8]);
@@ -287,22 +288,31 @@ fn encode_q4_0(x: &[f32], out: &mut [u8]) {
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn least_of(list: &[[u16; UNIT]], terms: &[__m512; 8]) -> u32 {
     let pairs = list.as_chunks::<2>().0;
-    let mut least = _mm512_set1_ps(f32::MAX);
-    let (mut codes, mut units) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-    for (unit, pair) in (0..).zip(pairs) {
+    let codes_of = |pair: &[[u16; UNIT]; 2]| {
         // SAFETY: reads the 32 bytes of `pair`; the instruction needs no alignment.
-        let these = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(pair.as_ptr().cast()) });
-        // The permutation looks at the two lowest bits.
-        let sum = _mm512_permutevar_ps(terms[0], these);
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[1], _mm512_srli_epi32::<2>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[2], _mm512_srli_epi32::<4>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[3], _mm512_srli_epi32::<6>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[4], _mm512_srli_epi32::<8>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[5], _mm512_srli_epi32::<10>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[6], _mm512_srli_epi32::<12>(these)));
-        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[7], _mm512_srli_epi32::<14>(these)));
-        let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sum, least);
-        least = _mm512_mask_mov_ps(least, below, sum);
+        _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(pair.as_ptr().cast()) })
+    };
+    // The permutation looks at the two lowest bits.
+    let sum_of = |codes: __m512i| {
+        let sum = _mm512_permutevar_ps(terms[0], codes);
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[1], _mm512_srli_epi32::<2>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[2], _mm512_srli_epi32::<4>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[3], _mm512_srli_epi32::<6>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[4], _mm512_srli_epi32::<8>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[5], _mm512_srli_epi32::<10>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[6], _mm512_srli_epi32::<12>(codes)));
+        _mm512_add_ps(sum, _mm512_permutevar_ps(terms[7], _mm512_srli_epi32::<14>(codes)))
+    };
+    let Some((first, others)) = pairs.split_first() else { return NOTHING };
+    let mut codes = codes_of(first);
+    // The second operand where the first is no number.
+    let mut least = _mm512_min_ps(sum_of(codes), _mm512_set1_ps(f32::MAX));
+    let mut units = _mm512_setzero_si512();
+    for (unit, pair) in (1..).zip(others) {
+        let these = codes_of(pair);
+        let sums = sum_of(these);
+        let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sums, least);
+        least = _mm512_mask_mov_ps(least, below, sums);
         codes = _mm512_mask_mov_epi32(codes, below, these);
         units = _mm512_mask_mov_epi32(units, below, _mm512_set1_epi32(unit));
     }
@@ -373,5 +383,29 @@ impl Nearest for Avx512 {
     fn nearest4(self, grid: &Grid<4>, group: &Group<4>, values: &[f32; 8], scales: &[f32], at: &mut [u32]) {
         // Most lists have a unit of eight codes.
         self.avx2.nearest4(grid, group, values, scales, at);
+    }
+}
+
+impl Lanes for Avx512 {
+    type Floats = Floats8;
+
+    #[inline(always)]
+    fn all(self, x: f32) -> Floats8 {
+        self.avx2.all(x)
+    }
+
+    #[inline(always)]
+    fn floats(self, x: &[f32; 8]) -> Floats8 {
+        self.avx2.floats(x)
+    }
+
+    #[inline(always)]
+    fn integers(self, x: &[u32; 8]) -> Integers8 {
+        self.avx2.integers(x)
+    }
+
+    #[inline(always)]
+    fn small(self, x: &[i8; 8]) -> Floats8 {
+        self.avx2.small(x)
     }
 }

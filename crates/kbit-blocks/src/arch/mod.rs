@@ -7,6 +7,7 @@
 
 use crate::dot::Operands;
 
+pub(crate) mod lanes;
 pub(crate) mod portable;
 
 #[cfg(target_arch = "x86_64")]
@@ -21,7 +22,7 @@ pub enum InstructionSet {
     Portable,
     /// AVX2 and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ, VL.
+    /// AVX-512 F, BW, DQ, VL; for products also VNNI and VBMI where the CPU has them.
     Avx512,
 }
 

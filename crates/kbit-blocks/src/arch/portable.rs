@@ -157,8 +157,6 @@ of_blocks! {
         decode_q8_0 Q8_0, decode_q4_0 Q4_0, decode_q4_1 Q4_1, decode_q5_0 Q5_0, decode_q5_1 Q5_1,
         decode_q2_k Q2_K, decode_q3_k Q3_K, decode_q4_k Q4_K, decode_q5_k Q5_K, decode_q6_k Q6_K,
         decode_tq1_0 TQ1_0, decode_tq2_0 TQ2_0, decode_mxfp4 MXFP4, decode_nvfp4 NVFP4, decode_q1_0 Q1_0, decode_q2_0 Q2_0,
-        decode_iq2_xxs IQ2_XXS, decode_iq2_xs IQ2_XS, decode_iq2_s IQ2_S, decode_iq3_xxs IQ3_XXS, decode_iq3_s IQ3_S,
-        decode_iq1_s IQ1_S, decode_iq1_m IQ1_M,
     }
     dot: {
         dot_q8_0 Q8_0,
@@ -188,8 +186,12 @@ of_blocks! {
 }
 
 macro_rules! of_grids {
-    (plain: { $($encode:ident $a:ident,)* } weighted: { $($weighted:ident $b:ident,)* }) => {
-        /// The loops over blocks with points of a grid, by the search for the nearest point.
+    (
+        encode: { $($encode:ident $a:ident,)* }
+        weighted: { $($weighted:ident $b:ident,)* }
+        decode: { $($decode:ident $c:ident,)* }
+    ) => {
+        /// The loops over blocks with points of a grid, for lanes and a search for the nearest point of any instruction set.
         pub(crate) mod searching {
             use crate::block::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
             use crate::grid::Nearest;
@@ -208,6 +210,13 @@ macro_rules! of_grids {
                     *block = $b::encode(search, x, Some(importance));
                 }
             })*
+            $(#[inline(always)]
+            pub(crate) fn $decode<S: Nearest>(search: S, bytes: &[u8], out: &mut [f32]) {
+                let blocks = bytemuck::cast_slice::<u8, $c>(bytes).iter();
+                for (block, out) in blocks.zip(out.as_chunks_mut().0) {
+                    block.decode(search, out);
+                }
+            })*
         }
         $(pub(crate) fn $encode(x: &[f32], out: &mut [u8]) {
             searching::$encode(OneByOne, x, out);
@@ -215,13 +224,20 @@ macro_rules! of_grids {
         $(pub(crate) fn $weighted(row: &[f32], importance: &[f32], out: &mut [u8]) {
             searching::$weighted(OneByOne, row, importance, out);
         })*
+        $(pub(crate) fn $decode(bytes: &[u8], out: &mut [f32]) {
+            searching::$decode(OneByOne, bytes, out);
+        })*
     };
 }
 
 of_grids! {
-    plain: { encode_iq2_s IQ2_S, encode_iq3_xxs IQ3_XXS, encode_iq3_s IQ3_S, encode_iq1_m IQ1_M, }
+    encode: { encode_iq2_s IQ2_S, encode_iq3_xxs IQ3_XXS, encode_iq3_s IQ3_S, encode_iq1_m IQ1_M, }
     weighted: {
         weighted_iq2_xxs IQ2_XXS, weighted_iq2_xs IQ2_XS, weighted_iq2_s IQ2_S, weighted_iq3_xxs IQ3_XXS,
         weighted_iq3_s IQ3_S, weighted_iq1_s IQ1_S, weighted_iq1_m IQ1_M,
+    }
+    decode: {
+        decode_iq2_xxs IQ2_XXS, decode_iq2_xs IQ2_XS, decode_iq2_s IQ2_S, decode_iq3_xxs IQ3_XXS, decode_iq3_s IQ3_S,
+        decode_iq1_s IQ1_S, decode_iq1_m IQ1_M,
     }
 }

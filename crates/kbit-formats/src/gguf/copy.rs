@@ -64,7 +64,10 @@ pub fn copy_tensors(
             _ => false,
         };
         if source.paths().any(same) {
-            return Err(FormatError::Exists { path: output });
+            return Err(FormatError::Unwritable {
+                what: output.display().to_string(),
+                reason: "it is what the tensors are read from; choose another name".to_owned(),
+            });
         }
     }
     let writer = GgufWriter::create(layout, path, &WriteOptions { overwrite, keep_partial: false })?;

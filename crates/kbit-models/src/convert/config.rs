@@ -65,6 +65,11 @@ impl Config {
         Ok(Self { path, values, classes })
     }
 
+    /// A configuration that was made here.
+    pub(super) fn of(values: Map<String, Json>) -> Self {
+        Self { path: PathBuf::from("config.json"), values, classes: Vec::new() }
+    }
+
     /// The table for the model.
     pub(super) fn architecture(&self) -> Result<&'static Architecture, ModelError> {
         let mut unknown = None;

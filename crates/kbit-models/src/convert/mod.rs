@@ -4,9 +4,12 @@
 //! metadata. A GGUF file keeps its metadata; its tensors come in the order in which llama-quantize writes them.
 
 mod config;
+mod export;
 mod general;
 mod gguf;
 mod hugging_face;
+
+pub use export::{Export, ExportTensor, export};
 
 use crate::{Description, ModelError, Role, SourceExpr};
 use kbit_formats::Checkpoint;

@@ -1,7 +1,8 @@
 //! `tokenizer.model`: SentencePiece's protobuf, as far as a vocabulary needs it.
 //!
 //! Source: `sentencepiece_model.proto`. Field 1 of the model is a piece (1 text, 2 score, 3 kind); field 2 the trainer's
-//! settings, of which 3 is the kind of model. All else is passed over. Every length is checked against what is left.
+//! settings, of which 3 is the kind of model; field 3 the normalizer's (2 its table of replacements, 3 whether text begins
+//! with a space, 4 whether runs of spaces are one). All else is passed over. Every length is checked against what is left.
 
 /// A piece of the vocabulary.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,16 +14,21 @@ pub(super) struct Piece {
 }
 
 /// What kbit takes from the file.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Model {
     pub pieces: Vec<Piece>,
     /// 1 unigram, 2 BPE, 3 words, 4 characters.
     pub kind: u64,
+    /// `precompiled_charsmap`; empty where text stays as it is.
+    pub charsmap: Vec<u8>,
+    pub adds_space: bool,
+    pub merges_spaces: bool,
 }
 
 /// Reads the file's bytes; the error says at which byte and what.
 pub(super) fn parse(bytes: &[u8]) -> Result<Model, String> {
-    let mut model = Model { kind: 1, ..Model::default() };
+    let mut model =
+        Model { pieces: Vec::new(), kind: 1, charsmap: Vec::new(), adds_space: true, merges_spaces: true };
     let mut reader = Reader { bytes, at: 0 };
     while let Some((field, value)) = reader.field()? {
         match (field, value) {
@@ -32,6 +38,17 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Model, String> {
                 while let Some((field, value)) = reader.field().map_err(|error| within(at, &error))? {
                     if let (3, Value::Number(kind)) = (field, value) {
                         model.kind = kind;
+                    }
+                }
+            }
+            (3, Value::Bytes(normalizer, at)) => {
+                let mut reader = Reader { bytes: normalizer, at: 0 };
+                while let Some((field, value)) = reader.field().map_err(|error| within(at, &error))? {
+                    match (field, value) {
+                        (2, Value::Bytes(charsmap, _)) => charsmap.clone_into(&mut model.charsmap),
+                        (3, Value::Number(flag)) => model.adds_space = flag != 0,
+                        (4, Value::Number(flag)) => model.merges_spaces = flag != 0,
+                        _ => {}
                     }
                 }
             }
@@ -148,6 +165,16 @@ mod tests {
         let unknown = Piece { text: "<unk>".to_owned(), score: 0.0, kind: 2 };
         assert_eq!(model.pieces, [unknown, Piece { text: "a".to_owned(), score: 0.0, kind: 1 }]);
         assert_eq!(model.kind, 2);
+        assert!(model.adds_space && model.merges_spaces && model.charsmap.is_empty());
+    }
+
+    #[test]
+    fn reads_the_normalizer() {
+        let model = parse(b"\x1a\x07\x12\x01x\x18\x00\x20\x00").unwrap();
+        assert_eq!(
+            (model.charsmap.as_slice(), model.adds_space, model.merges_spaces),
+            (b"x".as_slice(), false, false)
+        );
     }
 
     #[test]

@@ -103,6 +103,50 @@ pub(super) fn write(
     Ok(())
 }
 
+/// Whether a tokenizer puts a BOS token before text; `None` where the metadata will say.
+pub(super) fn adds_bos(folder: &Folder, json: &TokenizerJson) -> Option<bool> {
+    let mut found = Found::default();
+    apply_post_processor(&json.post_processor, &mut folder.tokenizer_config.clone(), &mut found);
+    let says = found.adds.iter().any(|(kind, _)| *kind == "bos")
+        || folder.setting("add_bos_token").is_some_and(Json::is_boolean);
+    (!says).then_some(false)
+}
+
+/// The ids that the post-processor puts before and after a text; `None` where kbit does not know.
+pub(super) fn around_text(post: &Json) -> Option<(Vec<u32>, Vec<u32>)> {
+    let id = |id: &Json| id.as_u64().and_then(|id| u32::try_from(id).ok());
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    let single = std::slice::from_ref(post);
+    let processors = match post["processors"].as_array() {
+        Some(processors) => processors.as_slice(),
+        None if post.is_null() => &[],
+        None => single,
+    };
+    for processor in processors {
+        match processor["type"].as_str() {
+            Some("ByteLevel") => {}
+            Some("RobertaProcessing" | "BertProcessing") => {
+                before.insert(0, id(&processor["cls"][1])?);
+                after.push(id(&processor["sep"][1])?);
+            }
+            Some("TemplateProcessing") => {
+                let mut in_text = false;
+                for node in processor["single"].as_array()? {
+                    let Some(name) = node["SpecialToken"]["id"].as_str() else {
+                        in_text = true;
+                        continue;
+                    };
+                    let ids = processor["special_tokens"][name]["ids"].as_array()?;
+                    let ids: Vec<u32> = ids.iter().map(id).collect::<Option<_>>()?;
+                    if in_text { after.extend(ids) } else { before.extend(ids) }
+                }
+            }
+            _ => return None,
+        }
+    }
+    Some((before, after))
+}
+
 /// The GGUF name of a kind, where it has one.
 fn key(kind: &str) -> Option<&'static str> {
     match kind {
@@ -114,7 +158,7 @@ fn key(kind: &str) -> Option<&'static str> {
     }
 }
 
-fn token_text(entry: &Json) -> Option<&str> {
+pub(super) fn token_text(entry: &Json) -> Option<&str> {
     entry.as_str().or_else(|| entry.get("content")?.as_str())
 }
 

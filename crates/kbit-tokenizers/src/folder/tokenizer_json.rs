@@ -1,7 +1,10 @@
 //! `tokenizer.json` of Hugging Face's tokenizers: the parts that a GGUF vocabulary is made from, and the pre-tokenizer by
 //! its structure.
 
-use crate::pre_tokenizer::{DIGIT_STAGE, GPT_2_STAGE, PRE_TOKENIZERS, known};
+use super::fingerprint::name_of;
+use crate::pre_tokenizer::{
+    DIGIT_STAGE, GPT_2_STAGE, PRE_TOKENIZERS, PUNCTUATION_STAGE, PreTokenizer, Splitter, WholeWords, known,
+};
 use crate::{TokenizerError, vocabulary::MAX_TOKENS};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
@@ -10,19 +13,38 @@ use std::collections::HashMap;
 use std::fmt;
 
 /// The file.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub(super) struct TokenizerJson {
-    #[serde(default)]
     pub added_tokens: Vec<AddedToken>,
-    #[serde(default)]
     pub normalizer: Value,
-    #[serde(default)]
     pub pre_tokenizer: Value,
-    #[serde(default)]
     pub post_processor: Value,
-    #[serde(default)]
     pub decoder: Value,
-    pub model: Bpe,
+    pub model: Model,
+}
+
+/// The model.
+#[derive(Debug)]
+pub(super) enum Model {
+    Bpe(Bpe),
+    Unigram(Unigram),
+    WordPiece(WordPiece),
+}
+
+/// The file with one kind of model.
+#[derive(Deserialize)]
+struct File<M> {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+    model: M,
 }
 
 /// A token beside the model's own.
@@ -34,7 +56,7 @@ pub(super) struct AddedToken {
     pub special: bool,
 }
 
-/// The model; always BPE.
+/// Byte-pair encoding.
 #[derive(Debug, Deserialize)]
 pub(super) struct Bpe {
     #[serde(default)]
@@ -49,6 +71,23 @@ pub(super) struct Bpe {
     pub continuing_subword_prefix: Option<String>,
     #[serde(default)]
     pub end_of_word_suffix: Option<String>,
+}
+
+/// Tokens with their scores, in the order of their ids.
+#[derive(Debug, Deserialize)]
+pub(super) struct Unigram {
+    pub vocab: Vec<(String, f32)>,
+    #[serde(default)]
+    pub unk_id: Option<u64>,
+}
+
+/// The longest tokens that fit.
+#[derive(Debug, Deserialize)]
+pub(super) struct WordPiece {
+    #[serde(default)]
+    pub vocab: HashMap<String, u64>,
+    #[serde(default)]
+    pub continuing_subword_prefix: Option<String>,
 }
 
 /// A merge, as GGUF writes it: two tokens with a space between.
@@ -102,72 +141,111 @@ struct ModelKind {
 
 /// Reads the file's bytes; the error says what is wrong and the cure.
 pub(super) fn parse(bytes: &[u8]) -> Result<TokenizerJson, String> {
-    let broken = |error: serde_json::Error| {
-        format!("line {}, column {}: {error}; get the file anew", error.line(), error.column())
+    let Kind { model: ModelKind { kind } } = read(bytes)?;
+    let json = match kind.as_deref() {
+        None | Some("BPE") => TokenizerJson::new(read(bytes)?, Model::Bpe),
+        Some("Unigram") => TokenizerJson::new(read(bytes)?, Model::Unigram),
+        Some("WordPiece") => TokenizerJson::new(read(bytes)?, Model::WordPiece),
+        Some(kind) => {
+            return Err(format!(
+                "its model is {kind:?}; kbit carries over BPE, Unigram and WordPiece: convert the model to GGUF with llama.cpp"
+            ));
+        }
     };
-    let Kind { model: ModelKind { kind } } = serde_json::from_slice(bytes).map_err(broken)?;
-    if let Some(kind) = kind.filter(|kind| kind != "BPE") {
-        return Err(format!(
-            "its model is {kind:?}; kbit carries over BPE: convert the model to GGUF with llama.cpp"
-        ));
-    }
-    let json: TokenizerJson = serde_json::from_slice(bytes).map_err(broken)?;
     let most = MAX_TOKENS as u64;
-    let ids = json.model.vocab.values().copied().chain(json.added_tokens.iter().map(|token| token.id));
+    let own: u64 = match &json.model {
+        Model::Bpe(Bpe { vocab, .. }) | Model::WordPiece(WordPiece { vocab, .. }) => {
+            vocab.values().copied().max().unwrap_or(0)
+        }
+        Model::Unigram(model) => model.vocab.len() as u64,
+    };
+    let ids = json.added_tokens.iter().map(|token| token.id).chain([own]);
     if let Some(id) = ids.max().filter(|&id| id >= most) {
         return Err(format!("it has a token {id}, where ids below {most} make sense; get the file anew"));
     }
     Ok(json)
 }
 
-impl TokenizerJson {
-    /// True for SentencePiece's BPE written as tokenizer.json.
+fn read<'b, T: Deserialize<'b>>(bytes: &'b [u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        format!("line {}, column {}: {error}; get the file anew", error.line(), error.column())
+    })
+}
+
+impl Bpe {
+    /// True for `SentencePiece`'s BPE written as tokenizer.json.
     pub(super) fn is_sentencepiece(&self) -> bool {
-        self.model.byte_fallback == Some(true)
+        self.byte_fallback == Some(true)
+    }
+}
+
+impl TokenizerJson {
+    fn new<M>(file: File<M>, model: impl FnOnce(M) -> Model) -> Self {
+        Self {
+            added_tokens: file.added_tokens,
+            normalizer: file.normalizer,
+            pre_tokenizer: file.pre_tokenizer,
+            post_processor: file.post_processor,
+            decoder: file.decoder,
+            model: model(file.model),
+        }
     }
 
-    /// The name of the pre-tokenizer for GGUF, recognised by what it does.
-    pub(super) fn pre_tokenizer_name(&self) -> Result<&'static str, TokenizerError> {
-        let unknown = |found: String| TokenizerError::UnknownPreTokenizer { found, known: known() };
+    /// The name of the pre-tokenizer for GGUF, recognised by what it does. `adds_bos` says whether a BOS token is put before
+    /// text, `None` that the metadata will say; `ids` gives the ids of a text for a pre-tokenizer and whole words.
+    pub(super) fn pre_tokenizer_name(
+        &self,
+        model: &Bpe,
+        adds_bos: Option<bool>,
+        ids: impl FnOnce(Splitter, WholeWords) -> Option<Vec<u32>>,
+    ) -> Result<&'static str, TokenizerError> {
+        let structure = self.structure(model);
+        let whole_words = if model.ignore_merges == Some(true) { WholeWords::All } else { WholeWords::No };
+        let described = || {
+            let mut parts: Vec<String> = structure.stages.iter().map(|stage| format!("/{stage}/")).collect();
+            parts.extend(structure.odd.iter().cloned());
+            if whole_words == WholeWords::All {
+                parts.push("ignore_merges".to_owned());
+            }
+            let found = format!("of tokenizer.json [{}]", parts.join(", "));
+            TokenizerError::UnknownPreTokenizer { found, known: known() }
+        };
+        if !structure.odd.is_empty() {
+            return Err(described());
+        }
+        let splitter = Splitter::from_patterns(structure.stages.iter().map(String::as_str));
+        let by_ids = splitter.and_then(|splitter| ids(splitter, whole_words)).and_then(|ids| name_of(&ids));
+        if let Some(name) = by_ids.filter(|name| PreTokenizer::by_name(name).is_ok()) {
+            return Ok(name);
+        }
+        let fitting = PRE_TOKENIZERS.iter().filter(|entry| {
+            entry.whole_words == whole_words
+                && entry.json.iter().any(|stages| stages.iter().copied().eq(structure.stages.iter()))
+        });
+        // Of several that cut alike, the one that begins texts alike.
+        let fits = |entry: &&PreTokenizer| adds_bos.is_none_or(|adds| adds == entry.add_bos);
+        let entry = fitting.clone().find(fits).or_else(|| fitting.clone().next());
+        entry.and_then(|entry| entry.names.first().copied()).ok_or_else(described)
+    }
+
+    fn structure(&self, model: &Bpe) -> Structure {
         let mut structure = Structure::default();
         structure.add(&self.pre_tokenizer);
-        let byte_level = structure.byte_level || self.decoder["type"] == "ByteLevel";
-        if !byte_level {
+        if !structure.byte_level && self.decoder["type"] != "ByteLevel" {
             structure.odd.push("no ByteLevel".to_owned());
         }
         if !is_plain_normalizer(&self.normalizer) {
             structure.odd.push(format!("normalizer {}", self.normalizer));
         }
         for (what, text) in [
-            ("continuing_subword_prefix", &self.model.continuing_subword_prefix),
-            ("end_of_word_suffix", &self.model.end_of_word_suffix),
+            ("continuing_subword_prefix", &model.continuing_subword_prefix),
+            ("end_of_word_suffix", &model.end_of_word_suffix),
         ] {
             if text.as_deref().is_some_and(|text| !text.is_empty()) {
                 structure.odd.push(format!("{what} {text:?}"));
             }
         }
-        let whole_words = self.model.ignore_merges == Some(true);
-        let described = || {
-            let mut parts: Vec<String> = structure.stages.iter().map(|stage| format!("/{stage}/")).collect();
-            parts.extend(structure.odd.iter().cloned());
-            if whole_words {
-                parts.push("ignore_merges".to_owned());
-            }
-            format!("of tokenizer.json [{}]", parts.join(", "))
-        };
-        if !structure.odd.is_empty() {
-            return Err(unknown(described()));
-        }
-        PRE_TOKENIZERS
-            .iter()
-            .find(|entry| {
-                entry.ignore_merges == whole_words
-                    && entry.stages.iter().any(|stages| {
-                        stages.iter().map(|stage| written(stage)).eq(structure.stages.iter().cloned())
-                    })
-            })
-            .and_then(|entry| entry.names.first().copied())
-            .ok_or_else(|| unknown(described()))
+        structure
     }
 }
 
@@ -213,17 +291,29 @@ impl Structure {
                 let each = flag("individual_digits", false);
                 self.stages.push(written(if each { DIGIT_STAGE } else { r"\p{N}+" }));
             }
-            Some("Punctuation") => {
-                self.stages.push(format!("Punctuation {}", node["behavior"].as_str().unwrap_or("Isolated")));
-            }
+            Some("Punctuation") => match node["behavior"].as_str() {
+                Some("Contiguous") => self.stages.push(format!("{PUNCTUATION_STAGE}+")),
+                None | Some("Isolated") => self.stages.push(PUNCTUATION_STAGE.to_owned()),
+                Some(_) => self.odd.push(node.to_string()),
+            },
             _ => self.odd.push(node.to_string()),
         }
     }
 }
 
-/// A pattern with its line breaks escaped, so that both ways of writing them are equal.
+/// A pattern with line breaks and characters beyond ASCII escaped, so that all ways of writing them are equal.
 fn written(pattern: &str) -> String {
-    pattern.replace('\r', "\\r").replace('\n', "\\n")
+    let mut out = String::with_capacity(pattern.len());
+    for character in pattern.chars() {
+        match character {
+            '\r' => out.push_str("\\r"),
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            character if character.is_ascii() => out.push(character),
+            character => out.push_str(&format!("\\x{{{:04x}}}", u32::from(character))),
+        }
+    }
+    out
 }
 
 /// True for normalizers that llama.cpp passes over: none, and NFC.

@@ -16,16 +16,10 @@ fn offset(checkpoint: &Checkpoint, tensor: &SourceTensor) -> Option<u64> {
     checkpoint.gguf().and_then(|gguf| gguf.tensor(&tensor.name)).map(|info| info.offset)
 }
 
-/// True for a GGUF file that says so, and for files that are named as llama-imatrix's older ones.
-fn is_importance(path: &Path) -> Result<bool, Failure> {
-    if !path.is_file() {
-        return Ok(false);
-    }
-    let named = |extension: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension));
-    if named("dat") || named("imatrix") {
-        return Ok(true);
-    }
-    Ok(named("gguf") && ImportanceMatrix::is_one(&Gguf::open(path)?))
+/// True for files that are named as llama-imatrix's older ones.
+fn is_named_importance(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default();
+    path.is_file() && ["dat", "imatrix"].iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 /// Shows what an importance matrix holds: coverage of each tensor and its experts.
@@ -105,10 +99,13 @@ fn importance(session: &Session, arguments: &Inspect) -> Result<u8, Failure> {
 
 /// Shows what a file holds.
 pub fn inspect(session: &Session, arguments: &Inspect) -> Result<u8, Failure> {
-    if is_importance(&arguments.file)? {
+    if is_named_importance(&arguments.file) {
         return importance(session, arguments);
     }
     let checkpoint = Checkpoint::open(&arguments.file)?;
+    if checkpoint.gguf().is_some_and(ImportanceMatrix::is_one) {
+        return importance(session, arguments);
+    }
     let packed = checkpoint.gguf().map(PackedIndex::read).transpose()?.flatten();
     let bytes: u64 = checkpoint.tensors().iter().map(|tensor| tensor.bytes).sum();
     let metadata: Vec<(String, serde_json::Value)> = checkpoint

@@ -3,6 +3,7 @@
 mod config;
 mod convert;
 mod eval;
+mod export;
 mod generate;
 mod gguf;
 mod inspect;
@@ -39,6 +40,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Fit(arguments) => laws::fit(&session, &arguments)?,
         Command::Recommend(arguments) => laws::recommend(&session, &arguments)?,
         Command::Report(arguments) => report::report(&session, &arguments)?,
+        Command::Export(arguments) => export::export(&session, &arguments)?,
         Command::Gguf(arguments) => gguf::gguf(&session, &arguments)?,
         Command::Plugin(arguments) => plugin::plugin(&session, &arguments)?,
         Command::Config(arguments) => config::config(&session, &arguments)?,
