@@ -230,9 +230,35 @@ const OPTIONS: &[(&[&str], &[&str])] = &[
         &["--prune-layers", "1", "--set-metadata", "llama.context_length=int:64"],
         &["--prune-layers", "1", "--override-kv", "llama.context_length=int:64"],
     ),
+    (&["--imatrix", "importance.dat"], &["--imatrix", "importance.dat"]),
     (&["--output-type", "q8_0"], &["--output-tensor-type", "q8_0"]),
     (&["--embedding-type", "f16"], &["--token-embedding-type", "f16"]),
 ];
+
+/// Importance for every matrix of `source`, in llama-imatrix's older format: entries of name, calls and values.
+fn write_importance(folder: &Path, source: &str) {
+    let inspected = json(folder, &["inspect", source, "--tensors", "--json"]);
+    let tensors = inspected["tensors"].as_array().expect("tensors");
+    let matrices: Vec<_> = tensors
+        .iter()
+        .filter(|tensor| tensor["shape"].as_array().is_some_and(|shape| shape.len() == 2))
+        .collect();
+    let number = |value: usize| i32::try_from(value).expect("a small number").to_le_bytes();
+    let mut bytes = number(matrices.len()).to_vec();
+    for (index, tensor) in matrices.iter().enumerate() {
+        let name = tensor["name"].as_str().expect("a name");
+        let columns = tensor["shape"][1].as_u64().expect("columns");
+        bytes.extend(number(name.len()));
+        bytes.extend(name.as_bytes());
+        bytes.extend(number(1));
+        bytes.extend(number(usize::try_from(columns).expect("columns")));
+        for column in 0..columns {
+            let step = u16::try_from((column * 37 + index as u64 * 11) % 97).expect("a remainder");
+            bytes.extend((0.25 + f32::from(step) / 97.0).to_le_bytes());
+        }
+    }
+    std::fs::write(folder.join("importance.dat"), bytes).expect("written");
+}
 
 #[test]
 #[expect(clippy::print_stderr, reason = "a test says what it skipped or compared")]
@@ -246,6 +272,7 @@ fn files_are_those_of_llama_quantize_byte_for_byte() {
     let mut no_encoder = Vec::new();
     for model in ["s0", "s3"] {
         let source = as_f32(folder.path(), model);
+        write_importance(folder.path(), &source);
         for file_type in FILE_TYPES {
             for (ours, theirs) in OPTIONS {
                 if ["f32", "f16", "bf16", "copy"].contains(file_type) && ours.contains(&"--map") {
