@@ -5,7 +5,7 @@
 //! Hugging Face's converter finds them, every way to make a token of two others, those with the higher score first.
 
 use crate::TokenizerError;
-use crate::pre_tokenizer::{DIGIT_STAGE, GPT_2_STAGE, PreTokenizer};
+use crate::pre_tokenizer::{Alphabet, DIGIT_STAGE, GPT_2_STAGE, PreTokenizer, WholeWords};
 use crate::vocabulary::{TokenKind, Vocabulary, bad};
 use kbit_formats::gguf::{Array, Metadata, Value};
 use serde_json::{Map, Value as Json, json};
@@ -225,7 +225,16 @@ fn byte_level(metadata: &Metadata, tokens: &Tokens<'_>, pre: &PreTokenizer) -> R
             .ok_or_else(|| bad("merges", format!("{merge:?} is not two tokens with a space between")))
     };
     let merges = merges.iter().map(pair).collect::<Result<Vec<_>, _>>()?;
-    let mut stages = pre.written_stages();
+    let stages = if pre.alphabet == Alphabet::Bytes { pre.written_stages() } else { None };
+    let mut stages = stages.ok_or_else(|| {
+        let name = pre.names.first().unwrap_or(&"");
+        bad(
+            "pre",
+            format!(
+                "is {name:?}, which tokenizer.json cannot say; take tokenizer.json from the model's source"
+            ),
+        )
+    })?;
     let by_byte_level = stages.last().is_some_and(|last| last == GPT_2_STAGE);
     if by_byte_level {
         stages.pop();
@@ -247,7 +256,7 @@ fn byte_level(metadata: &Metadata, tokens: &Tokens<'_>, pre: &PreTokenizer) -> R
     Ok(json!({
         "pre_tokenizer": pre_tokenizer,
         "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
-        "model": bpe(tokens.vocab(), merges, Json::Null, false, pre.ignore_merges),
+        "model": bpe(tokens.vocab(), merges, Json::Null, false, pre.whole_words == WholeWords::All),
     }))
 }
 

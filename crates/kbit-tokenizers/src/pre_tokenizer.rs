@@ -439,16 +439,22 @@ impl PreTokenizer {
             .ok_or_else(|| TokenizerError::UnknownPreTokenizer { found: format!("{name:?}"), known: known() })
     }
 
-    /// Its stages as tokenizer.json writes them: those that are recognised, else made from the patterns.
-    pub(crate) fn written_stages(&self) -> Vec<String> {
-        if let Some(stages) = self.stages.first() {
-            return stages.iter().map(|stage| (*stage).to_owned()).collect();
+    /// Its stages as tokenizer.json writes them: those that are recognised, else made from the patterns. `None` where no
+    /// pattern of Hugging Face's says the same: cuts from the right, runs of white space by powers, and differences of
+    /// classes, which its regular expressions write otherwise.
+    pub(crate) fn written_stages(&self) -> Option<Vec<String>> {
+        if let Some(stages) = self.json.first() {
+            return Some(stages.iter().map(|stage| (*stage).to_owned()).collect());
         }
-        let written = |pattern: &Pattern| match pattern.white_space {
-            true => format!(r"{}|\s+(?!\S)|\s+", pattern.regex),
-            false => pattern.regex.to_owned(),
+        let written = |stage: &Stage<'_>| match stage {
+            Stage::Pattern(pattern) if !pattern.regex.contains("--[") => match pattern.white_space {
+                WhiteSpace::AsMatched => Some(pattern.regex.to_owned()),
+                WhiteSpace::AllButLast => Some(format!(r"{}|\s+(?!\S)|\s+", pattern.regex)),
+                WhiteSpace::Powers => None,
+            },
+            Stage::Pattern(_) | Stage::ThreesFromRight | Stage::DigitThreesFromRight => None,
         };
-        self.patterns.iter().map(written).collect()
+        self.stages.iter().map(written).collect()
     }
 }
 
