@@ -55,7 +55,7 @@ fn a_fallback_states_its_cost_in_bits() {
         1,
         &["convert", &model, "x.gguf", "--scheme", "q4_k_s", "--on-fallback", "error"],
     );
-    assert!(message.contains("blk.0.attn_k.weight"), "{message}");
+    assert!(message.contains("rows of 192 weights"), "{message}");
 }
 
 #[test]
@@ -171,10 +171,11 @@ fn file_types_and_mixes_run_from_a_configuration() {
     let found = json(folder.path(), &["run", "run.yaml", "--dry-run", "--json"]);
     let schemes: Vec<_> = found["files"].as_array().expect("files").iter().map(|f| &f["scheme"]).collect();
     assert_eq!(schemes, ["q8_0", "mix:own", "plain"]);
-    let wrong = "models: '.'\nschemes: [{ scheme: q8_0, output_type: q9 }]\n";
+    let model = repository("assets/family/s0");
+    let wrong = format!("models: '{model}'\nschemes: [{{ scheme: q8_0, output_type: q9_0 }}]\n");
     std::fs::write(folder.path().join("wrong.yaml"), wrong).expect("written");
     let message = kbit_fails(folder.path(), 2, &["config", "check", "wrong.yaml"]);
-    assert!(message.contains("wrong.yaml:2:39: `output_type` cannot be `q9`"), "{message}");
+    assert!(message.contains("wrong.yaml:2:40: `output_type` cannot be `q9_0`"), "{message}");
 }
 
 /// llama-quantize's file types.
@@ -229,9 +230,35 @@ const OPTIONS: &[(&[&str], &[&str])] = &[
         &["--prune-layers", "1", "--set-metadata", "llama.context_length=int:64"],
         &["--prune-layers", "1", "--override-kv", "llama.context_length=int:64"],
     ),
+    (&["--imatrix", "importance.dat"], &["--imatrix", "importance.dat"]),
     (&["--output-type", "q8_0"], &["--output-tensor-type", "q8_0"]),
     (&["--embedding-type", "f16"], &["--token-embedding-type", "f16"]),
 ];
+
+/// Importance for every matrix of `source`, in llama-imatrix's older format: entries of name, calls and values.
+fn write_importance(folder: &Path, source: &str) {
+    let inspected = json(folder, &["inspect", source, "--tensors", "--json"]);
+    let tensors = inspected["tensors"].as_array().expect("tensors");
+    let matrices: Vec<_> = tensors
+        .iter()
+        .filter(|tensor| tensor["shape"].as_array().is_some_and(|shape| shape.len() == 2))
+        .collect();
+    let number = |value: usize| i32::try_from(value).expect("a small number").to_le_bytes();
+    let mut bytes = number(matrices.len()).to_vec();
+    for (index, tensor) in matrices.iter().enumerate() {
+        let name = tensor["name"].as_str().expect("a name");
+        let columns = tensor["shape"][1].as_u64().expect("columns");
+        bytes.extend(number(name.len()));
+        bytes.extend(name.as_bytes());
+        bytes.extend(number(1));
+        bytes.extend(number(usize::try_from(columns).expect("columns")));
+        for column in 0..columns {
+            let step = u16::try_from((column * 37 + index as u64 * 11) % 97).expect("a remainder");
+            bytes.extend((0.25 + f32::from(step) / 97.0).to_le_bytes());
+        }
+    }
+    std::fs::write(folder.join("importance.dat"), bytes).expect("written");
+}
 
 #[test]
 #[expect(clippy::print_stderr, reason = "a test says what it skipped or compared")]
@@ -245,6 +272,7 @@ fn files_are_those_of_llama_quantize_byte_for_byte() {
     let mut no_encoder = Vec::new();
     for model in ["s0", "s3"] {
         let source = as_f32(folder.path(), model);
+        write_importance(folder.path(), &source);
         for file_type in FILE_TYPES {
             for (ours, theirs) in OPTIONS {
                 if ["f32", "f16", "bf16", "copy"].contains(file_type) && ours.contains(&"--map") {

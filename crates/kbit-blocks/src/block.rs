@@ -100,6 +100,10 @@ blocks! {
     Q5_K = 256 { d: Half, dmin: Half, scales: [u8; 12], high: [u8; 32], q: [[u8; 32]; 4], }
     /// 16 parts of 16 weights, scales of 8 bits; 128 weights share 64 low bytes and 32 high ones.
     Q6_K = 256 { low: [[u8; 64]; 2], high: [[u8; 32]; 2], scales: [i8; 16], d: Half, }
+    /// Indices into a fixed grid, laid out as [`Q4_0`].
+    IQ4_NL = 32 { d: Half, q: [u8; 16], }
+    /// 8 parts of [`IQ4_NL`], scales of 6 bits: four low ones in nibbles, two high ones in a 16-bit number.
+    IQ4_XS = 256 { d: Half, high: [u8; 2], low: [u8; 4], q: [[u8; 16]; 8], }
     /// Trits, five a byte: 5 runs of 32 weights, 5 of 16, and 4 of 4.
     TQ1_0 = 256 { first: [u8; 32], second: [u8; 16], third: [u8; 4], d: Half, }
     /// Trits, four a byte: 32 bytes hold 4 runs of 32 weights.

@@ -12,8 +12,8 @@
 mod grids;
 
 use crate::block::{
-    MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K, TQ1_0,
-    TQ2_0,
+    IQ4_NL, IQ4_XS, MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    Q8_1, Q8_K, TQ1_0, TQ2_0,
 };
 use crate::fp4::{half_e4m3, half_e8m0, level};
 use crate::ternary::unpack_trit;
@@ -60,6 +60,8 @@ kernels! {
     NVFP4 Q8_0: dot_nvfp4;
     Q1_0 Q8_0: dot_q1_0;
     Q2_0 Q8_0: dot_q2_0;
+    IQ4_NL Q8_0: dot_iq4_nl;
+    IQ4_XS Q8_K: dot_iq4_xs;
     IQ2_XXS Q8_K: dot_iq2_xxs;
     IQ2_XS Q8_K: dot_iq2_xs;
     IQ2_S Q8_K: dot_iq2_s;
@@ -324,6 +326,17 @@ single_sums! {
         let levels = nibbles(&x.q, |_, q| level(q));
         *sum += y.d.get() * half_e8m0(x.e) * float(integers(&levels, &y.q));
     };
+    IQ4_NL Q8_0: |x, y, sum| {
+        let levels = nibbles(&x.q, |_, q| UNEVEN[usize::from(q)]);
+        *sum += y.d.get() * x.d.get() * float(integers(&levels, &y.q));
+    };
+    IQ4_XS Q8_K: |x, y, sum| {
+        let d = x.d.get() * y.scale();
+        for (part, (q, y)) in x.q.iter().zip(y.q.as_chunks::<32>().0).enumerate() {
+            let levels = nibbles(q, |_, q| UNEVEN[usize::from(q)]);
+            *sum += d * f32::from(x.scale(part)) * float(integers(&levels, y));
+        }
+    };
     NVFP4 [Q8_0; 2]: |x, y, sum| for (part, (q, scale)) in x.q.iter().zip(x.scales).enumerate() {
         let levels: [i8; 16] = nibbles(q, |_, q| level(q));
         let y = &y[part / 2];
@@ -375,6 +388,20 @@ single_sums! {
         let (d, dmin) = (y.scale() * x.d.get(), y.scale() * x.dmin.get());
         *sum += d * float(product) - dmin * float(minimums);
     };
+}
+
+/// The levels of IQ4_NL and IQ4_XS.
+pub(crate) const UNEVEN: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+impl IQ4_XS {
+    /// The scale of a part: four low bits in half a byte, two high bits in a number of 16.
+    #[inline(always)]
+    pub(crate) fn scale(&self, part: usize) -> i8 {
+        let low = self.low[part / 2] >> (part % 2 * 4) & 15;
+        let high = self.high[part / 4] >> (part % 4 * 2) & 3;
+        (low | high << 4).cast_signed() - 32
+    }
 }
 
 /// The fifth bit of weight `j`, in its place.

@@ -145,3 +145,13 @@ fn a_file_that_is_not_there_is_told_by_name() {
     let error = Mix::read(Path::new("/nowhere/own.yaml")).unwrap_err().to_string();
     assert!(error.contains("/nowhere/own.yaml") && error.contains("cannot read the mix"), "{error}");
 }
+
+#[test]
+fn the_mix_of_the_guide_is_right() {
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guide/mixes.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
+    let blocks = guide.split("```yaml\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let mixes: Vec<_> = blocks.filter(|block| block.contains("rules:")).map(mix).collect();
+    assert_eq!(mixes.len(), 1);
+    assert_eq!(mixes[0].name, "Q4_K_V8");
+}

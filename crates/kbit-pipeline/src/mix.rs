@@ -70,18 +70,16 @@ impl MixRecipe {
         if is_own { format!("{FILE}{}", self.mix.name) } else { name }
     }
 
-    /// Which of llama.cpp's file types the file has; `types` are those of the source's tensors, for a copy.
+    /// Which of llama.cpp's file types the file has. A copy has that of its source: `stated`, or what the types of its tensors, `types`,
+    /// let guess.
     pub(crate) fn file_type(
         &self,
-        metadata: &Metadata,
+        stated: Option<u32>,
         types: impl IntoIterator<Item = GgmlType>,
     ) -> Option<u32> {
         match self.mix.main {
             Some(main) => self.mix.file_type.or_else(|| kbit_mixes::file_type_of(main)),
-            None => {
-                let stated = metadata.opt_u32("general.file_type").ok().flatten();
-                Some(stated.unwrap_or_else(|| kbit_mixes::guessed_file_type(types)))
-            }
+            None => stated.or_else(|| Some(kbit_mixes::guessed_file_type(types))),
         }
     }
 

@@ -820,7 +820,11 @@ fn metadata(
         Main::Scheme(_) => file_type(&plain),
         Main::Mix(mix) => {
             let types = |tensor| stored_type(checkpoint, tensor).unwrap_or(GgmlType::F32);
-            mix.file_type(facts, conversion.tensors.iter().map(types))
+            let source = checkpoint.gguf().map(|file| file.metadata());
+            let stated = [Some(facts), source].into_iter().flatten();
+            let stated =
+                stated.filter_map(|metadata| metadata.opt_u32("general.file_type").ok().flatten()).next();
+            mix.file_type(stated, conversion.tensors.iter().map(types))
         }
     };
     let mut metadata = conversion.metadata_for(file_type);

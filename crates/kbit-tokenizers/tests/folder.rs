@@ -224,6 +224,24 @@ fn rejects_a_folder_without_tokenizer() {
 }
 
 #[test]
+fn vocab_json_and_merges_txt_are_a_tokenizer_where_they_are_sound() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("vocab.json", r#"{"a": 0, "b": 1, "ab": 2}"#);
+    write("merges.txt", "#version: 0.2\na b\n");
+    assert_eq!(metadata(folder.path(), 3).str("tokenizer.ggml.pre").unwrap(), "gpt-2");
+    write("tokenizer_config.json", r#"{"tokenizer_class": "Qwen2TokenizerFast"}"#);
+    assert_eq!(metadata(folder.path(), 3).str("tokenizer.ggml.pre").unwrap(), "qwen2");
+    write("tokenizer_config.json", r#"{"tokenizer_class": "OwnTokenizer"}"#);
+    let error = refusal(folder.path(), 3);
+    assert!(error.contains("OwnTokenizer") && error.contains("--pre-tokenizer"), "{error}");
+    write("merges.txt", "#version: 0.2\na b\na b c\n");
+    assert!(refusal(folder.path(), 3).contains("line 3"));
+    write("vocab.json", r#"{"a": -1}"#);
+    assert!(refusal(folder.path(), 3).contains("\"a\" has -1"));
+}
+
+#[test]
 fn rejects_tekken_json_by_its_name() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("tekken.json"), "{}").unwrap();

@@ -121,6 +121,11 @@ fn byte_level_bpe_with_added_tokens_padding_and_chat_templates_is_llama_cpps() {
 }
 
 #[test]
+fn byte_level_bpe_of_vocab_json_and_merges_txt_is_llama_cpps() {
+    folder_agrees("vocab-and-merges");
+}
+
+#[test]
 fn every_pre_tokenizer_is_llama_cpps() {
     let file = Gguf::open(&golden("pre-tokenizers/vocabulary.gguf")).unwrap();
     let cases = json(&golden("pre-tokenizers/ids.json"));

@@ -6,7 +6,9 @@
 
 pub(super) mod dot;
 
-use self::dot::{dot_mxfp4, dot_q2_k, dot_q3_k, dot_q4_0, dot_q4_k, dot_q5_k, dot_q6_k, dot_q8_0};
+use self::dot::{
+    dot_iq4_nl, dot_iq4_xs, dot_mxfp4, dot_q2_k, dot_q3_k, dot_q4_0, dot_q4_k, dot_q5_k, dot_q6_k, dot_q8_0,
+};
 use super::lanes::{Floats, Integers, Lanes, Mask};
 use super::{own_kernels, portable, searching_kernels, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
@@ -128,6 +130,8 @@ own_kernels! {
     dot_q2_k(operands: Operands<'_, '_>);
     dot_q3_k(operands: Operands<'_, '_>);
     dot_q5_k(operands: Operands<'_, '_>);
+    dot_iq4_nl(operands: Operands<'_, '_>);
+    dot_iq4_xs(operands: Operands<'_, '_>);
 }
 
 #[inline]

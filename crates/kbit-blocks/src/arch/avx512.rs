@@ -6,7 +6,7 @@
 
 mod dot;
 
-use self::dot::{dot_mxfp4, dot_q4_0, dot_q4_k, dot_q8_0};
+use self::dot::{dot_iq4_nl, dot_iq4_xs, dot_mxfp4, dot_q4_0, dot_q4_k, dot_q8_0};
 use super::avx2::{Avx2, Floats8, Integers8};
 use super::lanes::Lanes;
 use super::{own_kernels, portable, searching_kernels, shared_kernels};
@@ -59,7 +59,7 @@ macro_rules! vnni_kernels {
     };
 }
 
-vnni_kernels! { dot_q8_0 dot_q4_0 dot_mxfp4 dot_q4_k }
+vnni_kernels! { dot_q8_0 dot_q4_0 dot_mxfp4 dot_q4_k dot_iq4_nl dot_iq4_xs }
 
 /// Kernels that are as fast with AVX2, or faster.
 macro_rules! avx2_kernels {

@@ -163,6 +163,8 @@ dispatch! {
     dot_nvfp4(operands: Operands<'_, '_>);
     dot_q1_0(operands: Operands<'_, '_>);
     dot_q2_0(operands: Operands<'_, '_>);
+    dot_iq4_nl(operands: Operands<'_, '_>);
+    dot_iq4_xs(operands: Operands<'_, '_>);
     dot_iq2_xxs(operands: Operands<'_, '_>);
     dot_iq2_xs(operands: Operands<'_, '_>);
     dot_iq2_s(operands: Operands<'_, '_>);

@@ -2,8 +2,8 @@
 
 use crate::block::{
     Block, Encode, EncodeImportant, EncodeWeighted, IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS,
-    MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K, TQ1_0,
-    TQ2_0,
+    IQ4_NL, IQ4_XS, MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    Q8_1, Q8_K, TQ1_0, TQ2_0,
 };
 use crate::dot::{Operands, interleaved, one, products};
 use crate::grid::OneByOne;
@@ -175,6 +175,8 @@ of_blocks! {
         dot_nvfp4 NVFP4,
         dot_q1_0 Q1_0,
         dot_q2_0 Q2_0,
+        dot_iq4_nl IQ4_NL,
+        dot_iq4_xs IQ4_XS,
         dot_iq2_xxs IQ2_XXS,
         dot_iq2_xs IQ2_XS,
         dot_iq2_s IQ2_S,

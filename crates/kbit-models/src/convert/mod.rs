@@ -82,10 +82,6 @@ impl Conversion {
             if Some(index) == self.places[1] {
                 out.insert(VERSION, Value::U32(QUANTIZATION_VERSION));
             }
-            // What a GGUF file says of itself holds no longer; llama-quantize puts the new values at the end.
-            if key == FILE_TYPE || key == VERSION {
-                continue;
-            }
             out.insert(key, value.clone());
         }
         out.insert(VERSION, Value::U32(QUANTIZATION_VERSION));

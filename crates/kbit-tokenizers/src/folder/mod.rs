@@ -62,12 +62,14 @@ pub fn metadata_from_folder_named(
         out.insert(ADD_SPACE, Value::Bool(*add));
     }
     let json = folder.tokenizer_json()?;
+    // As a tokenizer.json would say it. Only its vocabulary counts: the converter looks for special tokens in the file.
+    let parts = if json.is_none() { folder.vocab_and_merges()? } else { None };
     let model = match folder.sentencepiece_model()? {
         // Phi-4 is of the architecture of Phi-3, with a tokenizer of another kind.
         Some(_) if architecture == "phi3" && folder.is_of_class("GPT2Tokenizer") && json.is_some() => None,
         model => model,
     };
-    match (model, &json) {
+    match (model, json.as_ref().or(parts.as_ref())) {
         (Some(model), _) => {
             folder.write_sentencepiece(model, json.as_ref(), vocab_size, architecture, &mut out)?
         }

@@ -3,12 +3,13 @@
 
 use super::fingerprint::name_of;
 use crate::pre_tokenizer::{
-    DIGIT_STAGE, GPT_2_STAGE, PRE_TOKENIZERS, PUNCTUATION_STAGE, PreTokenizer, Splitter, WholeWords, known,
+    DIGIT_STAGE, GPT_2_STAGE, PRE_TOKENIZERS, PUNCTUATION_STAGE, PreTokenizer, QWEN_2_STAGE, Splitter,
+    WholeWords, known,
 };
 use crate::{TokenizerError, vocabulary::MAX_TOKENS};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -188,6 +189,39 @@ impl TokenizerJson {
             post_processor: file.post_processor,
             decoder: file.decoder,
             model: model(file.model),
+        }
+    }
+
+    /// A byte-level BPE as transformers' class of a name has it.
+    pub(super) fn of_class(class: &str, vocab: HashMap<String, u64>, merges: Vec<Merge>) -> Self {
+        let class = class.trim_end_matches("Fast");
+        let (normalizer, pre_tokenizer) = match class {
+            "GPT2Tokenizer" | "RobertaTokenizer" | "BartTokenizer" | "CodeGenTokenizer" => {
+                (Value::Null, json!({ "type": "ByteLevel" }))
+            }
+            "Qwen2Tokenizer" => {
+                let split =
+                    json!({ "type": "Split", "pattern": { "Regex": QWEN_2_STAGE }, "behavior": "Isolated" });
+                (json!({ "type": "NFC" }), split)
+            }
+            // Not known: to be named by hand.
+            class => (Value::Null, json!({ "type": class })),
+        };
+        let model = Bpe {
+            vocab,
+            merges,
+            byte_fallback: None,
+            ignore_merges: None,
+            continuing_subword_prefix: None,
+            end_of_word_suffix: None,
+        };
+        Self {
+            added_tokens: Vec::new(),
+            normalizer,
+            pre_tokenizer,
+            post_processor: Value::Null,
+            decoder: json!({ "type": "ByteLevel" }),
+            model: Model::Bpe(model),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The tokens of a Hugging Face folder: texts, scores and kinds, by kind of tokenizer.
 
 use super::sentencepiece::{self, Piece};
-use super::tokenizer_json::{Bpe, Model, TokenizerJson, Unigram};
+use super::tokenizer_json::{Bpe, Merge, Model, TokenizerJson, Unigram};
 use super::{ADD_SPACE, Folder, fingerprint, special_tokens};
 use crate::TokenizerError;
 use crate::bpe::{Bpe as Encoder, parts_of_merge};
@@ -257,6 +257,38 @@ impl Folder {
         if unused < vocabulary.texts.len() {
             vocabulary.set(unused, DEFAULT.to_owned(), 0.0, TokenKind::Control);
         }
+    }
+
+    /// The tokenizer of `vocab.json` and `merges.txt`, GPT-2's own files, where both are there.
+    pub(super) fn vocab_and_merges(&self) -> Result<Option<TokenizerJson>, TokenizerError> {
+        const VOCAB: &str = "vocab.json";
+        const MERGES: &str = "merges.txt";
+        let (Some(vocab), Some(merges)) = (self.object(VOCAB)?, self.bytes(MERGES)?) else { return Ok(None) };
+        let id = |(text, id): (String, Json)| match id.as_u64().filter(|&id| id < MAX_TOKENS as u64) {
+            Some(id) => Ok((text, id)),
+            None => {
+                let reason =
+                    format!("{text:?} has {id}, where ids below {MAX_TOKENS} make sense; get the file anew");
+                Err(self.broken(VOCAB, reason))
+            }
+        };
+        let vocab = vocab.into_iter().map(id).collect::<Result<_, _>>()?;
+        let text = String::from_utf8(merges)
+            .map_err(|_| self.broken(MERGES, "it is not UTF-8; get the file anew".to_owned()))?;
+        let header = usize::from(text.starts_with('#'));
+        let mut merges = Vec::new();
+        for (line, text) in text.lines().enumerate().skip(header) {
+            match text.split_whitespace().collect::<Vec<_>>().as_slice() {
+                [] => {}
+                [left, right] => merges.push(Merge(format!("{left} {right}"))),
+                _ => {
+                    let reason = format!("line {}: {text:?} is not two tokens; get the file anew", line + 1);
+                    return Err(self.broken(MERGES, reason));
+                }
+            }
+        }
+        let class = self.setting("tokenizer_class").and_then(Json::as_str).unwrap_or("GPT2Tokenizer");
+        Ok(Some(TokenizerJson::of_class(class, vocab, merges)))
     }
 
     /// How many types of tokens an encoder tells apart.

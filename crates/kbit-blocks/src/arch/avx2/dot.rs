@@ -3,8 +3,8 @@
 //!
 //! Rows that are left over go through the portable code, compiled for the same features, which gives the same numbers.
 
-use crate::block::{Half, MXFP4, Q2_K, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, Q8_K};
-use crate::dot::{Lanes, Operands, one, products, scales_and_minimums};
+use crate::block::{Half, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, Q8_K};
+use crate::dot::{Lanes, Operands, UNEVEN, one, products, scales_and_minimums};
 use crate::fp4::{LEVELS, half_e8m0};
 use std::arch::x86_64::*;
 
@@ -156,6 +156,50 @@ pub(super) fn dot_mxfp4(operands: Operands<'_, '_>) {
         four_of_32(rows, y, levels, scales, |sums, x, y| scales_first(sums, x, y))
     };
     products(operands, four, one::<MXFP4>);
+}
+
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn dot_iq4_nl(operands: Operands<'_, '_>) {
+    let four = |rows: Rows<'_, IQ4_NL>, y: &[Q8_0]| {
+        let table = load_16(&UNEVEN);
+        let levels = |x: &IQ4_NL| nibbles(&x.q).map(|q| _mm_shuffle_epi8(table, q));
+        let scales = |x: [&IQ4_NL; 4]| halves(x.map(|x| x.d));
+        four_of_32(rows, y, levels, scales, |sums, x, y| scales_first(sums, x, y))
+    };
+    products(operands, four, one::<IQ4_NL>);
+}
+
+/// The scales of a part of four blocks of IQ4_XS.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(crate) fn scales_of_iq4_xs(blocks: [&IQ4_XS; 4], part: usize) -> __m128 {
+    let [a, b, c, d] = blocks.map(|block| i32::from(block.scale(part)));
+    _mm_cvtepi32_ps(_mm_setr_epi32(a, b, c, d))
+}
+
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn dot_iq4_xs(operands: Operands<'_, '_>) {
+    products(operands, |rows, y| four_iq4_xs(rows, y), one::<IQ4_XS>);
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn four_iq4_xs(rows: Rows<'_, IQ4_XS>, y: &[Q8_K]) -> [f32; 4] {
+    let table = load_16(&UNEVEN);
+    let mut products = _mm_setzero_ps();
+    for (index, y) in y.iter().enumerate() {
+        let blocks = rows.map(|row| &row[index]);
+        let d = _mm_mul_ps(halves(blocks.map(|block| block.d)), _mm_set1_ps(y.scale()));
+        for (part, q) in y.q.as_chunks::<32>().0.iter().enumerate() {
+            let q = words(q);
+            let levels =
+                blocks.map(|block| nibbles(&block.q[part]).map(|codes| _mm_shuffle_epi8(table, codes)));
+            let sums = _mm_cvtepi32_ps(sums(levels.map(|levels| signed(levels, q))));
+            let scales = _mm_mul_ps(d, scales_of_iq4_xs(blocks, part));
+            products = _mm_add_ps(products, _mm_mul_ps(scales, sums));
+        }
+    }
+    array_4(products)
 }
 
 /// In each half of a vector, byte `j` beside byte `j + 8`: products of neighbours, added, keep weights apart whose indices leave

@@ -4,10 +4,11 @@
 //! is taken off beforehand, once for four rows.
 
 use crate::arch::avx2::dot::{
-    array_4, halves, in_turn, load_16, load_32, minimums, nibbles, scales_first, sums, sums_of_32, totals,
+    array_4, halves, in_turn, load_16, load_32, minimums, nibbles, scales_first, scales_of_iq4_xs, sums,
+    sums_of_32, totals,
 };
-use crate::block::{MXFP4, Q4_0, Q4_K, Q8_0, Q8_K};
-use crate::dot::{Operands, one, products, scales_and_minimums};
+use crate::block::{IQ4_NL, IQ4_XS, MXFP4, Q4_0, Q4_K, Q8_0, Q8_K};
+use crate::dot::{Operands, UNEVEN, one, products, scales_and_minimums};
 use crate::fp4::{LEVELS, half_e8m0};
 use std::arch::x86_64::*;
 
@@ -83,6 +84,49 @@ pub(super) fn dot_mxfp4(operands: Operands<'_, '_>) {
         four_of_32::<_, 12>(rows, y, codes, scales, |sums, x, y| scales_first(sums, x, y))
     };
     products(operands, four, one::<MXFP4>);
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn dot_iq4_nl(operands: Operands<'_, '_>) {
+    let four = |rows: Rows<'_, IQ4_NL>, y: &[Q8_0]| {
+        let table = uneven();
+        let codes = |x: &IQ4_NL| _mm256_shuffle_epi8(table, both(nibbles(&x.q)));
+        let scales = |x: [&IQ4_NL; 4]| halves(x.map(|x| x.d));
+        four_of_32::<_, 128>(rows, y, codes, scales, |sums, x, y| scales_first(sums, x, y))
+    };
+    products(operands, four, one::<IQ4_NL>);
+}
+
+/// The levels of IQ4, 128 higher.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+fn uneven() -> __m256i {
+    _mm256_broadcastsi128_si256(load_16(&UNEVEN.map(|level| level.cast_unsigned() ^ 128)))
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn dot_iq4_xs(operands: Operands<'_, '_>) {
+    products(operands, |rows, y| four_iq4_xs(rows, y), one::<IQ4_XS>);
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+fn four_iq4_xs(rows: Rows<'_, IQ4_XS>, y: &[Q8_K]) -> [f32; 4] {
+    let (table, zero, shift) = (uneven(), _mm256_setzero_si256(), _mm256_set1_epi8(i8::MIN));
+    let mut products = _mm_setzero_ps();
+    for (index, y) in y.iter().enumerate() {
+        let blocks = rows.map(|row| &row[index]);
+        let d = _mm_mul_ps(halves(blocks.map(|block| block.d)), _mm_set1_ps(y.scale()));
+        for (part, q) in y.q.as_chunks::<32>().0.iter().enumerate() {
+            let q = load_32(q);
+            let below = _mm256_sub_epi32(zero, _mm256_dpbusd_epi32(zero, shift, q));
+            let codes = blocks.map(|block| _mm256_shuffle_epi8(table, both(nibbles(&block.q[part]))));
+            let sums = _mm_cvtepi32_ps(sums(codes.map(|codes| _mm256_dpbusd_epi32(below, codes, q))));
+            let scales = _mm_mul_ps(d, scales_of_iq4_xs(blocks, part));
+            products = _mm_add_ps(products, _mm_mul_ps(scales, sums));
+        }
+    }
+    array_4(products)
 }
 
 /// Places of 32 bytes, so that groups of four have the same rest modulo eight; from byte `first` on, and from byte `second` on.
