@@ -303,6 +303,7 @@ impl Reader<'_> {
             pass_through_other_modalities: flag("pass_through"),
             without_tokenizer: flag("without_tokenizer"),
             pre_tokenizer: string(node, "pre_tokenizer"),
+            architecture: string(node, "architecture"),
             name: None,
         };
         ModelEntry { path, name, options, place: node.place }

@@ -1,5 +1,6 @@
 //! `general.*` metadata that llama.cpp's converter derives from a folder: name, size label, sampling settings.
 
+use super::OutputTensor;
 use super::config::read_object;
 use crate::ModelError;
 use kbit_formats::gguf::{Metadata, Value};
@@ -75,9 +76,30 @@ fn capitalised(word: &str) -> String {
     out
 }
 
-/// The number of parameters in two digits or more: `135M`, `1.2B`, `181K`.
+/// The number of parameters in two digits or more; of a model with experts their number, and the size with one of them:
+/// `135M`, `1.2B`, `8x7.2B`.
+pub(super) fn size_label(tensors: &[OutputTensor]) -> String {
+    let (mut shared, mut expert, mut experts, mut expert_tensors) = (0u64, 0u64, 0u64, 0u64);
+    for tensor in tensors {
+        let size = tensor.shape.iter().product::<u64>();
+        match tensor.shape.as_slice() {
+            [count, _, _, ..] if *count > 0 && tensor.name.contains("_exps.") => {
+                expert += size / count;
+                experts += count;
+                expert_tensors += 1;
+            }
+            _ => shared += size,
+        }
+    }
+    match experts.checked_div(expert_tensors) {
+        Some(experts @ 1..) => format!("{experts}x{}", rounded(shared + expert)),
+        _ => rounded(shared),
+    }
+}
+
+/// A count in two digits or more.
 #[expect(clippy::cast_precision_loss, reason = "two digits are written")]
-pub(super) fn size_label(parameters: u64) -> String {
+fn rounded(parameters: u64) -> String {
     let count = parameters as f64;
     let (scaled, unit) = match count {
         count if count > 1e12 => (count * 1e-12, 'T'),
@@ -105,7 +127,7 @@ mod tests {
             (70_553_706_496, "71B"),
             (400, "0.40K"),
         ] {
-            assert_eq!(size_label(parameters), label);
+            assert_eq!(rounded(parameters), label);
         }
     }
 

@@ -7,6 +7,7 @@ mod config;
 mod general;
 mod gguf;
 mod hugging_face;
+mod sources;
 
 use crate::{Description, ModelError, Role, SourceExpr};
 use kbit_formats::Checkpoint;
@@ -23,6 +24,8 @@ pub struct ConvertOptions {
     pub without_tokenizer: bool,
     /// The pre-tokenizer of a byte-level BPE, named by hand.
     pub pre_tokenizer: Option<String>,
+    /// The architecture, named by hand: its GGUF name or a Hugging Face class that is built like the model's.
+    pub architecture: Option<String>,
     /// `general.name`; else from the folder's name.
     pub name: Option<String>,
 }
