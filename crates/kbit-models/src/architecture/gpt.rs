@@ -163,6 +163,7 @@ pub(super) const GPT_NEOX: Architecture = Architecture {
         norm("gpt_neox.final_layer_norm.weight", "output_norm.weight"),
         norm("gpt_neox.final_layer_norm.bias", "output_norm.bias"),
         output("embed_out.weight"),
+        output("lm_head.weight"),
         norm(neox!("input_layernorm.weight"), blk!("attn_norm.weight")),
         norm(neox!("input_layernorm.bias"), blk!("attn_norm.bias")),
         norm(neox!("post_attention_layernorm.weight"), blk!("ffn_norm.weight")),

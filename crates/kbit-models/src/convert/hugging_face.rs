@@ -43,12 +43,7 @@ pub(super) fn convert(
     hyper.early.iter().for_each(|(key, value)| metadata.insert(key, value.clone()));
     metadata.insert("general.type", Value::String("model".to_owned()));
     general::write_sampling(folder, &mut metadata)?;
-    let name = options.name.clone().unwrap_or_else(|| {
-        let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-        general::title(&absolute.file_name().unwrap_or_default().to_string_lossy())
-    });
-    metadata.insert("general.name", Value::String(name));
-    metadata.insert("general.size_label", Value::String(general::size_label(&tensors)));
+    general::write_name(folder, &config, options.name.as_deref(), &tensors, &mut metadata);
     tensors.extend(assigned.other);
     let before = metadata.len();
     hyper.entries.iter().for_each(|(key, value)| metadata.insert(key, value.clone()));

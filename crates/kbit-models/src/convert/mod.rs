@@ -3,6 +3,7 @@
 //! A Hugging Face folder becomes what llama.cpp's `convert_hf_to_gguf.py` makes of it: same tensors in the same order, same
 //! metadata. A GGUF file keeps its metadata; its tensors come in the order in which llama-quantize writes them.
 
+mod card;
 mod config;
 mod general;
 mod gguf;
