@@ -4,7 +4,7 @@
 //! divides by zero, overflows or allocates by a hostile number.
 
 use crate::ModelError;
-use crate::architecture::Architecture;
+use crate::architecture::{Architecture, Forward};
 use crate::description::{Attention, Description, Norm, NormKind, Position, Rope, RopeScaling};
 use kbit_formats::gguf::{Array, Metadata, Value};
 
@@ -46,11 +46,13 @@ const MAX_CONTEXT: usize = 1 << 40;
 pub fn describe(metadata: &Metadata, has_tensor: &dyn Fn(&str) -> bool) -> Result<Description, ModelError> {
     let name = metadata.str("general.architecture")?;
     let architecture = Architecture::by_name(name)?;
+    let not_runnable = |reason| ModelError::NotRunnable { architecture: name.to_owned(), reason };
+    let forward = architecture.forward.as_ref().ok_or_else(|| not_runnable(""))?;
     let keys = Keys { metadata, name };
 
     for key in ["expert_count", "expert_used_count"] {
         if keys.opt_count(key, MAX_WIDTH)?.is_some_and(|experts| experts > 0) {
-            return Err(keys.bad(key, "a mixture of experts, which kbit does not run yet"));
+            return Err(not_runnable(" with experts"));
         }
     }
 
@@ -68,7 +70,7 @@ pub fn describe(metadata: &Metadata, has_tensor: &dyn Fn(&str) -> bool) -> Resul
             return Err(keys.bad(key, &format!("is {width}, too much for {heads} heads")));
         }
     }
-    let epsilon_key = match architecture.norm {
+    let epsilon_key = match forward.norm {
         NormKind::Rms => "attention.layer_norm_rms_epsilon",
         NormKind::Layer => "attention.layer_norm_epsilon",
     };
@@ -93,15 +95,15 @@ pub fn describe(metadata: &Metadata, has_tensor: &dyn Fn(&str) -> bool) -> Resul
         value_dim,
         feed_forward: keys.count("feed_forward_length", MAX_WIDTH)?,
         context_length: keys.count("context_length", MAX_CONTEXT)?,
-        norm: Norm { kind: architecture.norm, epsilon },
-        position: Position::Rope(keys.rope(architecture, head_dim, has_tensor)?),
+        norm: Norm { kind: forward.norm, epsilon },
+        position: Position::Rope(keys.rope(forward, head_dim, has_tensor)?),
         attention: Attention {
             scale,
             window: keys.opt_count("attention.sliding_window", MAX_CONTEXT)?.filter(|&window| window > 0),
         },
-        activation: architecture.activation.0,
-        gated: architecture.gated,
-        residual: architecture.residual,
+        activation: forward.activation.0,
+        gated: forward.gated,
+        residual: forward.residual,
         embedding_scale: 1.0,
         residual_scale: 1.0,
         output_scale: 1.0,
@@ -198,7 +200,7 @@ impl Keys<'_> {
 
     fn rope(
         &self,
-        architecture: &Architecture,
+        forward: &Forward,
         head_dim: usize,
         has_tensor: &dyn Fn(&str) -> bool,
     ) -> Result<Rope, ModelError> {
@@ -247,7 +249,7 @@ impl Keys<'_> {
         Ok(Rope {
             dims,
             base,
-            style: architecture.rope,
+            style: forward.rope,
             scaling,
             factors: has_tensor(factors).then(|| factors.to_owned()),
         })
@@ -389,7 +391,6 @@ mod tests {
             ("rope.freq_base", Value::F32(0.0)),
             ("rope.scaling.type", Value::String("longrope".to_owned())),
             ("vocab_size", Value::U32(0)),
-            ("expert_count", Value::U32(8)),
         ] {
             let error = described(key, value.clone()).expect_err(key).to_string();
             assert!(error.contains("llama."), "{key} {value:?}: {error}");

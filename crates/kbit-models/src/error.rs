@@ -16,6 +16,27 @@ pub enum ModelError {
         /// Names or classes that are known.
         known: Vec<String>,
     },
+    /// No table covers the class of a Hugging Face model.
+    #[error(
+        "the class {found} is not known; known are {}; a model that is built like one of these converts with `--architecture CLASS` (`architecture: CLASS` in a configuration), any other when llama.cpp has converted it to GGUF",
+        known.join(", ")
+    )]
+    UnknownClass {
+        /// Class that was found.
+        found: String,
+        /// Classes that are known.
+        known: Vec<String>,
+    },
+    /// The engine cannot run the architecture.
+    #[error(
+        "a model of architecture {architecture}{reason} can be converted, quantized and inspected, but kbit cannot run it yet; measure it with llama.cpp"
+    )]
+    NotRunnable {
+        /// GGUF name of the architecture.
+        architecture: String,
+        /// What the engine lacks, after the name and a space, or nothing.
+        reason: &'static str,
+    },
     /// A metadata value that no model can have, or that kbit cannot run.
     #[error("metadata {key} {reason}; convert the model anew, or check the file's source")]
     Metadata {

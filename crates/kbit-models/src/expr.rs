@@ -5,6 +5,7 @@
 //! (or one row, where that is more), whatever the size of the tensors.
 
 use crate::ModelError;
+use crate::packed::Packed;
 use kbit_formats::{Checkpoint, Element, SourceTensor};
 use kbit_types::{Dtype, GgmlType, MatrixShape};
 use std::cell::RefCell;
@@ -14,6 +15,8 @@ use std::ops::Range;
 const READ_BYTES: usize = 256 << 10;
 /// Floats of intermediate rows that are held at once.
 const HELD_FLOATS: u64 = 1 << 18;
+/// How far apart two wanted rows may lie to be read in one piece with those between them.
+const SKIPPED_ROWS: u64 = 4;
 
 /// Where the values of an output tensor come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +41,18 @@ pub enum SourceExpr {
         /// Rows and columns of a block.
         block: [u64; 2],
     },
+    /// Packed codes with scales and zero points: GPTQ, AWQ, compressed-tensors.
+    Packed(Box<Packed>),
+    /// 4-bit floats with a shared exponent for 32: tensors of bytes `[slices, rows, cols / 32, 16]`, the lower nibble first,
+    /// and `[slices, rows, cols / 32]`.
+    Mxfp4 {
+        /// Name of the tensor of codes.
+        blocks: String,
+        /// Name of the tensor of exponents.
+        scales: String,
+        /// Shape of the result.
+        shape: MatrixShape,
+    },
     /// Computed values, in row-major order.
     Constant {
         /// The values.
@@ -54,6 +69,19 @@ pub enum SourceExpr {
     },
     /// Slices of several expressions, one after the other (experts).
     Stack(Vec<Self>),
+    /// Rows in another order, or only some of them: row `first + i0 s0 + i1 s1 + ...` of the source for each index
+    /// `(i0, i1, ...)` below the counts of the axes, the last axis fastest. So rows of fused, interleaved and grouped
+    /// tensors are found.
+    Gather {
+        /// The source.
+        of: Box<Self>,
+        /// The first row.
+        first: u64,
+        /// Counts and strides, in rows of the source.
+        axes: Vec<Axis>,
+    },
+    /// Rows of several expressions, one after the other in each slice.
+    Concat(Vec<Self>),
     /// Rows of each head from halves to pairs: row `2 j + k` of a head is row `k d/2 + j` of it in the source, for `d`
     /// rows a head. Turns Hugging Face's rotary order into ggml's.
     PermuteRows {
@@ -78,13 +106,22 @@ pub enum SourceExpr {
         /// What is added.
         constant: f32,
     },
-    /// The same values in another shape: a column as a row.
+    /// The same values in another shape: a column as a row, rows as slices.
     Reshape {
         /// The source; the rows that are read must begin and end with its rows.
         of: Box<Self>,
         /// The new shape.
         shape: MatrixShape,
     },
+}
+
+/// An axis of [`SourceExpr::Gather`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Axis {
+    /// How many indices it has.
+    pub count: u64,
+    /// Rows of the source from one index to the next.
+    pub stride: u64,
 }
 
 impl SourceExpr {
@@ -100,10 +137,21 @@ impl SourceExpr {
         match self {
             Self::Tensor { shape, .. }
             | Self::Dequant { shape, .. }
+            | Self::Mxfp4 { shape, .. }
             | Self::Constant { shape, .. }
             | Self::Reshape { shape, .. } => *shape,
+            Self::Packed(packed) => packed.shape,
             Self::Slice { of, rows } => {
                 MatrixShape { rows: rows.end.saturating_sub(rows.start), ..of.shape() }
+            }
+            Self::Gather { of, axes, .. } => {
+                let rows = axes.iter().fold(1u64, |rows, axis| rows.saturating_mul(axis.count));
+                MatrixShape { rows, ..of.shape() }
+            }
+            Self::Concat(parts) => {
+                let first = parts.first().map_or(MatrixShape { rows: 0, cols: 0, slices: 0 }, Self::shape);
+                let rows = parts.iter().fold(0u64, |rows, part| rows.saturating_add(part.shape().rows));
+                MatrixShape { rows, ..first }
             }
             Self::Stack(parts) => {
                 let first = parts.first().map_or(MatrixShape { rows: 0, cols: 0, slices: 0 }, Self::shape);
@@ -125,9 +173,17 @@ impl SourceExpr {
         match self {
             Self::Tensor { name, .. } => vec![name],
             Self::Dequant { name, scale, .. } => vec![name, scale],
+            Self::Packed(packed) => packed.sources(),
+            Self::Mxfp4 { blocks, scales, .. } => vec![blocks, scales],
             Self::Constant { .. } => Vec::new(),
-            Self::Stack(parts) => parts.iter().flat_map(Self::sources).collect(),
+            Self::Stack(parts) | Self::Concat(parts) => {
+                let mut names: Vec<&str> = Vec::new();
+                let mut known = std::collections::HashSet::new();
+                names.extend(parts.iter().flat_map(Self::sources).filter(|name| known.insert(*name)));
+                names
+            }
             Self::Slice { of, .. }
+            | Self::Gather { of, .. }
             | Self::PermuteRows { of, .. }
             | Self::UnpermuteRows { of, .. }
             | Self::Transpose(of)
@@ -140,17 +196,35 @@ impl SourceExpr {
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
     pub fn stored_bits(&self, checkpoint: &Checkpoint) -> Option<f64> {
-        let sources = self.sources();
-        let (mut bytes, mut values) = (0u64, 0u64);
-        for name in &sources {
-            let tensor = checkpoint.tensor(name)?;
-            bytes = bytes.checked_add(tensor.bytes)?;
-            values = values.checked_add(tensor.shape.iter().product())?;
+        let mut bytes = 0u64;
+        for name in self.sources() {
+            bytes = bytes.checked_add(checkpoint.tensor(name)?.bytes)?;
         }
-        if let Self::Dequant { shape, .. } = self {
-            values = shape.rows * shape.cols * shape.slices;
-        }
+        let values = self.stored_values(checkpoint)?;
         (values > 0).then(|| bytes as f64 * 8.0 / values as f64)
+    }
+
+    /// Weights that the tensors stand for which it reads: of a fused tensor all.
+    fn stored_values(&self, checkpoint: &Checkpoint) -> Option<u64> {
+        match self {
+            Self::Tensor { name, .. } => Some(checkpoint.tensor(name)?.shape.iter().product()),
+            Self::Dequant { .. } | Self::Packed(_) | Self::Mxfp4 { .. } => count(self.shape()),
+            Self::Constant { .. } => Some(0),
+            Self::Concat(parts) | Self::Stack(parts) => {
+                let mut known = std::collections::HashSet::new();
+                parts
+                    .iter()
+                    .filter(|part| known.insert(part.sources()))
+                    .try_fold(0u64, |sum, part| sum.checked_add(part.stored_values(checkpoint)?))
+            }
+            Self::Slice { of, .. }
+            | Self::Gather { of, .. }
+            | Self::PermuteRows { of, .. }
+            | Self::UnpermuteRows { of, .. }
+            | Self::Transpose(of)
+            | Self::Add { of, .. }
+            | Self::Reshape { of, .. } => of.stored_values(checkpoint),
+        }
     }
 
     /// Checks that the tensors are there with the sizes and types that the expression supposes.
@@ -189,8 +263,28 @@ impl SourceExpr {
         };
         match self {
             Self::Tensor { name, shape } => holds(name, *shape),
+            Self::Packed(packed) => packed.check(checkpoint),
+            Self::Mxfp4 { blocks, scales, shape } => {
+                for (name, a_block) in [(blocks, 16), (scales, 1)] {
+                    let tensor = find(checkpoint, name)?;
+                    let found = tensor.shape.iter().try_fold(1u64, |all, axis| all.checked_mul(*axis));
+                    let wanted = count(*shape).and_then(|values| (values / 32).checked_mul(a_block));
+                    let whole = shape.cols.is_multiple_of(32) && found.is_some() && found == wanted;
+                    if !whole || tensor.element != Element::Plain(Dtype::U8) {
+                        return Err(unreadable(
+                            name,
+                            format!("it is not {a_block} bytes for each 32 values; get the checkpoint anew"),
+                        ));
+                    }
+                }
+                Ok(())
+            }
             Self::Dequant { name, shape, scale, scales, block } => {
-                holds(name, *shape)?;
+                // Whole numbers of 8 bits are scaled as floats are.
+                let tensor = find(checkpoint, name)?;
+                if tensor.element != Element::Plain(Dtype::I8) || tensor.shape != [shape.rows, shape.cols] {
+                    holds(name, *shape)?;
+                }
                 holds(scale, *scales)?;
                 let fits = |length: u64, block: u64, count: u64| block > 0 && length.div_ceil(block) == count;
                 let fit = shape.slices == 1
@@ -220,6 +314,28 @@ impl SourceExpr {
                     Err(self.wrong("a slice past the last row"))
                 }
             }
+            Self::Gather { of, first, axes } => {
+                of.check(checkpoint)?;
+                // The last row that is read; no axis may be empty.
+                let last = axes.iter().try_fold(*first, |last, axis| {
+                    axis.count.checked_sub(1)?.checked_mul(axis.stride)?.checked_add(last)
+                });
+                if last.is_some_and(|last| last < of.shape().rows) {
+                    Ok(())
+                } else {
+                    Err(self.wrong("rows past the last"))
+                }
+            }
+            Self::Concat(parts) => {
+                let shape = self.shape();
+                for part in parts {
+                    part.check(checkpoint)?;
+                    if (part.shape().slices, part.shape().cols) != (shape.slices, shape.cols) {
+                        return Err(part.wrong("rows of different lengths one after the other"));
+                    }
+                }
+                Ok(())
+            }
             Self::Stack(parts) => {
                 let shape = self.shape();
                 for part in parts {
@@ -241,7 +357,7 @@ impl SourceExpr {
             Self::Transpose(of) | Self::Add { of, .. } => of.check(checkpoint),
             Self::Reshape { of, shape } => {
                 of.check(checkpoint)?;
-                if count(*shape) == count(of.shape()) && shape.slices == of.shape().slices {
+                if count(*shape).is_some() && count(*shape) == count(of.shape()) {
                     Ok(())
                 } else {
                     Err(self.wrong("a shape of another size"))
@@ -291,6 +407,11 @@ impl SourceExpr {
                 }
                 Ok(())
             }
+            Self::Packed(packed) => packed.read_rows(checkpoint, rows, out),
+            Self::Mxfp4 { blocks, scales, .. } => {
+                let start = (slice * shape.rows + rows.start) * shape.cols / 32;
+                crate::packed::read_mxfp4(checkpoint, blocks, scales, start, out)
+            }
             Self::Constant { values, .. } => {
                 let start = index((slice * shape.rows + rows.start) * shape.cols);
                 let values = values.get(start..start + out.len());
@@ -299,6 +420,32 @@ impl SourceExpr {
             }
             Self::Slice { of, rows: part } => {
                 of.read_rows(checkpoint, slice, part.start + rows.start..part.start + rows.end, out)
+            }
+            Self::Gather { of, first, axes } => {
+                let source = |row: u64| {
+                    let mut rest = row;
+                    axes.iter().rev().fold(*first, |at, axis| {
+                        let index = rest % axis.count;
+                        rest /= axis.count;
+                        at + index * axis.stride
+                    })
+                };
+                read_scattered(of, checkpoint, slice, rows, &source, out)
+            }
+            Self::Concat(parts) => {
+                let cols = index(shape.cols);
+                let (mut begin, mut rest) = (0, out);
+                for part in parts {
+                    let end = begin + part.shape().rows;
+                    let (from, to) = (rows.start.max(begin), rows.end.min(end));
+                    if from < to {
+                        let (now, later) = rest.split_at_mut(index(to - from) * cols);
+                        part.read_rows(checkpoint, slice, from - begin..to - begin, now)?;
+                        rest = later;
+                    }
+                    begin = end;
+                }
+                Ok(())
             }
             Self::Stack(parts) => {
                 let mut slice = slice;
@@ -328,19 +475,33 @@ impl SourceExpr {
                 };
                 read_scattered(of, checkpoint, slice, rows, &source, out)
             }
-            Self::Transpose(of) => read_transposed(of, checkpoint, slice, rows, out),
+            Self::Transpose(of) => {
+                let columns: Vec<u64> = rows.collect();
+                read_transposed(of, checkpoint, slice, &columns, out)
+            }
             Self::Add { of, constant } => {
                 of.read_rows(checkpoint, slice, rows, out)?;
                 out.iter_mut().for_each(|value| *value += constant);
                 Ok(())
             }
             Self::Reshape { of, .. } => {
-                let cols = of.shape().cols.max(1);
-                let (start, end) = (rows.start * shape.cols, rows.end * shape.cols);
+                let MatrixShape { rows: source_rows, cols, .. } = of.shape();
+                let (cols, source_rows) = (cols.max(1), source_rows.max(1));
+                let first = slice * shape.rows;
+                let (start, end) = ((first + rows.start) * shape.cols, (first + rows.end) * shape.cols);
                 if !start.is_multiple_of(cols) || !end.is_multiple_of(cols) {
                     return Err(self.wrong("rows that cut rows of its source"));
                 }
-                of.read_rows(checkpoint, slice, start / cols..end / cols, out)
+                let (mut at, end) = (start / cols, end / cols);
+                let mut rest = out;
+                while at < end {
+                    let (slice, row) = (at / source_rows, at % source_rows);
+                    let length = (end - at).min(source_rows - row);
+                    let (now, later) = rest.split_at_mut(index(length * cols));
+                    of.read_rows(checkpoint, slice, row..row + length, now)?;
+                    (rest, at) = (later, at + length);
+                }
+                Ok(())
             }
         }
     }
@@ -361,36 +522,54 @@ fn read_scattered(
     source: &dyn Fn(u64) -> u64,
     out: &mut [f32],
 ) -> Result<(), ModelError> {
+    if let SourceExpr::Transpose(of) = of {
+        let columns: Vec<u64> = rows.map(source).collect();
+        return read_transposed(of, checkpoint, slice, &columns, out);
+    }
     let cols = index(of.shape().cols);
-    let most = index((HELD_FLOATS / cols.max(1) as u64).max(1));
+    let most = (HELD_FLOATS / cols.max(1) as u64).max(1);
     let mut order: Vec<(u64, usize)> = rows.zip(0..).map(|(row, at)| (source(row), at)).collect();
     order.sort_unstable();
     let mut held = Vec::new();
     let mut rest = order.as_slice();
     while let Some(&(first, _)) = rest.first() {
-        let run = rest.iter().zip(first..).take(most).take_while(|((row, _), wanted)| row == wanted).count();
-        let (now, later) = rest.split_at(run);
+        // Rows between wanted ones are read with them where at least every fourth is wanted.
+        let mut last = first;
+        let run = rest.iter().take_while(|&&(row, _)| {
+            let near = row - last <= SKIPPED_ROWS && row - first < most;
+            last = if near { row } else { last };
+            near
+        });
+        let (now, later) = rest.split_at(run.count());
         rest = later;
-        held.resize(run * cols, 0.0);
-        of.read_rows(checkpoint, slice, first..first + run as u64, &mut held)?;
-        for (values, &(_, at)) in held.chunks_exact(cols).zip(now) {
-            out[at * cols..(at + 1) * cols].copy_from_slice(values);
+        held.resize(index(last + 1 - first) * cols, 0.0);
+        of.read_rows(checkpoint, slice, first..last + 1, &mut held)?;
+        for &(row, at) in now {
+            let from = index(row - first) * cols;
+            out[at * cols..(at + 1) * cols].copy_from_slice(&held[from..from + cols]);
         }
     }
     Ok(())
 }
 
-/// Rows of the transpose: a strip of columns of the source, row by row where that is cheaper than reading it all.
+/// Rows of the transpose, which are `columns` of the source: the strip from the first to the last of them, row by row
+/// where that is cheaper than reading it all.
 fn read_transposed(
     of: &SourceExpr,
     checkpoint: &Checkpoint,
     slice: u64,
-    strip: Range<u64>,
+    columns: &[u64],
     out: &mut [f32],
 ) -> Result<(), ModelError> {
     let MatrixShape { rows, cols, .. } = of.shape();
-    let width = index(strip.end - strip.start);
+    let (Some(&first), Some(&last)) = (columns.iter().min(), columns.iter().max()) else { return Ok(()) };
+    let width = index(last + 1 - first);
     let height = index(rows);
+    let mut scatter = |strip: &[f32], row: usize| {
+        for (at, &column) in columns.iter().enumerate() {
+            out[at * height + row] = strip[index(column - first)];
+        }
+    };
     let plain = match of {
         SourceExpr::Tensor { name, .. } => Some(find(checkpoint, name)?),
         _ => None,
@@ -399,32 +578,28 @@ fn read_transposed(
     if let Some(tensor) = plain {
         let mut held = vec![0.0; width];
         for row in 0..rows {
-            read_values(checkpoint, tensor, (slice * rows + row) * cols + strip.start, &mut held)?;
-            for (at, value) in held.iter().enumerate() {
-                out[at * height + index(row)] = *value;
-            }
+            read_values(checkpoint, tensor, (slice * rows + row) * cols + first, &mut held)?;
+            scatter(&held, index(row));
         }
         return Ok(());
     }
     let most = (HELD_FLOATS / cols.max(1)).max(1);
     let mut held = Vec::new();
-    let mut first = 0;
-    while first < rows {
-        let now = most.min(rows - first);
+    let mut begin = 0;
+    while begin < rows {
+        let now = most.min(rows - begin);
         held.resize(index(now * cols), 0.0);
-        of.read_rows(checkpoint, slice, first..first + now, &mut held)?;
-        for (values, row) in held.chunks_exact(index(cols)).zip(index(first)..) {
-            for (at, value) in values[index(strip.start)..index(strip.end)].iter().enumerate() {
-                out[at * height + row] = *value;
-            }
+        of.read_rows(checkpoint, slice, begin..begin + now, &mut held)?;
+        for (values, row) in held.chunks_exact(index(cols)).zip(index(begin)..) {
+            scatter(&values[index(first)..], row);
         }
-        first += now;
+        begin += now;
     }
     Ok(())
 }
 
 /// Reads `out.len()` values of `tensor` from value `start`, widened or decoded to f32.
-fn read_values(
+pub(crate) fn read_values(
     checkpoint: &Checkpoint,
     tensor: &SourceTensor,
     start: u64,
@@ -476,11 +651,21 @@ fn decode_blocks(tensor: &str, ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> R
     kbit_blocks::decode(ty, bytes, out).map_err(|error| unreadable(tensor, error.to_string()))
 }
 
-fn find<'c>(checkpoint: &'c Checkpoint, name: &str) -> Result<&'c SourceTensor, ModelError> {
+/// Reads bytes of `tensor` as they are, from byte `start`.
+pub(crate) fn read_bytes(
+    checkpoint: &Checkpoint,
+    tensor: &SourceTensor,
+    start: u64,
+    out: &mut [u8],
+) -> Result<(), ModelError> {
+    Ok(checkpoint.read_at(tensor, start, out)?)
+}
+
+pub(crate) fn find<'c>(checkpoint: &'c Checkpoint, name: &str) -> Result<&'c SourceTensor, ModelError> {
     checkpoint.tensor(name).ok_or_else(|| ModelError::MissingTensors { names: vec![name.to_owned()] })
 }
 
-fn unreadable(tensor: &str, reason: impl Into<String>) -> ModelError {
+pub(crate) fn unreadable(tensor: &str, reason: impl Into<String>) -> ModelError {
     ModelError::Unreadable { tensor: tensor.to_owned(), reason: reason.into() }
 }
 
@@ -502,6 +687,6 @@ fn count(shape: MatrixShape) -> Option<u64> {
 }
 
 /// Lengths of slices of memory fit usize.
-fn index(length: u64) -> usize {
+pub(crate) fn index(length: u64) -> usize {
     usize::try_from(length).unwrap_or(usize::MAX)
 }

@@ -12,6 +12,7 @@ mod convert;
 mod describe;
 mod error;
 mod expr;
+pub mod packed;
 mod training;
 
 pub use architecture::{Architecture, ExpectedTensor};
@@ -19,7 +20,7 @@ pub use convert::{Conversion, ConvertOptions, Export, ExportTensor, OutputTensor
 pub use describe::describe;
 pub use description::Description;
 pub use error::ModelError;
-pub use expr::SourceExpr;
+pub use expr::{Axis, SourceExpr};
 pub use training::TrainingInfo;
 
 /// What a tensor is, which decides how it may be stored.

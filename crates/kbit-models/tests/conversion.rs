@@ -350,17 +350,79 @@ fn rejects_a_model_without_tokenizer_unless_asked() {
     assert_eq!(conversion.metadata.str("tokenizer.ggml.model").unwrap(), "none");
 }
 
+/// The tensors of [`tensors`] with two experts instead of each feed-forward network.
+fn expert_tensors() -> Vec<Tensor> {
+    let mut tensors = tensors();
+    tensors.retain(|t| !t.name.contains(".mlp."));
+    for layer in 0..2 {
+        let moe = format!("model.layers.{layer}.block_sparse_moe");
+        tensors.push(tensor(&format!("{moe}.gate.weight"), &[2, 16]));
+        for expert in 0..2 {
+            for (name, shape) in [("w1", &[24, 16]), ("w2", &[16, 24]), ("w3", &[24, 16])] {
+                tensors.push(tensor(&format!("{moe}.experts.{expert}.{name}.weight"), shape));
+            }
+        }
+    }
+    tensors
+}
+
 #[test]
-fn rejects_a_mixture_of_experts() {
-    let error = refusal(&with("num_local_experts", json!(8)), &tensors());
-    assert!(error.contains("mixture of experts") && error.contains("config.json"), "{error}");
+fn experts_are_stacked_and_not_run() {
+    let tensors = expert_tensors();
+    let folder = folder(&with("num_local_experts", json!(2)), &tensors);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let conversion = convert(&checkpoint, &without_tokenizer()).unwrap();
+    assert!(conversion.description.is_none());
+    assert_eq!(conversion.metadata.str("general.size_label").unwrap(), "2x5.3K");
+    let up = conversion.tensors.iter().find(|t| t.name == "blk.1.ffn_up_exps.weight").unwrap();
+    assert_eq!((up.shape.as_slice(), up.role), (&[2, 24, 16][..], Role::Matrix));
+    let mut found = vec![0.0; 24 * 16];
+    up.expr.read_rows(&checkpoint, 1, 0..24, &mut found).unwrap();
+    let source =
+        tensors.iter().find(|t| t.name == "model.layers.1.block_sparse_moe.experts.1.w3.weight").unwrap();
+    assert_eq!(found, source.values());
+}
+
+#[test]
+fn rejects_experts_that_are_missing_too_many_or_not_configured() {
+    let config = with("num_local_experts", json!(2));
+    let mut fewer = expert_tensors();
+    fewer.retain(|t| !t.name.contains("layers.1.block_sparse_moe.experts.1.w2"));
+    let error = refusal(&config, &fewer);
+    assert!(
+        error.contains("1 tensors") && error.contains("layers.1.block_sparse_moe.experts.1.w2.weight"),
+        "{error}"
+    );
+    let mut more = expert_tensors();
+    more.push(tensor("model.layers.0.block_sparse_moe.experts.2.w1.weight", &[24, 16]));
+    let error = refusal(&config, &more);
+    assert!(error.contains("experts.2.w1") && error.contains("config.json"), "{error}");
+    let error = refusal(&crate::config(), &expert_tensors());
+    assert!(error.contains("no place") && error.contains("block_sparse_moe.gate"), "{error}");
+    let error = refusal(&config, &tensors());
+    assert!(error.contains("no place") && error.contains("mlp.gate_proj"), "{error}");
+}
+
+#[test]
+fn an_architecture_is_named_by_hand() {
+    let folder = folder(&with("architectures", json!(["NovelForCausalLM"])), &tensors());
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let error = convert(&checkpoint, &without_tokenizer()).unwrap_err().to_string();
+    assert!(error.contains("NovelForCausalLM") && error.contains("--architecture"), "{error}");
+    for name in ["llama", "LlamaForCausalLM"] {
+        let options = ConvertOptions { architecture: Some(name.to_owned()), ..without_tokenizer() };
+        assert_eq!(convert(&checkpoint, &options).unwrap().architecture, "llama");
+    }
+    let options = ConvertOptions { architecture: Some("lama".to_owned()), ..without_tokenizer() };
+    let error = convert(&checkpoint, &options).unwrap_err().to_string();
+    assert!(error.contains("lama") && error.contains("qwen3moe"), "{error}");
 }
 
 #[test]
 fn rejects_weights_quantized_by_a_method_that_it_does_not_read() {
     let error =
-        refusal(&with("quantization_config", json!({ "quant_method": "gptq", "bits": 4 })), &tensors());
-    assert!(error.contains("gptq") && error.contains("unquantized"), "{error}");
+        refusal(&with("quantization_config", json!({ "quant_method": "hqq", "nbits": 4 })), &tensors());
+    assert!(error.contains("hqq") && error.contains("gptq") && error.contains("unquantized"), "{error}");
 }
 
 #[test]

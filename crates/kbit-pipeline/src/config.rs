@@ -317,6 +317,7 @@ impl Reader<'_> {
             pass_through_other_modalities: flag("pass_through"),
             without_tokenizer: flag("without_tokenizer"),
             pre_tokenizer: string(node, "pre_tokenizer"),
+            architecture: string(node, "architecture"),
             name: None,
         };
         let edits = self.edits(node);

@@ -49,6 +49,12 @@ static MODEL: Object = Object {
             "Name of a byte-level BPE's pre-tokenizer, where it is not recognised.",
         ),
         optional(
+            "architecture",
+            Kind::Text,
+            "by the class in `config.json`",
+            "Architecture of a folder whose class is not known: a GGUF name, or a known class that is built like it.",
+        ),
+        optional(
             "set_metadata",
             Kind::Many(&Kind::Text),
             "none",

@@ -232,6 +232,9 @@ pub struct Convert {
     /// Pre-tokenizer of a byte-level BPE, where it is not recognised
     #[arg(long, value_name = "NAME")]
     pub pre_tokenizer: Option<String>,
+    /// Architecture of a folder whose class is not known: a GGUF name, or a known class that is built like it
+    #[arg(long, value_name = "NAME")]
+    pub architecture: Option<String>,
 }
 
 /// Where plugins run.

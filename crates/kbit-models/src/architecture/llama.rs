@@ -1,181 +1,377 @@
-//! Llama 1, 2, 3, 3.1 to 3.3 and those built like it (SmolLM, TinyLlama, Mistral, ...): RMS norm before each
-//! sub-layer, rotary positions, grouped-query attention, SiLU-gated feed-forward network, output tied or not.
+//! Llama and those built like it: RMS norm before each sub-layer, rotary positions, grouped-query attention, SiLU-gated
+//! feed-forward network or experts.
+//!
+//! Sources: Hugging Face transformers' `modeling_llama.py` and its relatives; llama.cpp's `conversion/llama.py`,
+//! `granite.py`, `gpt_oss.py`.
 
-use super::{Architecture, Dim, From, Parameter, Presence, TensorRule, Transform};
-use crate::Role;
+use super::parts::*;
+use super::{
+    Architecture, Classes, Dim, Factors, Fallback, Forward, From, Parameter, Rounding, Step, TensorRule,
+};
 use crate::description::{Activation, NormKind, Residual, RopeStyle};
 
-/// Source: Hugging Face transformers' `modeling_llama.py` and `modeling_mistral.py`; llama.cpp's `conversion/llama.py`.
+/// Entries that llama.cpp adds for all of the family.
+const LLAMA_PARAMETERS: &[Parameter] = &[
+    entry("", From::Common),
+    entry("vocab_size", From::Needed(&["vocab_size"])),
+    entry("rope.dimension_count", From::Length(Dim::HeadDim)),
+];
+
+/// Llama 1, 2, 3, 3.1 to 3.3, Mistral, Mixtral, SmolLM, TinyLlama and others.
 pub(super) const LLAMA: Architecture = Architecture {
     name: "llama",
-    classes: &["LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"],
-    norm: NormKind::Rms,
-    rope: RopeStyle::Adjacent,
-    activation: (Activation::Silu, &["silu", "swish"]),
-    gated: true,
-    residual: Residual::Sequential,
-    parameters: &[
-        Parameter { key: "block_count", from: From::Count(&["num_hidden_layers"]) },
-        Parameter { key: "context_length", from: From::CountOr(&["max_position_embeddings"], 2048) },
-        Parameter { key: "embedding_length", from: From::Count(&["hidden_size"]) },
-        Parameter { key: "feed_forward_length", from: From::Count(&["intermediate_size"]) },
-        Parameter { key: "attention.head_count", from: From::Count(&["num_attention_heads"]) },
-        Parameter { key: "attention.head_count_kv", from: From::CountOrHeads(&["num_key_value_heads"]) },
-        Parameter { key: "", from: From::RopeScaling },
-        Parameter { key: "rope.freq_base", from: From::RopeBase(10000.0) },
-        Parameter { key: "attention.layer_norm_rms_epsilon", from: From::FloatOr(&["rms_norm_eps"], 1e-6) },
-        Parameter { key: "attention.key_length", from: From::HeadDim },
-        Parameter { key: "attention.value_length", from: From::HeadDim },
-        Parameter { key: "", from: From::FileType },
-        Parameter { key: "vocab_size", from: From::Count(&["vocab_size"]) },
-        Parameter { key: "rope.dimension_count", from: From::HeadDim },
+    classes: &[
+        Classes {
+            names: &[
+                "LlamaForCausalLM",
+                "LLaMAForCausalLM",
+                "LlavaForConditionalGeneration",
+                "VoxtralForConditionalGeneration",
+                "IQuestCoderForCausalLM",
+            ],
+            defaults: &[
+                ("num_key_value_heads", Fallback::Heads),
+                ("max_position_embeddings", Fallback::Count(2048)),
+                ("rms_norm_eps", Fallback::Float(1e-6)),
+                ("head_dim", Fallback::HeadDim),
+                ROPE_10K,
+            ],
+        },
+        Classes {
+            names: &["MistralForCausalLM"],
+            defaults: &[
+                ("num_key_value_heads", Fallback::Count(8)),
+                ("max_position_embeddings", Fallback::Count(131_072)),
+                ("rms_norm_eps", Fallback::Float(1e-6)),
+                ("head_dim", Fallback::HeadDim),
+                ROPE_10K,
+            ],
+        },
+        Classes {
+            names: &["MixtralForCausalLM"],
+            defaults: &[
+                ("num_key_value_heads", Fallback::Count(8)),
+                ("max_position_embeddings", Fallback::Count(131_072)),
+                ("rms_norm_eps", Fallback::Float(1e-5)),
+                ("rope_theta", Fallback::Float(1e6)),
+                ("num_local_experts", Fallback::Count(8)),
+                ("num_experts_per_tok", Fallback::Count(2)),
+            ],
+        },
     ],
+    forward: Some(Forward {
+        norm: NormKind::Rms,
+        rope: RopeStyle::Adjacent,
+        activation: (Activation::Silu, &["silu", "swish"]),
+        gated: true,
+        residual: Residual::Sequential,
+    }),
+    parameters: LLAMA_PARAMETERS,
     tensors: &[
-        vector("", "rope_freqs.weight", Dim::RopePairs, Transform::Llama3RopeFactors, Presence::Optional),
-        TensorRule {
-            source: "model.embed_tokens.weight",
-            name: "token_embd.weight",
-            role: Role::TokenEmbedding,
-            shape: &[Dim::Vocab, Dim::Hidden],
-            transform: Transform::Keep,
-            presence: Presence::Required,
-        },
-        vector("model.norm.weight", "output_norm.weight", Dim::Hidden, Transform::Keep, Presence::Required),
-        TensorRule {
-            source: "lm_head.weight",
-            name: "output.weight",
-            role: Role::Output,
-            shape: &[Dim::Vocab, Dim::Hidden],
-            transform: Transform::Keep,
-            presence: Presence::UnlessTied,
-        },
-        norm("model.layers.{layer}.input_layernorm.weight", "blk.{layer}.attn_norm.weight"),
-        matrix(
-            "model.layers.{layer}.self_attn.q_proj.weight",
-            "blk.{layer}.attn_q.weight",
-            &[Dim::Queries, Dim::Hidden],
-            Transform::PairQueryRows,
-        ),
-        matrix(
-            "model.layers.{layer}.self_attn.k_proj.weight",
-            "blk.{layer}.attn_k.weight",
-            &[Dim::Keys, Dim::Hidden],
-            Transform::PairKeyRows,
-        ),
-        matrix(
-            "model.layers.{layer}.self_attn.v_proj.weight",
-            "blk.{layer}.attn_v.weight",
-            &[Dim::Values, Dim::Hidden],
-            Transform::Keep,
-        ),
-        matrix(
-            "model.layers.{layer}.self_attn.o_proj.weight",
-            "blk.{layer}.attn_output.weight",
-            &[Dim::Hidden, Dim::Attention],
-            Transform::Keep,
-        ),
-        bias(
-            "model.layers.{layer}.self_attn.q_proj.bias",
-            "blk.{layer}.attn_q.bias",
-            Dim::Queries,
-            Transform::PairQueryRows,
-        ),
-        bias(
-            "model.layers.{layer}.self_attn.k_proj.bias",
-            "blk.{layer}.attn_k.bias",
-            Dim::Keys,
-            Transform::PairKeyRows,
-        ),
-        bias(
-            "model.layers.{layer}.self_attn.v_proj.bias",
-            "blk.{layer}.attn_v.bias",
-            Dim::Values,
-            Transform::Keep,
-        ),
-        bias(
-            "model.layers.{layer}.self_attn.o_proj.bias",
-            "blk.{layer}.attn_output.bias",
-            Dim::Hidden,
-            Transform::Keep,
-        ),
-        norm("model.layers.{layer}.post_attention_layernorm.weight", "blk.{layer}.ffn_norm.weight"),
-        matrix(
-            "model.layers.{layer}.mlp.gate_proj.weight",
-            "blk.{layer}.ffn_gate.weight",
-            &[Dim::FeedForward, Dim::Hidden],
-            Transform::Keep,
-        ),
-        matrix(
-            "model.layers.{layer}.mlp.up_proj.weight",
-            "blk.{layer}.ffn_up.weight",
-            &[Dim::FeedForward, Dim::Hidden],
-            Transform::Keep,
-        ),
-        matrix(
-            "model.layers.{layer}.mlp.down_proj.weight",
-            "blk.{layer}.ffn_down.weight",
-            &[Dim::Hidden, Dim::FeedForward],
-            Transform::Keep,
-        ),
-        bias(
-            "model.layers.{layer}.mlp.gate_proj.bias",
-            "blk.{layer}.ffn_gate.bias",
-            Dim::FeedForward,
-            Transform::Keep,
-        ),
-        bias(
-            "model.layers.{layer}.mlp.up_proj.bias",
-            "blk.{layer}.ffn_up.bias",
-            Dim::FeedForward,
-            Transform::Keep,
-        ),
-        bias(
-            "model.layers.{layer}.mlp.down_proj.bias",
-            "blk.{layer}.ffn_down.bias",
-            Dim::Hidden,
-            Transform::Keep,
-        ),
+        &[factors("rope_freqs.weight", Factors::Llama3)],
+        ENDS,
+        NORMS,
+        PAIRED_ATTENTION,
+        GATED,
+        MIXTRAL_EXPERTS,
     ],
-    buffers: &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"],
-    refused: &[
-        ("num_local_experts", "a mixture of experts"),
-        ("draft_vocab_size", "an EAGLE-3 draft model, which needs its target model"),
-    ],
+    dropped: BUFFERS,
+    optional_prefix: "",
+    drops_further_blocks: false,
+    refused: &[("draft_vocab_size", "an EAGLE-3 draft model, which needs its target model")],
 };
 
-const fn matrix(
-    source: &'static str,
-    name: &'static str,
-    shape: &'static [Dim],
-    transform: Transform,
-) -> TensorRule {
-    TensorRule { source, name, role: Role::Matrix, shape, transform, presence: Presence::Required }
-}
+/// SmolLM3, whose every fourth block has no positions.
+pub(super) const SMOLLM3: Architecture = Architecture {
+    name: "smollm3",
+    classes: &[Classes {
+        names: &["SmolLM3ForCausalLM"],
+        defaults: &[
+            ("num_key_value_heads", Fallback::Count(4)),
+            ("max_position_embeddings", Fallback::Count(32_768)),
+            ("rms_norm_eps", Fallback::Float(1e-6)),
+            ("rope_theta", Fallback::Float(2e6)),
+            ("tie_word_embeddings", Fallback::Flag(true)),
+        ],
+    }],
+    forward: None,
+    parameters: LLAMA_PARAMETERS,
+    tensors: &[&[factors("rope_freqs.weight", Factors::Llama3)], ENDS, NORMS, PAIRED_ATTENTION, GATED],
+    dropped: BUFFERS,
+    optional_prefix: "",
+    drops_further_blocks: false,
+    refused: &[],
+};
 
-const fn norm(source: &'static str, name: &'static str) -> TensorRule {
-    vector(source, name, Dim::Hidden, Transform::Keep, Presence::Required)
-}
+const GRANITE_DEFAULTS: &[(&str, Fallback)] = &[
+    ("num_key_value_heads", Fallback::Heads),
+    ("max_position_embeddings", Fallback::Count(2048)),
+    ("rms_norm_eps", Fallback::Float(1e-6)),
+    ("head_dim", Fallback::Ignored),
+    ("attention_multiplier", Fallback::Float(1.0)),
+    ("embedding_multiplier", Fallback::Float(1.0)),
+    ("residual_multiplier", Fallback::Float(1.0)),
+    ("logits_scaling", Fallback::Float(1.0)),
+    ROPE_10K,
+];
 
-const fn bias(source: &'static str, name: &'static str, length: Dim, transform: Transform) -> TensorRule {
-    vector(source, name, length, transform, Presence::Optional)
-}
+/// Granite 3: factors on embedding, attention, residual stream and logits.
+pub(super) const GRANITE: Architecture = Architecture {
+    name: "granite",
+    classes: &[Classes { names: &["GraniteForCausalLM"], defaults: GRANITE_DEFAULTS }],
+    forward: None,
+    parameters: &[
+        entry("", From::Common),
+        entry("vocab_size", From::Needed(&["vocab_size"])),
+        entry("rope.dimension_count", From::RotaryDims(Rounding::OfHead)),
+        entry("attention.scale", From::NonZeroFloat("attention_multiplier")),
+        entry("embedding_scale", From::NonZeroFloat("embedding_multiplier")),
+        entry("residual_scale", From::NonZeroFloat("residual_multiplier")),
+        entry("logit_scale", From::NonZeroFloat("logits_scaling")),
+    ],
+    tensors: &[ENDS, NORMS, PAIRED_ATTENTION, GATED],
+    dropped: BUFFERS,
+    optional_prefix: "",
+    drops_further_blocks: false,
+    refused: &[],
+};
 
-const fn vector(
-    source: &'static str,
-    name: &'static str,
-    length: Dim,
-    transform: Transform,
-    presence: Presence,
-) -> TensorRule {
-    let shape: &'static [Dim] = match length {
-        Dim::Hidden => &[Dim::Hidden],
-        Dim::FeedForward => &[Dim::FeedForward],
-        Dim::Queries => &[Dim::Queries],
-        Dim::Keys => &[Dim::Keys],
-        Dim::Values => &[Dim::Values],
-        Dim::Attention => &[Dim::Attention],
-        Dim::RopePairs => &[Dim::RopePairs],
-        Dim::Vocab => &[Dim::Vocab],
-    };
-    TensorRule { source, name, role: Role::Vector, shape, transform, presence }
-}
+/// Granite 3 with experts, and maybe one that all tokens share.
+pub(super) const GRANITE_MOE: Architecture = Architecture {
+    name: "granitemoe",
+    classes: &[
+        Classes { names: &["GraniteMoeForCausalLM"], defaults: GRANITE_MOE_DEFAULTS },
+        Classes { names: &["GraniteMoeSharedForCausalLM"], defaults: GRANITE_MOE_DEFAULTS },
+    ],
+    forward: None,
+    parameters: &[
+        entry("", From::Common),
+        entry("vocab_size", From::Needed(&["vocab_size"])),
+        entry("rope.dimension_count", From::RotaryDims(Rounding::OfHead)),
+        entry("attention.scale", From::NonZeroFloat("attention_multiplier")),
+        entry("embedding_scale", From::NonZeroFloat("embedding_multiplier")),
+        entry("residual_scale", From::NonZeroFloat("residual_multiplier")),
+        entry("logit_scale", From::NonZeroFloat("logits_scaling")),
+        entry("expert_shared_feed_forward_length", From::NonZeroCount("shared_intermediate_size")),
+    ],
+    tensors: &[ENDS, NORMS, PAIRED_ATTENTION, GRANITE_EXPERTS],
+    dropped: BUFFERS,
+    optional_prefix: "",
+    drops_further_blocks: false,
+    refused: &[],
+};
+
+const GRANITE_MOE_DEFAULTS: &[(&str, Fallback)] = &[
+    ("num_key_value_heads", Fallback::Heads),
+    ("max_position_embeddings", Fallback::Count(2048)),
+    ("rms_norm_eps", Fallback::Float(1e-6)),
+    ("head_dim", Fallback::Ignored),
+    ("attention_multiplier", Fallback::Float(1.0)),
+    ("embedding_multiplier", Fallback::Float(1.0)),
+    ("residual_multiplier", Fallback::Float(1.0)),
+    ("logits_scaling", Fallback::Float(1.0)),
+    ("num_local_experts", Fallback::Count(8)),
+    ("num_experts_per_tok", Fallback::Count(2)),
+    ROPE_10K,
+];
+
+const FIRST_HALF_OF_EXPERT: &[Step] = &[Step::Rows(&[part(ZERO, &[(Dim::ExpertFeedForward, ONE)])])];
+const SECOND_HALF_OF_EXPERT: &[Step] =
+    &[Step::Rows(&[part(Dim::ExpertFeedForward, &[(Dim::ExpertFeedForward, ONE)])])];
+const FIRST_HALF_OF_SHARED: &[Step] = &[Step::Rows(&[part(ZERO, &[(Dim::SharedFeedForward, ONE)])])];
+const SECOND_HALF_OF_SHARED: &[Step] =
+    &[Step::Rows(&[part(Dim::SharedFeedForward, &[(Dim::SharedFeedForward, ONE)])])];
+const TWO_EXPERTS_WIDE: Dim = Dim::Product(&[Dim::Fixed(2), Dim::ExpertFeedForward]);
+const TWO_SHARED_WIDE: Dim = Dim::Product(&[Dim::Fixed(2), Dim::SharedFeedForward]);
+
+const GRANITE_EXPERTS: &[TensorRule] = &[
+    vector(
+        layer!("block_sparse_moe.router.layer.weight"),
+        blk!("ffn_gate_inp.weight"),
+        &[Dim::Experts, Dim::Hidden],
+    )
+    .experts(),
+    matrix(
+        layer!("block_sparse_moe.input_linear.weight"),
+        blk!("ffn_gate_exps.weight"),
+        &[Dim::Experts, Dim::ExpertFeedForward, Dim::Hidden],
+    )
+    .stored(&[Dim::Experts, TWO_EXPERTS_WIDE, Dim::Hidden])
+    .steps(FIRST_HALF_OF_EXPERT)
+    .experts(),
+    matrix(
+        layer!("block_sparse_moe.input_linear.weight"),
+        blk!("ffn_up_exps.weight"),
+        &[Dim::Experts, Dim::ExpertFeedForward, Dim::Hidden],
+    )
+    .stored(&[Dim::Experts, TWO_EXPERTS_WIDE, Dim::Hidden])
+    .steps(SECOND_HALF_OF_EXPERT)
+    .experts(),
+    matrix(
+        layer!("block_sparse_moe.output_linear.weight"),
+        blk!("ffn_down_exps.weight"),
+        &[Dim::Experts, Dim::Hidden, Dim::ExpertFeedForward],
+    )
+    .experts(),
+    matrix(
+        layer!("shared_mlp.input_linear.weight"),
+        blk!("ffn_gate_shexp.weight"),
+        &[Dim::SharedFeedForward, Dim::Hidden],
+    )
+    .stored(&[TWO_SHARED_WIDE, Dim::Hidden])
+    .steps(FIRST_HALF_OF_SHARED)
+    .optional()
+    .experts(),
+    matrix(
+        layer!("shared_mlp.input_linear.weight"),
+        blk!("ffn_up_shexp.weight"),
+        &[Dim::SharedFeedForward, Dim::Hidden],
+    )
+    .stored(&[TWO_SHARED_WIDE, Dim::Hidden])
+    .steps(SECOND_HALF_OF_SHARED)
+    .optional()
+    .experts(),
+    matrix(
+        layer!("shared_mlp.output_linear.weight"),
+        blk!("ffn_down_shexp.weight"),
+        &[Dim::Hidden, Dim::SharedFeedForward],
+    )
+    .optional()
+    .experts(),
+    matrix(
+        layer!("shared_mlp.input_linear.weight"),
+        blk!("ffn_gate.weight"),
+        &[Dim::SharedFeedForward, Dim::Hidden],
+    )
+    .stored(&[TWO_SHARED_WIDE, Dim::Hidden])
+    .steps(FIRST_HALF_OF_SHARED)
+    .dense(),
+    matrix(
+        layer!("shared_mlp.input_linear.weight"),
+        blk!("ffn_up.weight"),
+        &[Dim::SharedFeedForward, Dim::Hidden],
+    )
+    .stored(&[TWO_SHARED_WIDE, Dim::Hidden])
+    .steps(SECOND_HALF_OF_SHARED)
+    .dense(),
+    matrix(
+        layer!("shared_mlp.output_linear.weight"),
+        blk!("ffn_down.weight"),
+        &[Dim::Hidden, Dim::SharedFeedForward],
+    )
+    .dense(),
+];
+
+/// gpt-oss: attention sinks, biases, windows in every other block, experts in MXFP4.
+pub(super) const GPT_OSS: Architecture = Architecture {
+    name: "gpt-oss",
+    classes: &[Classes {
+        names: &["GptOssForCausalLM"],
+        defaults: &[
+            ("num_key_value_heads", Fallback::Count(8)),
+            ("max_position_embeddings", Fallback::Count(131_072)),
+            ("rms_norm_eps", Fallback::Float(1e-5)),
+            ("head_dim", Fallback::Count(64)),
+            ("rope_theta", Fallback::Float(150_000.0)),
+            ("num_local_experts", Fallback::Count(128)),
+            ("num_experts_per_tok", Fallback::Count(4)),
+            ("sliding_window", Fallback::Count(128)),
+        ],
+    }],
+    forward: None,
+    parameters: &[
+        entry("", From::Common),
+        entry("attention.sliding_window", From::Needed(&["sliding_window"])),
+        entry("expert_feed_forward_length", From::Needed(&["intermediate_size"])),
+    ],
+    tensors: &[
+        ENDS,
+        &[
+            norm(layer!("input_layernorm.weight"), blk!("attn_norm.weight")),
+            norm(layer!("post_attention_layernorm.weight"), blk!("post_attention_norm.weight")),
+            vector(layer!("self_attn.sinks"), blk!("attn_sinks.weight"), &[Dim::Heads]),
+        ],
+        ATTENTION,
+        GPT_OSS_EXPERTS,
+    ],
+    dropped: BUFFERS,
+    optional_prefix: "",
+    drops_further_blocks: false,
+    refused: &[],
+};
+
+/// Rows of gate and up alternate.
+const EVEN_ROWS: Step = Step::Rows(&[part(ZERO, &[(Dim::ExpertFeedForward, Dim::Fixed(2))])]);
+const ODD_ROWS: Step = Step::Rows(&[part(ONE, &[(Dim::ExpertFeedForward, Dim::Fixed(2))])]);
+/// Each value of an expert's bias as a row.
+const BIAS_ROWS: Step = Step::View(&[Dim::Experts, TWO_EXPERTS_WIDE, ONE]);
+
+const GPT_OSS_EXPERTS: &[TensorRule] = &[
+    vector(layer!("mlp.router.weight"), blk!("ffn_gate_inp.weight"), &[Dim::Experts, Dim::Hidden]).experts(),
+    vector(layer!("mlp.router.bias"), blk!("ffn_gate_inp.bias"), &[Dim::Experts]).experts(),
+    matrix(
+        layer!("mlp.experts.down_proj"),
+        blk!("ffn_down_exps.weight"),
+        &[Dim::Experts, Dim::Hidden, Dim::ExpertFeedForward],
+    )
+    .stored(&[Dim::Experts, Dim::ExpertFeedForward, Dim::Hidden])
+    .steps(&[Step::Transpose])
+    .experts(),
+    matrix(
+        layer!("mlp.experts.gate_up_proj"),
+        blk!("ffn_gate_exps.weight"),
+        &[Dim::Experts, Dim::ExpertFeedForward, Dim::Hidden],
+    )
+    .stored(&[Dim::Experts, Dim::Hidden, TWO_EXPERTS_WIDE])
+    .steps(&[Step::Transpose, EVEN_ROWS])
+    .experts(),
+    matrix(
+        layer!("mlp.experts.gate_up_proj"),
+        blk!("ffn_up_exps.weight"),
+        &[Dim::Experts, Dim::ExpertFeedForward, Dim::Hidden],
+    )
+    .stored(&[Dim::Experts, Dim::Hidden, TWO_EXPERTS_WIDE])
+    .steps(&[Step::Transpose, ODD_ROWS])
+    .experts(),
+    // The same in MXFP4, which is not transposed.
+    matrix(
+        layer!("mlp.experts.down_proj_blocks"),
+        blk!("ffn_down_exps.weight"),
+        &[Dim::Experts, Dim::Hidden, Dim::ExpertFeedForward],
+    )
+    .experts(),
+    matrix(
+        layer!("mlp.experts.gate_up_proj_blocks"),
+        blk!("ffn_gate_exps.weight"),
+        &[Dim::Experts, Dim::ExpertFeedForward, Dim::Hidden],
+    )
+    .stored(&[Dim::Experts, TWO_EXPERTS_WIDE, Dim::Hidden])
+    .steps(&[EVEN_ROWS])
+    .experts(),
+    matrix(
+        layer!("mlp.experts.gate_up_proj_blocks"),
+        blk!("ffn_up_exps.weight"),
+        &[Dim::Experts, Dim::ExpertFeedForward, Dim::Hidden],
+    )
+    .stored(&[Dim::Experts, TWO_EXPERTS_WIDE, Dim::Hidden])
+    .steps(&[ODD_ROWS])
+    .experts(),
+    vector(layer!("mlp.experts.down_proj_bias"), blk!("ffn_down_exps.bias"), &[Dim::Experts, Dim::Hidden])
+        .experts(),
+    vector(
+        layer!("mlp.experts.gate_up_proj_bias"),
+        blk!("ffn_gate_exps.bias"),
+        &[Dim::Experts, Dim::ExpertFeedForward],
+    )
+    .stored(&[Dim::Experts, TWO_EXPERTS_WIDE])
+    .steps(&[BIAS_ROWS, EVEN_ROWS])
+    .experts(),
+    vector(
+        layer!("mlp.experts.gate_up_proj_bias"),
+        blk!("ffn_up_exps.bias"),
+        &[Dim::Experts, Dim::ExpertFeedForward],
+    )
+    .stored(&[Dim::Experts, TWO_EXPERTS_WIDE])
+    .steps(&[BIAS_ROWS, ODD_ROWS])
+    .experts(),
+];

@@ -1,27 +1,121 @@
 //! Architectures as data: one table each.
 //!
-//! An [`Architecture`] says which Hugging Face classes it covers, what its blocks are made of, which GGUF metadata
-//! its configuration becomes, and which tensors it has: Hugging Face name, GGUF name, shape, role and what has to be
-//! done to the rows. Conversion, description and checks all read these tables; none of them names an architecture.
+//! An [`Architecture`] says which Hugging Face classes it covers, what their configuration leaves to defaults, which
+//! GGUF metadata it becomes, and which tensors the model has: Hugging Face name, GGUF name, shape, role and what has to
+//! be done to the values. Conversion, description and checks all read these tables; none of them names an architecture.
 //!
-//! To add one, write a table in a file beside `llama.rs` and put it into [`ARCHITECTURES`]. What no table can say
-//! yet (another norm, another position scheme) is another variant of the enums, which the engine then must serve.
+//! To add one, write a table in a file of its family and put it into [`ARCHITECTURES`]; `parts.rs` has what most have
+//! in common. A table with a [`Forward`] can also be run by the engine; the others convert, quantize and inspect.
+//! Names, order and metadata are those of llama.cpp's `convert_hf_to_gguf.py`, which
+//! `tests/python/compare_converter.py` compares with kbit's.
 
+mod cohere;
+mod deepseek;
+mod gemma;
+mod gpt;
+mod internlm;
 mod llama;
+mod olmo;
+mod parts;
+mod phi;
+mod qwen;
+
+pub(crate) use parts::{COMMON, EXPERT_KEYS, HEAD_KEYS, HIDDEN_KEYS, LAYER_KEYS};
 
 use crate::description::{Activation, Description, NormKind, Position, Residual, RopeStyle};
 use crate::{ModelError, Role};
 
 /// All architectures that kbit knows.
-pub const ARCHITECTURES: &[&Architecture] = &[&llama::LLAMA];
+pub const ARCHITECTURES: &[&Architecture] = &[
+    &llama::LLAMA,
+    &llama::SMOLLM3,
+    &llama::GRANITE,
+    &llama::GRANITE_MOE,
+    &llama::GPT_OSS,
+    &qwen::QWEN2,
+    &qwen::QWEN2_MOE,
+    &qwen::QWEN3,
+    &qwen::QWEN3_MOE,
+    &gemma::GEMMA,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &phi::PHI2,
+    &phi::PHI3,
+    &phi::PHI_MOE,
+    &gpt::GPT2,
+    &gpt::GPT_NEO,
+    &gpt::GPT_NEOX,
+    &gpt::OPT,
+    &gpt::BLOOM,
+    &gpt::FALCON,
+    &gpt::STARCODER2,
+    &gpt::STABLELM,
+    &olmo::OLMO,
+    &olmo::OLMO2,
+    &olmo::OLMOE,
+    &deepseek::DEEPSEEK,
+    &deepseek::DEEPSEEK2,
+    &internlm::MINICPM,
+    &internlm::INTERNLM2,
+    &cohere::COMMAND_R,
+    &cohere::COHERE2,
+];
 
 /// One architecture.
 #[derive(Debug)]
 pub struct Architecture {
     /// GGUF's name of it (`general.architecture`).
     pub name: &'static str,
-    /// `architectures` in config.json that are this one.
-    pub classes: &'static [&'static str],
+    /// Hugging Face classes that are this one.
+    pub classes: &'static [Classes],
+    /// What the engine must know; `None` where it cannot run the architecture yet.
+    pub forward: Option<Forward>,
+    /// Metadata in the order in which llama.cpp's converter writes it.
+    pub parameters: &'static [Parameter],
+    /// Tensors, in groups that several architectures share. Where one tensor becomes several, they stand in the order of
+    /// the output.
+    pub tensors: &'static [&'static [TensorRule]],
+    /// Endings of Hugging Face tensors that are left out: buffers that are computed anew, copies of others.
+    pub dropped: &'static [&'static str],
+    /// What the names of all tensors may begin with or not.
+    pub optional_prefix: &'static str,
+    /// True where blocks past the last one are left out (they predict further tokens).
+    pub drops_further_blocks: bool,
+    /// Keys of config.json whose presence (non-null, non-zero) means a model that this table does not cover.
+    pub refused: &'static [(&'static str, &'static str)],
+}
+
+/// Hugging Face classes with one configuration class.
+#[derive(Debug)]
+pub struct Classes {
+    /// `architectures` in config.json.
+    pub names: &'static [&'static str],
+    /// Values that the configuration class has where config.json does not give them.
+    pub defaults: &'static [(&'static str, Fallback)],
+}
+
+/// A value that config.json may leave out. Source: the configuration classes of Hugging Face transformers 5.23.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fallback {
+    /// A whole number.
+    Count(u32),
+    /// A number.
+    Float(f64),
+    /// Yes or no.
+    Flag(bool),
+    /// The hidden width shared out among the query heads; also where config.json says null.
+    HeadDim,
+    /// The number of query heads; also where config.json says null.
+    Heads,
+    /// The value of another key.
+    SameAs(&'static str),
+    /// None: the converter does not read the key.
+    Ignored,
+}
+
+/// The building blocks of the forward pass.
+#[derive(Debug)]
+pub struct Forward {
     /// Normalisation.
     pub norm: NormKind,
     /// Which dimensions of a head turn together.
@@ -32,61 +126,116 @@ pub struct Architecture {
     pub gated: bool,
     /// How sub-layers are joined.
     pub residual: Residual,
-    /// Metadata in the order in which llama.cpp's converter writes it.
-    pub parameters: &'static [Parameter],
-    /// Tensors.
-    pub tensors: &'static [TensorRule],
-    /// Endings of Hugging Face tensors that hold nothing of the model (buffers that are computed anew).
-    pub buffers: &'static [&'static str],
-    /// Keys of config.json whose presence (non-null, non-zero) means a model that this table does not cover.
-    pub refused: &'static [(&'static str, &'static str)],
 }
 
-/// One metadata entry, `<architecture>.<key>` unless the key has its own prefix.
+/// One metadata entry: `<architecture>.<key>`, or `key` where that begins with `general.` or `tokenizer.`.
 #[derive(Debug)]
 pub struct Parameter {
-    /// Key after the architecture's name and a dot.
+    /// Key.
     pub key: &'static str,
     /// Where its value comes from.
     pub from: From,
 }
 
-/// Where a metadata value comes from.
+/// Where a metadata value comes from. "The first of these keys" is the first that is there and not null; an entry whose
+/// keys are all absent is left out, unless it says otherwise.
 #[derive(Debug)]
 pub enum From {
-    /// U32: the first of these keys of config.json that is there; an error if none.
+    /// The entries that most architectures begin with, in the order of llama.cpp's `TextModel`.
+    Common,
+    /// U32: the first of these keys.
     Count(&'static [&'static str]),
+    /// U32: as [`From::Count`]; an error if none is there.
+    Needed(&'static [&'static str]),
     /// U32: as [`From::Count`], or this value.
     CountOr(&'static [&'static str], u32),
-    /// U32: as [`From::Count`], or the number of query heads.
-    CountOrHeads(&'static [&'static str]),
-    /// F32: the first of these keys that is there, or this value.
-    FloatOr(&'static [&'static str], f64),
-    /// U32: `head_dim`, or hidden width divided by query heads.
-    HeadDim,
-    /// F32: the base of the rotary frequencies, wherever config.json has it, or this value.
-    RopeBase(f64),
+    /// U32: a length.
+    Length(Dim),
+    /// U32: this value.
+    Always(u32),
+    /// F32: the first of these keys.
+    Float(&'static [&'static str]),
+    /// F32: as [`From::Float`]; an error if none is there.
+    NeededFloat(&'static [&'static str]),
+    /// F32: this key, unless it is zero.
+    NonZeroFloat(&'static str),
+    /// U32: this key, unless it is zero.
+    NonZeroCount(&'static str),
+    /// F32: this value.
+    AlwaysFloat(f32),
+    /// F32: the first key, divided by the second or by its square root.
+    Ratio(&'static str, &'static str, Power),
+    /// F32: a setting of the rotary positions times this.
+    RopeSetting(&'static str, f64),
+    /// Bool: this key, or this value.
+    Flag(&'static str, bool),
+    /// Bool: `true` where the key says so.
+    IfTrue(&'static str),
+    /// Bool: `false` where the key says so.
+    IfFalse(&'static str),
+    /// Bool: this value.
+    AlwaysFlag(bool),
+    /// String: this.
+    Text(&'static str),
+    /// U32: llama.cpp's number of the function that turns router logits into weights.
+    GatingFunction,
+    /// U32: how many dimensions of a head turn, by `partial_rotary_factor`.
+    RotaryDims(Rounding),
+    /// F32: the base of the rotary frequencies, wherever config.json has it.
+    RopeBase,
+    /// F32: the base of the rotary frequencies of layers with a sliding window.
+    RopeBaseSliding,
     /// Several entries `rope.scaling.*`, if config.json asks for scaling.
     RopeScaling,
+    /// U32: the context length before scaling, which is in the rotary settings or beside them; an error if not.
+    OriginalContext,
+    /// F32: the factor on attention that goes with factors for long contexts, where there are any.
+    LongRopeAttention,
+    /// Bool array: which blocks have a sliding window.
+    SlidingPattern,
     /// Not an entry of the architecture: `general.file_type` stands here, which depends on the output.
     FileType,
 }
 
+/// A divisor's exponent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// As it is.
+    One,
+    /// Its square root.
+    Half,
+}
+
+/// Where the number of rotary dimensions is rounded down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// A share of a head's width.
+    OfHead,
+    /// A share of the hidden width, which is then shared out among the heads.
+    OfHidden,
+}
+
 /// One tensor of the model, or one a block where the names say `{layer}`.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct TensorRule {
-    /// Hugging Face name.
+    /// Hugging Face name; where it says `{index}`, as many tensors as the first axis has are stacked.
     pub source: &'static str,
     /// GGUF name.
     pub name: &'static str,
     /// What it is.
     pub role: Role,
-    /// Shape, row-major: `[rows, cols]` or `[length]`.
+    /// Shape, row-major: outermost axis first.
     pub shape: &'static [Dim],
-    /// What to do to it on the way.
-    pub transform: Transform,
+    /// Shape in the checkpoint, of each tensor where several are stacked; empty where it is the same.
+    pub stored: &'static [Dim],
+    /// What to do to it on the way, in this order.
+    pub steps: &'static [Step],
+    /// Values that are not in the checkpoint; then `source` is empty.
+    pub computed: Option<Factors>,
     /// Whether the model can be without it.
     pub presence: Presence,
+    /// Which blocks have it.
+    pub blocks: Blocks,
 }
 
 /// A length in a shape.
@@ -94,10 +243,22 @@ pub struct TensorRule {
 pub enum Dim {
     /// Tokens.
     Vocab,
+    /// Tokens that the tokenizer has, at most [`Dim::Vocab`].
+    Tokens,
+    /// Positions with a learned embedding.
+    Positions,
     /// Residual stream.
     Hidden,
     /// Inner width of the feed-forward network.
     FeedForward,
+    /// Query heads.
+    Heads,
+    /// Key and value heads.
+    KvHeads,
+    /// Query heads that share a key head.
+    Group,
+    /// Width of a head.
+    HeadDim,
     /// All queries.
     Queries,
     /// All keys.
@@ -108,23 +269,63 @@ pub enum Dim {
     Attention,
     /// Pairs of rotary dimensions.
     RopePairs,
+    /// Experts.
+    Experts,
+    /// Inner width of an expert.
+    ExpertFeedForward,
+    /// Inner width of the experts that every token goes through.
+    SharedFeedForward,
+    /// Width of compressed queries (multi-head latent attention).
+    QueryRank,
+    /// Width of compressed keys and values.
+    KeyValueRank,
+    /// Dimensions of a latent key without position.
+    NopeDim,
+    /// Dimensions of a latent key with position.
+    RopeDim,
+    /// Width of a latent value head.
+    ValueDim,
+    /// Width of the token embedding, where it is projected to the residual stream.
+    EmbeddingWidth,
+    /// This many.
+    Fixed(u64),
+    /// All of these together.
+    Sum(&'static [Dim]),
+    /// These multiplied.
+    Product(&'static [Dim]),
 }
 
-/// What is done to a tensor on the way from Hugging Face to GGUF.
+/// A step on the way from Hugging Face to GGUF. Of a vector, each value is a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Transform {
-    /// Nothing.
-    Keep,
-    /// Rows of each query head go from halves (`i`, `i + d/2`) to adjacent pairs.
-    PairQueryRows,
-    /// Rows of each key head go from halves to adjacent pairs.
-    PairKeyRows,
+pub enum Step {
+    /// Rows of each of so many heads go from halves (`i`, `i + d/2`) to adjacent pairs.
+    PairRows(Dim),
+    /// Some rows, or all in another order: parts one after the other.
+    Rows(&'static [Part]),
     /// Rows and columns change places (GPT-2's Conv1D).
     Transpose,
     /// A constant is added (Gemma's `1 + weight`).
     Add(f32),
-    /// Not in the checkpoint: rotary frequency factors of Llama 3, if config.json asks for them.
-    Llama3RopeFactors,
+    /// The values in another shape.
+    View(&'static [Dim]),
+}
+
+/// Rows of a tensor: `first + i0 s0 + i1 s1 + ...` for all indices, the last fastest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Part {
+    /// First row.
+    pub first: Dim,
+    /// Count and stride of each axis.
+    pub axes: &'static [(Dim, Dim)],
+}
+
+/// Computed tensors: factors that divide rotary frequencies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factors {
+    /// Llama 3's, if config.json asks for them.
+    Llama3,
+    /// A list of the rotary settings, if it is there.
+    Listed(&'static str),
 }
 
 /// Whether a model can be without a tensor.
@@ -136,6 +337,17 @@ pub enum Presence {
     Optional,
     /// It can where the output matrix is tied to the token embedding.
     UnlessTied,
+}
+
+/// Some of the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// All.
+    All,
+    /// Those whose feed-forward network has no experts.
+    Dense,
+    /// Those whose feed-forward network has experts.
+    Experts,
 }
 
 impl Architecture {
@@ -155,25 +367,35 @@ impl Architecture {
     /// The table that covers a class of Hugging Face transformers.
     ///
     /// # Errors
-    /// [`ModelError::UnknownArchitecture`], which lists the known classes.
-    pub fn by_class(class: &str) -> Result<&'static Self, ModelError> {
-        ARCHITECTURES.iter().copied().find(|a| a.classes.contains(&class)).ok_or_else(|| {
-            ModelError::UnknownArchitecture {
-                found: class.to_owned(),
-                known: ARCHITECTURES.iter().flat_map(|a| a.classes).map(|&c| c.to_owned()).collect(),
-            }
+    /// [`ModelError::UnknownClass`], which lists the known classes and how to name an architecture by hand.
+    pub fn by_class(class: &str) -> Result<(&'static Self, &'static Classes), ModelError> {
+        let all = || ARCHITECTURES.iter().copied().flat_map(|a| a.classes.iter().map(move |c| (a, c)));
+        all().find(|(_, classes)| classes.names.contains(&class)).ok_or_else(|| ModelError::UnknownClass {
+            found: class.to_owned(),
+            known: all().flat_map(|(_, classes)| classes.names).map(|&name| name.to_owned()).collect(),
         })
+    }
+
+    /// All tensors.
+    pub fn rules(&self) -> impl Iterator<Item = &'static TensorRule> + use<> {
+        self.tensors.iter().copied().flatten()
     }
 }
 
 impl Dim {
-    /// Its length in a model.
+    /// Its length in a model that the engine runs; `None` for what such a model does not have.
     #[must_use]
-    pub fn of(self, model: &Description) -> usize {
-        match self {
-            Self::Vocab => model.vocab,
+    pub fn of(self, model: &Description) -> Option<usize> {
+        Some(match self {
+            Self::Vocab | Self::Tokens => model.vocab,
+            Self::Positions => model.context_length,
             Self::Hidden => model.hidden,
             Self::FeedForward => model.feed_forward,
+            Self::Heads => model.heads,
+            Self::KvHeads => model.kv_heads,
+            Self::Group => model.heads / model.kv_heads.max(1),
+            Self::HeadDim => model.head_dim,
+            Self::ValueDim => model.value_dim,
             Self::Queries => model.query_width(),
             Self::Keys => model.key_width(),
             Self::Values => model.value_width(),
@@ -181,15 +403,30 @@ impl Dim {
             Self::RopePairs => match &model.position {
                 Position::Rope(rope) => rope.dims / 2,
             },
-        }
+            Self::Experts
+            | Self::ExpertFeedForward
+            | Self::SharedFeedForward
+            | Self::QueryRank
+            | Self::KeyValueRank
+            | Self::NopeDim
+            | Self::RopeDim
+            | Self::EmbeddingWidth => return None,
+            Self::Fixed(length) => usize::try_from(length).ok()?,
+            Self::Sum(parts) => {
+                parts.iter().try_fold(0usize, |sum, part| sum.checked_add(part.of(model)?))?
+            }
+            Self::Product(parts) => {
+                parts.iter().try_fold(1usize, |product, part| product.checked_mul(part.of(model)?))?
+            }
+        })
     }
 }
 
 impl TensorRule {
-    /// Shape in a model, row-major.
+    /// Shape in a model that the engine runs, row-major; `None` for a tensor that such a model does not have.
     #[must_use]
-    pub fn shape_in(&self, model: &Description) -> Vec<u64> {
-        self.shape.iter().map(|dim| dim.of(model) as u64).collect()
+    pub fn shape_in(&self, model: &Description) -> Option<Vec<u64>> {
+        self.shape.iter().map(|dim| Some(dim.of(model)? as u64)).collect()
     }
 
     /// True for a tensor that every block has.
@@ -219,13 +456,17 @@ impl Description {
     /// [`ModelError::UnknownArchitecture`] where the description was not made by [`describe`](crate::describe).
     pub fn tensors(&self) -> Result<Vec<ExpectedTensor>, ModelError> {
         let mut expected = Vec::new();
-        for rule in Architecture::by_name(&self.architecture)?.tensors {
+        for rule in Architecture::by_name(&self.architecture)?.rules() {
+            // The engine runs no experts.
+            if rule.blocks == Blocks::Experts {
+                continue;
+            }
             let required = match rule.presence {
                 Presence::Required => true,
                 Presence::Optional => false,
                 Presence::UnlessTied => !self.tied_output,
             };
-            let shape = rule.shape_in(self);
+            let Some(shape) = rule.shape_in(self) else { continue };
             let layers = if rule.is_per_layer() { 0..self.layers } else { 0..1 };
             expected.extend(layers.map(|layer| ExpectedTensor {
                 name: in_layer(rule.name, layer),

@@ -6,7 +6,7 @@
 
 use super::config::Config;
 use super::{Conversion, ConvertOptions};
-use crate::architecture::{Architecture, From, Parameter, Presence, TensorRule, Transform, in_layer};
+use crate::architecture::{Architecture, COMMON, Dim, From, Parameter, Presence, Step, TensorRule, in_layer};
 use crate::expr::matrix_shape;
 use crate::{Description, ModelError, SourceExpr};
 use kbit_formats::Checkpoint;
@@ -17,6 +17,19 @@ use std::collections::HashMap;
 
 /// Architectures that have an inverse: GGUF's name, Hugging Face's class and `model_type`.
 const EXPORTABLE: &[(&str, &str, &str)] = &[("llama", "LlamaForCausalLM", "llama")];
+
+/// Names that those classes read, where the table knows a value under several.
+const CONFIG_KEYS: &[&str] = &[
+    "num_hidden_layers",
+    "max_position_embeddings",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "vocab_size",
+];
 
 /// A model as a Hugging Face folder has it.
 #[derive(Clone, Debug)]
@@ -66,16 +79,20 @@ pub fn export(checkpoint: &Checkpoint) -> Result<Export, ModelError> {
     let mut config = Map::new();
     config.insert("architectures".to_owned(), json!([class]));
     config.insert("model_type".to_owned(), json!(model_type));
-    for parameter in architecture.parameters {
+    let common = |parameter: &'static Parameter| match parameter.from {
+        From::Common => COMMON,
+        _ => std::slice::from_ref(parameter),
+    };
+    for parameter in architecture.parameters.iter().flat_map(common) {
         configure(parameter, &name, metadata, &mut config)?;
     }
     config.entry("vocab_size").or_insert_with(|| json!(model.vocab));
     config.insert("tie_word_embeddings".to_owned(), json!(model.tied_output));
-    if let Some(activation) = architecture.activation.1.first() {
+    if let Some(activation) = architecture.forward.as_ref().and_then(|forward| forward.activation.1.first()) {
         config.insert("hidden_act".to_owned(), json!(activation));
     }
     let mut tensors = Vec::new();
-    for rule in architecture.tensors {
+    for rule in architecture.rules() {
         let layers = if rule.is_per_layer() { 0..model.layers } else { 0..1 };
         for layer in layers {
             if let Some(tensor) = exported(&conversion, rule, layer, model)? {
@@ -99,16 +116,13 @@ fn configure(
     config: &mut Map<String, Json>,
 ) -> Result<(), ModelError> {
     let keys: &[&str] = match parameter.from {
-        From::Count(keys) | From::CountOr(keys, _) | From::CountOrHeads(keys) | From::FloatOr(keys, _) => {
-            keys
-        }
-        From::HeadDim => &["head_dim"],
-        From::RopeBase(_) => &["rope_theta"],
+        From::Count(keys) | From::Needed(keys) | From::CountOr(keys, _) | From::Float(keys) => keys,
+        From::RopeBase => &["rope_theta"],
         From::RopeScaling => return rope_scaling(architecture, metadata, config),
         _ => &[],
     };
-    let (Some(key), Some(value)) = (keys.first(), metadata.get(&format!("{architecture}.{}", parameter.key)))
-    else {
+    let key = keys.iter().find(|key| CONFIG_KEYS.contains(key)).or_else(|| keys.first());
+    let (Some(key), Some(value)) = (key, metadata.get(&format!("{architecture}.{}", parameter.key))) else {
         return Ok(());
     };
     config.insert((*key).to_owned(), value.to_json());
@@ -149,7 +163,7 @@ fn exported(
 ) -> Result<Option<ExportTensor>, ModelError> {
     let name = in_layer(rule.name, layer);
     let found = conversion.tensors.iter().find(|tensor| tensor.name == name);
-    let Some(found) = found.filter(|_| rule.transform != Transform::Llama3RopeFactors) else {
+    let Some(found) = found.filter(|_| rule.computed.is_none()) else {
         return Ok(None);
     };
     if rule.presence == Presence::UnlessTied && model.tied_output {
@@ -169,10 +183,10 @@ fn exported(
             _ => SourceExpr::UnpermuteRows { of: Box::new(of.clone()), heads },
         }
     };
-    let expr = match rule.transform {
-        Transform::Keep => of,
-        Transform::PairQueryRows => unpaired(model.heads),
-        Transform::PairKeyRows => unpaired(model.kv_heads),
+    let expr = match rule.steps {
+        [] => of,
+        [Step::PairRows(Dim::Heads)] => unpaired(model.heads),
+        [Step::PairRows(Dim::KvHeads)] => unpaired(model.kv_heads),
         _ => {
             return Err(ModelError::NotExportable {
                 what: format!("tensor {name}"),
@@ -254,9 +268,10 @@ fn check(
     metadata: &Metadata,
     config: &Map<String, Json>,
 ) -> Result<(), ModelError> {
-    let mut again = Metadata::new();
-    Config::of(config.clone()).write_parameters(architecture, &mut again)?;
-    let again: HashMap<&str, &Value> = again.iter().collect();
+    let mut again = Config::of(config.clone());
+    let _ = again.architecture(Some(architecture.name))?;
+    let again = again.parameters(architecture)?;
+    let again: HashMap<&str, &Value> = again.entries.iter().chain(again.early.iter()).collect();
     let prefix = format!("{}.", architecture.name);
     for (key, value) in metadata.iter().filter(|(key, _)| key.starts_with(&prefix)) {
         let same = match again.get(key) {

@@ -1,7 +1,6 @@
 //! A GGUF file: metadata as it is, tensors in llama-quantize's order.
 
 use super::{Conversion, ConvertOptions, OutputTensor, is_other_modality};
-use crate::architecture::Architecture;
 use crate::{Description, ModelError, Role, SourceExpr, describe};
 use kbit_formats::gguf::shards::SPLIT_KEYS;
 use kbit_formats::gguf::{Gguf, Value};
@@ -26,9 +25,10 @@ pub(super) fn convert(
         });
     }
     let has_tensor = |name: &str| checkpoint.tensor(name).is_some();
-    let description = match Architecture::by_name(&architecture) {
-        Ok(_) => Some(describe(&metadata, &has_tensor)?),
-        Err(_) => None,
+    let description = match describe(&metadata, &has_tensor) {
+        Ok(model) => Some(model),
+        Err(ModelError::UnknownArchitecture { .. } | ModelError::NotRunnable { .. }) => None,
+        Err(error) => return Err(error),
     };
     let roles = match &description {
         Some(model) => checked_roles(checkpoint, model, options)?,

@@ -1,15 +1,16 @@
 //! A Hugging Face folder, by the table of its architecture.
 
 use super::config::{Config, read_object};
+use super::sources::{Source, sources};
 use super::{Conversion, ConvertOptions, OutputTensor, general, is_other_modality};
-use crate::architecture::{Architecture, Presence, TensorRule, Transform, in_layer};
-use crate::expr::matrix_shape;
+use crate::architecture::{Architecture, Blocks, Presence, Step, TensorRule, in_layer};
+use crate::expr::{Axis, matrix_shape};
 use crate::{Description, ModelError, Role, SourceExpr, describe};
+use kbit_formats::Checkpoint;
 use kbit_formats::gguf::{Metadata, Value};
-use kbit_formats::{Checkpoint, SourceTensor};
 use kbit_tokenizers::TokenizerError;
 use kbit_types::MatrixShape;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 pub(super) fn convert(
@@ -17,86 +18,96 @@ pub(super) fn convert(
     folder: &Path,
     options: &ConvertOptions,
 ) -> Result<Conversion, ModelError> {
-    let config = Config::read(folder)?;
-    let architecture = config.architecture()?;
-    for (key, what) in architecture.refused {
-        if config.get(key).is_some_and(|value| value.as_u64() != Some(0)) {
-            let reason = format!(
-                "{key:?} says that this is {what}, which kbit does not convert yet; convert it to GGUF with llama.cpp and give that file"
-            );
-            return Err(config.bad(reason));
-        }
-    }
-    let activation = config.get("hidden_act").and_then(|name| name.as_str());
-    if let Some(name) = activation.filter(|name| !architecture.activation.1.contains(name)) {
-        let reason = format!(
-            "\"hidden_act\" is {name:?}, where {} models have one of {:?}; the model is not a plain {0}",
-            architecture.name, architecture.activation.1
-        );
-        return Err(config.bad(reason));
-    }
-    let scales = Scales::find(checkpoint, &config)?;
+    let mut config = Config::read(folder)?;
+    let architecture = config.architecture(options.architecture.as_deref())?;
+    config.tokens = tokens(folder)?;
+    check_config(&config, architecture)?;
+    let hyper = config.parameters(architecture)?;
+    let vocab_size = config.vocab()?;
 
-    let mut hyper = Metadata::new();
-    let file_type = config.write_parameters(architecture, &mut hyper)?;
-    let vocab_size = config.count("vocab_size")?;
-
-    let rope_factors = config.llama3_rope_factors()?;
-    let assigned = assign(checkpoint, folder, architecture, &scales, options)?;
-    let names: HashSet<String> =
-        assigned.tensors.iter().map(|found| in_layer(found.rule.name, found.layer)).collect();
-    let has_tensor = |name: &str| {
-        names.contains(name)
-            || rope_factors.is_some()
-                && architecture
-                    .tensors
-                    .iter()
-                    .any(|rule| rule.transform == Transform::Llama3RopeFactors && rule.name == name)
-    };
+    let assigned = assign(sources(checkpoint, folder, &config)?, architecture, &config, options)?;
+    let mut tensors = computed(architecture, &config)?;
+    let names: HashSet<&str> =
+        tensors.iter().chain(&assigned.tensors).map(|tensor| tensor.name.as_str()).collect();
     let mut metadata = Metadata::new();
     metadata.insert("general.architecture", Value::String(architecture.name.to_owned()));
     let mut described = metadata.clone();
-    hyper.iter().for_each(|(key, value)| described.insert(key, value.clone()));
-    let model = describe(&described, &has_tensor)?;
+    hyper.entries.iter().for_each(|(key, value)| described.insert(key, value.clone()));
+    let description = description(&described, &|name| names.contains(name))?;
+    check_presence(architecture, &config, &names)?;
 
-    let tied = config.get("tie_word_embeddings").and_then(|tied| tied.as_bool()).unwrap_or(false);
-    let mut tensors = computed(architecture, &model, rope_factors)?;
-    check_layers(&config, &assigned, &model)?;
-    check_presence(architecture, &model, &names, tied)?;
-    for found in &assigned.tensors {
-        tensors.push(output(checkpoint, found, &model, &scales)?);
+    for tensor in assigned.tensors.iter().chain(&assigned.other) {
+        tensor.expr.check(checkpoint)?;
     }
-    for tensor in assigned.other.iter().filter_map(|name| checkpoint.tensor(name)) {
-        let expr = SourceExpr::tensor(tensor);
-        expr.check(checkpoint)?;
-        let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-        tensors.push(OutputTensor { name, shape, role: Role::Other, expr });
-    }
-
+    tensors.extend(assigned.tensors);
+    hyper.early.iter().for_each(|(key, value)| metadata.insert(key, value.clone()));
     metadata.insert("general.type", Value::String("model".to_owned()));
     general::write_sampling(folder, &mut metadata)?;
-    let name = options.name.clone().unwrap_or_else(|| {
-        let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-        general::title(&absolute.file_name().unwrap_or_default().to_string_lossy())
-    });
-    metadata.insert("general.name", Value::String(name));
-    let parameters =
-        tensors.iter().filter(|t| t.role != Role::Other).map(|t| t.shape.iter().product::<u64>()).sum();
-    metadata.insert("general.size_label", Value::String(general::size_label(parameters)));
+    general::write_name(folder, &config, options.name.as_deref(), &tensors, &mut metadata);
+    tensors.extend(assigned.other);
     let before = metadata.len();
-    hyper.iter().for_each(|(key, value)| metadata.insert(key, value.clone()));
-    let places = [file_type.map(|place| before + place), Some(metadata.len())];
+    hyper.entries.iter().for_each(|(key, value)| metadata.insert(key, value.clone()));
+    let places = [hyper.file_type.map(|place| before + place), Some(metadata.len())];
     for (key, value) in tokenizer(folder, u64::from(vocab_size), architecture, options)? {
         metadata.insert(key, value);
     }
     Ok(Conversion {
-        description: Some(model),
+        description,
         architecture: architecture.name.to_owned(),
         metadata,
         tensors,
         dropped: assigned.dropped,
         places,
     })
+}
+
+/// What the engine must know; `None` where it cannot run the model yet.
+fn description(
+    metadata: &Metadata,
+    has_tensor: &dyn Fn(&str) -> bool,
+) -> Result<Option<Description>, ModelError> {
+    match describe(metadata, has_tensor) {
+        Ok(model) => Ok(Some(model)),
+        Err(ModelError::NotRunnable { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Refuses configurations that the table does not cover.
+fn check_config(config: &Config, architecture: &Architecture) -> Result<(), ModelError> {
+    for (key, what) in architecture.refused {
+        let absent = |value: &serde_json::Value| value.as_u64() == Some(0) || value.as_bool() == Some(false);
+        if config.get(key).is_some_and(|value| !absent(value)) {
+            let reason = format!(
+                "{key:?} says that this is {what}, which kbit does not convert yet; convert it to GGUF with llama.cpp and give that file"
+            );
+            return Err(config.bad(reason));
+        }
+    }
+    let Some(forward) = &architecture.forward else { return Ok(()) };
+    let activation = config.get("hidden_act").and_then(|name| name.as_str());
+    match activation.filter(|name| !forward.activation.1.contains(name)) {
+        None => Ok(()),
+        Some(name) => Err(config.bad(format!(
+            "\"hidden_act\" is {name:?}, where {} models have one of {:?}; the model is not a plain {0}",
+            architecture.name, forward.activation.1
+        ))),
+    }
+}
+
+/// The number of tokens of tokenizer.json, where there is no SentencePiece model, whose tokens are padded.
+fn tokens(folder: &Path) -> Result<Option<u64>, ModelError> {
+    if folder.join("tokenizer.model").is_file() {
+        return Ok(None);
+    }
+    let Ok(Some(tokenizer)) = read_object(&folder.join("tokenizer.json")) else { return Ok(None) };
+    let vocab = match tokenizer.get("model").and_then(|model| model.get("vocab")) {
+        Some(serde_json::Value::Object(vocab)) => vocab.len(),
+        Some(serde_json::Value::Array(vocab)) => vocab.len(),
+        _ => return Ok(None),
+    };
+    let added = tokenizer.get("added_tokens").and_then(|added| added.as_array()).map_or(0, Vec::len);
+    Ok(Some((vocab + added) as u64))
 }
 
 fn tokenizer(
@@ -116,64 +127,94 @@ fn tokenizer(
     }
 }
 
-/// A tensor of the checkpoint with its place in the table.
-struct Found<'c> {
-    tensor: &'c SourceTensor,
-    rule: &'static TensorRule,
-    layer: usize,
-}
-
 /// All tensors of the checkpoint, shared out.
-struct Assigned<'c> {
-    tensors: Vec<Found<'c>>,
+struct Assigned {
+    tensors: Vec<OutputTensor>,
     /// Tensors of another modality that are to be passed through.
-    other: Vec<String>,
+    other: Vec<OutputTensor>,
     dropped: Vec<String>,
 }
 
-/// Gives every tensor of the checkpoint its place, in the converter's order: by file, then by name.
-fn assign<'c>(
-    checkpoint: &'c Checkpoint,
-    folder: &Path,
+/// Tensors that are stacked, each with all that belong together: they come out when the last one has come.
+#[derive(Default)]
+struct Stacks {
+    /// By what the names have in common, and the block: by rule, the sources of each index.
+    groups: HashMap<(&'static str, usize), Group>,
+}
+
+/// The rules whose tensors come out together.
+type Group = Vec<(&'static TensorRule, BTreeMap<usize, Source>)>;
+
+/// Gives every tensor its place, in the converter's order.
+fn assign(
+    sources: Vec<Source>,
     architecture: &'static Architecture,
-    scales: &Scales,
+    config: &Config,
     options: &ConvertOptions,
-) -> Result<Assigned<'c>, ModelError> {
-    let rules: HashMap<&str, &'static TensorRule> = architecture
-        .tensors
-        .iter()
-        .filter(|rule| !rule.source.is_empty())
-        .map(|rule| (rule.source, rule))
-        .collect();
-    let shards = shards(folder)?;
-    let mut tensors: Vec<&SourceTensor> = checkpoint.tensors().iter().collect();
-    tensors.sort_by(|a, b| (shards.get(&a.name), &a.name).cmp(&(shards.get(&b.name), &b.name)));
+) -> Result<Assigned, ModelError> {
+    let mut rules: HashMap<&str, Vec<&'static TensorRule>> = HashMap::new();
+    for rule in architecture.rules().filter(|rule| rule.computed.is_none()) {
+        rules.entry(rule.source).or_default().push(rule);
+    }
+    let layers = config.layers()?;
     let mut assigned = Assigned { tensors: Vec::new(), other: Vec::new(), dropped: Vec::new() };
+    let mut stacks = Stacks::default();
     let (mut refused, mut unexpected) = (Vec::new(), Vec::new());
     let mut taken = HashSet::new();
-    for tensor in tensors {
-        if scales.is_companion(&tensor.name) {
-            continue;
-        }
+    for source in sources {
         // A text model within another has its names behind the other's.
-        let name = tensor.name.replace("language_model.", "").replace("text_model.", "");
-        let (pattern, layer) = split_layer(&name);
-        let place = rules.get(pattern.as_str()).filter(|rule| rule.is_per_layer() == layer.is_some());
-        if let Some(rule) = place {
-            let layer = layer.unwrap_or(0);
-            if taken.insert((rule.name, layer)) {
-                assigned.tensors.push(Found { tensor, rule, layer });
-            } else {
-                unexpected.push(tensor.name.clone());
+        let name = source.name.replace("language_model.", "").replace("text_model.", "");
+        let place = Place::of(&name, &rules, architecture.optional_prefix);
+        if let Some(place) = &place
+            && place.layer.is_some_and(|layer| layer as u64 >= layers)
+        {
+            if architecture.drops_further_blocks {
+                assigned.dropped.push(source.name);
+                continue;
             }
-        } else if architecture.buffers.iter().any(|ending| name.ends_with(ending)) {
-            assigned.dropped.push(tensor.name.clone());
-        } else if !is_other_modality(&tensor.name) {
-            unexpected.push(tensor.name.clone());
+            return Err(config.bad(format!(
+                "the model has {layers} blocks, yet the checkpoint has the tensor {}; the configuration and the weights belong to different models: get both from one source",
+                source.name
+            )));
+        }
+        let layer = place.as_ref().and_then(|place| place.layer).unwrap_or(0);
+        let has_experts = config.has_experts(layer as u64)?;
+        let wanted: Vec<&'static TensorRule> = place.iter().flat_map(|place| &place.rules).copied().collect();
+        let wanted: Vec<&'static TensorRule> = wanted
+            .into_iter()
+            .filter(|rule| match rule.blocks {
+                Blocks::All => true,
+                Blocks::Dense => !has_experts,
+                Blocks::Experts => has_experts,
+            })
+            .collect();
+        if let Some(place) = place.filter(|_| !wanted.is_empty()) {
+            let known = wanted.iter().any(|rule| !taken.insert((rule.name, layer, place.index)));
+            if known {
+                unexpected.push(source.name);
+            } else if let Some(index) = place.index {
+                for rule in wanted {
+                    let source = Source {
+                        name: source.name.clone(),
+                        shape: source.shape.clone(),
+                        expr: source.expr.clone(),
+                    };
+                    assigned.tensors.extend(stacks.add(architecture, config, rule, layer, index, source)?);
+                }
+            } else {
+                for rule in wanted {
+                    assigned.tensors.push(output(config, rule, layer, &[&source])?);
+                }
+            }
+        } else if architecture.dropped.iter().any(|ending| name.ends_with(ending)) {
+            assigned.dropped.push(source.name);
+        } else if !is_other_modality(&source.name) {
+            unexpected.push(source.name);
         } else if options.pass_through_other_modalities {
-            assigned.other.push(tensor.name.clone());
+            let Source { name, shape, expr } = source;
+            assigned.other.push(OutputTensor { name, shape, role: Role::Other, expr });
         } else {
-            refused.push(tensor.name.clone());
+            refused.push(source.name);
         }
     }
     if !refused.is_empty() {
@@ -183,222 +224,244 @@ fn assign<'c>(
         let architecture = architecture.name.to_owned();
         return Err(ModelError::UnexpectedTensors { architecture, names: unexpected });
     }
+    stacks.check(config)?;
     Ok(assigned)
 }
 
-/// The file of each tensor, where an index says.
-fn shards(folder: &Path) -> Result<HashMap<String, String>, ModelError> {
-    if folder.join("model.safetensors").is_file() {
-        return Ok(HashMap::new());
+impl Stacks {
+    /// Takes a source; what is complete with it.
+    fn add(
+        &mut self,
+        architecture: &'static Architecture,
+        config: &Config,
+        rule: &'static TensorRule,
+        layer: usize,
+        index: usize,
+        source: Source,
+    ) -> Result<Vec<OutputTensor>, ModelError> {
+        let common = stem(rule);
+        let group = self.groups.entry((common, layer)).or_insert_with(|| {
+            let own = architecture
+                .rules()
+                .filter(|other| stem(other) == common && other.source.contains("{index}"));
+            own.map(|rule| (rule, BTreeMap::new())).collect()
+        });
+        for (own, sources) in group.iter_mut().filter(|(own, _)| own.name == rule.name) {
+            if index as u64 >= count(config, own)? {
+                return Err(config.bad(format!(
+                    "there are {} of them, yet the checkpoint has the tensor {}; the configuration and the weights belong to different models: get both from one source",
+                    count(config, own)?, source.name
+                )));
+            }
+            sources.insert(
+                index,
+                Source { name: source.name.clone(), shape: source.shape.clone(), expr: source.expr.clone() },
+            );
+        }
+        for (own, sources) in group.iter() {
+            if sources.len() as u64 != count(config, own)? {
+                return Ok(Vec::new());
+            }
+        }
+        let group = self.groups.remove(&(common, layer)).unwrap_or_default();
+        group
+            .iter()
+            .map(|(rule, sources)| output(config, rule, layer, &sources.values().collect::<Vec<_>>()))
+            .collect()
     }
-    let mut index = read_object(&folder.join("model.safetensors.index.json"))?.unwrap_or_default();
-    let Some(serde_json::Value::Object(files)) = index.remove("weight_map") else {
-        return Ok(HashMap::new());
-    };
-    Ok(files.into_iter().filter_map(|(name, file)| Some((name, file.as_str()?.to_owned()))).collect())
+
+    /// Names what is missing of stacks that have begun.
+    fn check(&self, config: &Config) -> Result<(), ModelError> {
+        let mut names = Vec::new();
+        for ((_, layer), group) in &self.groups {
+            for (rule, sources) in group {
+                // Far fewer than would be listed are enough to say what is wrong.
+                let absent =
+                    (0..count(config, rule)?.min(1 << 16)).filter(|i| !sources.contains_key(&(*i as usize)));
+                names
+                    .extend(absent.map(|i| in_layer(rule.source, *layer).replace("{index}", &i.to_string())));
+            }
+        }
+        names.sort_unstable();
+        if names.is_empty() { Ok(()) } else { Err(ModelError::MissingTensors { names }) }
+    }
 }
 
-/// A name with its first number as `{layer}`, and that number.
-fn split_layer(name: &str) -> (String, Option<usize>) {
-    let mut layer = None;
+/// What the names of tensors that come out together have in common.
+fn stem(rule: &TensorRule) -> &'static str {
+    rule.source.split("{index}").next().unwrap_or(rule.source)
+}
+
+/// How many tensors are stacked.
+fn count(config: &Config, rule: &TensorRule) -> Result<u64, ModelError> {
+    rule.shape.first().map_or(Ok(1), |dim| config.dim(*dim))
+}
+
+/// The place of a name in the table.
+struct Place {
+    rules: Vec<&'static TensorRule>,
+    layer: Option<usize>,
+    index: Option<usize>,
+}
+
+impl Place {
+    fn of(
+        name: &str,
+        rules: &HashMap<&str, Vec<&'static TensorRule>>,
+        optional_prefix: &str,
+    ) -> Option<Self> {
+        let prefixed = format!("{optional_prefix}{name}");
+        [name, prefixed.as_str()].into_iter().find_map(|name| {
+            let (pattern, layer, index) = split_numbers(name);
+            let rules = rules.get(pattern.as_str())?;
+            let fits = rules.iter().all(|rule| rule.is_per_layer() == layer.is_some());
+            fits.then(|| Self { rules: rules.clone(), layer, index })
+        })
+    }
+}
+
+/// A name with its first number as `{layer}` and its second as `{index}`, and these numbers.
+fn split_numbers(name: &str) -> (String, Option<usize>, Option<usize>) {
+    let mut numbers = [None, None];
     let parts = name.split('.').map(|part| {
-        let number = part.parse().ok().filter(|number: &usize| layer.is_none() && number.to_string() == part);
-        match number {
-            Some(number) => {
-                layer = Some(number);
+        let number = part.parse().ok().filter(|number: &usize| number.to_string() == part);
+        match (number, &mut numbers) {
+            (Some(number), [layer @ None, _]) => {
+                *layer = Some(number);
                 "{layer}"
             }
-            None => part,
+            (Some(number), [_, index @ None]) => {
+                *index = Some(number);
+                "{index}"
+            }
+            _ => part,
         }
     });
     let pattern = parts.collect::<Vec<_>>().join(".");
-    (pattern, layer)
+    (pattern, numbers[0], numbers[1])
 }
 
-/// No tensor belongs to a block past the last.
-fn check_layers(config: &Config, assigned: &Assigned<'_>, model: &Description) -> Result<(), ModelError> {
-    let Some(found) = assigned.tensors.iter().find(|found| found.layer >= model.layers) else {
-        return Ok(());
-    };
-    Err(config.bad(format!(
-        "the model has {} blocks, yet the checkpoint has the tensor {}; the configuration and the weights belong to different models: get both from one source",
-        model.layers, found.tensor.name
-    )))
-}
-
+/// Every tensor that the model must have is there, whichever of its forms.
 fn check_presence(
     architecture: &Architecture,
-    model: &Description,
-    names: &HashSet<String>,
-    tied: bool,
+    config: &Config,
+    names: &HashSet<&str>,
 ) -> Result<(), ModelError> {
+    let layers = usize::try_from(config.layers()?).unwrap_or(usize::MAX);
     let mut missing = Vec::new();
-    for rule in architecture.tensors {
+    let mut known = HashSet::new();
+    for rule in architecture.rules() {
         let required = match rule.presence {
             Presence::Required => true,
             Presence::Optional => false,
-            Presence::UnlessTied => !tied,
+            Presence::UnlessTied => !config.tied(),
         };
         if !required {
             continue;
         }
-        let layers = if rule.is_per_layer() { 0..model.layers } else { 0..1 };
-        let absent = layers.filter(|&layer| !names.contains(&in_layer(rule.name, layer)));
-        missing.extend(absent.map(|layer| in_layer(rule.source, layer)));
+        for layer in if rule.is_per_layer() { 0..layers } else { 0..1 } {
+            let has_experts = rule.blocks != Blocks::All && config.has_experts(layer as u64)?;
+            let applies = rule.blocks == Blocks::All || has_experts == (rule.blocks == Blocks::Experts);
+            let name = in_layer(rule.name, layer);
+            if applies && !names.contains(name.as_str()) && known.insert(name) {
+                missing.push(in_layer(rule.source, layer));
+            }
+            if missing.len() > MOST_MISSING {
+                return Err(ModelError::MissingTensors { names: missing });
+            }
+        }
     }
     if missing.is_empty() { Ok(()) } else { Err(ModelError::MissingTensors { names: missing }) }
 }
 
+/// How many missing tensors are gathered, however many blocks the configuration claims.
+const MOST_MISSING: usize = 1 << 16;
+
 /// Tensors that no checkpoint has.
-fn computed(
-    architecture: &Architecture,
-    model: &Description,
-    rope_factors: Option<Vec<f32>>,
-) -> Result<Vec<OutputTensor>, ModelError> {
-    let Some(values) = rope_factors else { return Ok(Vec::new()) };
-    let rules = architecture.tensors.iter().filter(|rule| rule.transform == Transform::Llama3RopeFactors);
-    rules
-        .map(|rule| {
-            let shape = rule.shape_in(model);
-            let found = vec![values.len() as u64];
-            if shape != found {
-                return Err(ModelError::Shape { tensor: rule.name.to_owned(), found, wanted: shape });
-            }
-            let expr = SourceExpr::Constant { values: values.clone(), shape: matrix_shape(&shape) };
-            Ok(OutputTensor { name: rule.name.to_owned(), shape, role: rule.role, expr })
-        })
-        .collect()
+fn computed(architecture: &Architecture, config: &Config) -> Result<Vec<OutputTensor>, ModelError> {
+    let mut tensors = Vec::new();
+    for rule in architecture.rules() {
+        let Some(values) = rule.computed.map(|factors| config.factors(factors)).transpose()?.flatten() else {
+            continue;
+        };
+        let shape = shape(config, rule.shape)?;
+        let found = vec![values.len() as u64];
+        if shape != found {
+            return Err(ModelError::Shape { tensor: rule.name.to_owned(), found, wanted: shape });
+        }
+        let expr = SourceExpr::Constant { values, shape: matrix_shape(&shape) };
+        tensors.push(OutputTensor { name: rule.name.to_owned(), shape, role: rule.role, expr });
+    }
+    Ok(tensors)
 }
 
-/// The output tensor of a tensor of the checkpoint.
+/// Lengths of a shape.
+fn shape(config: &Config, dims: &[crate::architecture::Dim]) -> Result<Vec<u64>, ModelError> {
+    dims.iter().map(|dim| config.dim(*dim)).collect()
+}
+
+/// The output tensor that a rule makes of one source, or of several that are stacked.
 fn output(
-    checkpoint: &Checkpoint,
-    found: &Found<'_>,
-    model: &Description,
-    scales: &Scales,
+    config: &Config,
+    rule: &'static TensorRule,
+    layer: usize,
+    sources: &[&Source],
 ) -> Result<OutputTensor, ModelError> {
-    let Found { tensor, rule, layer } = found;
-    let shape = rule.shape_in(model);
-    let mut wanted = shape.clone();
-    if rule.transform == Transform::Transpose {
-        wanted.reverse();
-    }
-    if tensor.shape != wanted {
-        return Err(ModelError::Shape { tensor: tensor.name.clone(), found: tensor.shape.clone(), wanted });
-    }
-    let source = scales.apply(checkpoint, tensor)?;
-    let permuted = |heads: usize| {
-        let rows = match shape.as_slice() {
-            // Of a bias, each value is a row.
-            [length] => {
-                SourceExpr::Reshape { of: Box::new(source.clone()), shape: MatrixShape::dense(*length, 1) }
-            }
-            _ => source.clone(),
-        };
-        let permuted = SourceExpr::PermuteRows { of: Box::new(rows), heads: heads as u64 };
-        match shape.as_slice() {
-            [_] => SourceExpr::Reshape { of: Box::new(permuted), shape: matrix_shape(&shape) },
-            _ => permuted,
+    let wanted = shape(config, if rule.stored.is_empty() { rule.shape } else { rule.stored })?;
+    let output = shape(config, rule.shape)?;
+    for source in sources {
+        if source.shape != wanted {
+            return Err(ModelError::Shape {
+                tensor: source.name.clone(),
+                found: source.shape.clone(),
+                wanted,
+            });
         }
+    }
+    let mut expr = match sources {
+        [source] if !rule.source.contains("{index}") => source.expr.clone(),
+        _ => SourceExpr::Stack(sources.iter().map(|source| source.expr.clone()).collect()),
     };
-    let expr = match rule.transform {
-        Transform::Keep | Transform::Llama3RopeFactors => source,
-        Transform::PairQueryRows => permuted(model.heads),
-        Transform::PairKeyRows => permuted(model.kv_heads),
-        Transform::Transpose => SourceExpr::Transpose(Box::new(source)),
-        Transform::Add(constant) => SourceExpr::Add { of: Box::new(source), constant },
-    };
-    expr.check(checkpoint)?;
-    Ok(OutputTensor { name: in_layer(rule.name, *layer), shape, role: rule.role, expr })
+    if wanted.len() == 1 && !rule.steps.is_empty() && !matches!(rule.steps, [Step::Add(_)]) {
+        // Of a vector, each value is a row.
+        expr = reshaped(expr, MatrixShape::dense(wanted[0], 1));
+    }
+    for step in rule.steps {
+        let of = Box::new(expr);
+        expr = match step {
+            Step::PairRows(heads) => SourceExpr::PermuteRows { of, heads: config.dim(*heads)? },
+            Step::Transpose => SourceExpr::Transpose(of),
+            Step::Add(constant) => SourceExpr::Add { of, constant: *constant },
+            Step::View(dims) => reshaped(*of, matrix_shape(&shape(config, dims)?)),
+            Step::Rows(parts) => {
+                let mut gathered = Vec::with_capacity(parts.len());
+                for part in *parts {
+                    let axis = |(count, stride): &(_, _)| {
+                        Ok(Axis { count: config.dim(*count)?, stride: config.dim(*stride)? })
+                    };
+                    let axes = part.axes.iter().map(axis).collect::<Result<Vec<_>, ModelError>>()?;
+                    gathered.push(SourceExpr::Gather {
+                        of: of.clone(),
+                        first: config.dim(part.first)?,
+                        axes,
+                    });
+                }
+                match gathered.len() {
+                    1 => gathered.swap_remove(0),
+                    _ => SourceExpr::Concat(gathered),
+                }
+            }
+        };
+    }
+    let expr = reshaped(expr, matrix_shape(&output));
+    Ok(OutputTensor { name: in_layer(rule.name, layer), shape: output, role: rule.role, expr })
 }
 
-/// Scales of 8-bit float weights, and tensors that only matter for 8-bit activations.
-struct Scales {
-    /// Scale tensor by the name of its weight.
-    of: HashMap<String, String>,
-    companions: HashSet<String>,
-    /// Rows and columns that share a scale, where config.json says.
-    block: Option<[u64; 2]>,
-}
-
-impl Scales {
-    fn find(checkpoint: &Checkpoint, config: &Config) -> Result<Self, ModelError> {
-        let mut scales = Self { of: HashMap::new(), companions: HashSet::new(), block: None };
-        let Some(quantization) = config.get("quantization_config") else { return Ok(scales) };
-        let method = quantization["quant_method"].as_str().unwrap_or("");
-        let format = quantization["format"].as_str().unwrap_or("");
-        let block = match (method, format) {
-            ("fp8", _) => &quantization["weight_block_size"],
-            ("compressed-tensors", "float-quantized" | "naive-quantized") => {
-                let groups = quantization["config_groups"].as_object();
-                let group =
-                    groups.and_then(|groups| groups.values().next()).unwrap_or(&serde_json::Value::Null);
-                &group["weights"]["block_structure"]
-            }
-            _ => {
-                let reason = format!(
-                    "the weights are quantized by {method:?} {format:?}, which kbit does not read yet; get the unquantized checkpoint"
-                );
-                return Err(config.bad(reason));
-            }
-        };
-        if !block.is_null() {
-            let sizes = block.as_array().map(Vec::as_slice).unwrap_or_default();
-            scales.block = match sizes {
-                [rows, cols] => rows.as_u64().zip(cols.as_u64()).map(|(rows, cols)| [rows, cols]),
-                _ => None,
-            }
-            .filter(|[rows, cols]| *rows > 0 && *cols > 0);
-            if scales.block.is_none() {
-                return Err(config.bad(format!(
-                    "the weights' blocks are {block}, not two positive numbers; get the file anew"
-                )));
-            }
-        }
-        const ACTIVATIONS: &[&str] =
-            &[".activation_scale", "_activation_scale", ".input_scale", ".k_scale", ".v_scale"];
-        for tensor in checkpoint.tensors() {
-            let name = &tensor.name;
-            let weight = name
-                .strip_suffix("_scale_inv")
-                .or_else(|| name.strip_suffix("_scale").filter(|weight| weight.ends_with(".weight")));
-            if let Some(weight) = weight.filter(|weight| checkpoint.tensor(weight).is_some()) {
-                scales.of.insert(weight.to_owned(), name.clone());
-                scales.companions.insert(name.clone());
-            } else if ACTIVATIONS.iter().any(|ending| name.ends_with(ending)) {
-                scales.companions.insert(name.clone());
-            }
-        }
-        Ok(scales)
-    }
-
-    fn is_companion(&self, name: &str) -> bool {
-        self.companions.contains(name)
-    }
-
-    /// The tensor's values, scaled where it has a scale.
-    fn apply(&self, checkpoint: &Checkpoint, tensor: &SourceTensor) -> Result<SourceExpr, ModelError> {
-        let Some(scale) = self.of.get(&tensor.name).and_then(|name| checkpoint.tensor(name)) else {
-            return Ok(SourceExpr::tensor(tensor));
-        };
-        let shape = matrix_shape(&tensor.shape);
-        let values: u64 = scale.shape.iter().product();
-        let (scales, block) = match self.block {
-            _ if values == 1 => (MatrixShape::dense(1, 1), [shape.rows.max(1), shape.cols.max(1)]),
-            Some(block) => {
-                (MatrixShape::dense(shape.rows.div_ceil(block[0]), shape.cols.div_ceil(block[1])), block)
-            }
-            // A scale a row.
-            None => (MatrixShape::dense(shape.rows, 1), [1, shape.cols.max(1)]),
-        };
-        let expr = SourceExpr::Dequant {
-            name: tensor.name.clone(),
-            shape,
-            scale: scale.name.clone(),
-            scales,
-            block,
-        };
-        expr.check(checkpoint)?;
-        Ok(expr)
+/// The same values as `shape`. A tensor is read by it at once, so that no row of it has to be read whole.
+fn reshaped(expr: SourceExpr, shape: MatrixShape) -> SourceExpr {
+    match expr {
+        expr if expr.shape() == shape => expr,
+        SourceExpr::Tensor { name, .. } => SourceExpr::Tensor { name, shape },
+        expr => SourceExpr::Reshape { of: Box::new(expr), shape },
     }
 }

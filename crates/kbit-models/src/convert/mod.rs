@@ -3,11 +3,13 @@
 //! A Hugging Face folder becomes what llama.cpp's `convert_hf_to_gguf.py` makes of it: same tensors in the same order, same
 //! metadata. A GGUF file keeps its metadata; its tensors come in the order in which llama-quantize writes them.
 
+mod card;
 mod config;
 mod export;
 mod general;
 mod gguf;
 mod hugging_face;
+mod sources;
 
 pub use export::{Export, ExportTensor, export};
 
@@ -26,6 +28,8 @@ pub struct ConvertOptions {
     pub without_tokenizer: bool,
     /// The pre-tokenizer of a byte-level BPE, named by hand.
     pub pre_tokenizer: Option<String>,
+    /// The architecture, named by hand: its GGUF name or a Hugging Face class that is built like the model's.
+    pub architecture: Option<String>,
     /// `general.name`; else from the folder's name.
     pub name: Option<String>,
 }

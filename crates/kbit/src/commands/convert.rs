@@ -37,6 +37,7 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
         pass_through_other_modalities: arguments.pass_through,
         without_tokenizer: arguments.without_tokenizer,
         pre_tokenizer: arguments.pre_tokenizer.clone(),
+        architecture: arguments.architecture.clone(),
         name: None,
     };
     let mut conversion = kbit_models::convert(&checkpoint, &options)?;

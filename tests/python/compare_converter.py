@@ -1,0 +1,186 @@
+"""Makes tiny random checkpoints and has llama.cpp's converter turn them into GGUF files, for kbit to be compared with.
+
+compare_converter.py LLAMA_CPP TOKENIZERS OUT
+
+LLAMA_CPP holds convert_hf_to_gguf.py. TOKENIZERS holds a folder `bpe` with tokenizer.json and tokenizer_config.json, and
+a folder `spm` with tokenizer.model and tokenizer_config.json, of 512 tokens. For each architecture OUT/NAME becomes the
+checkpoint and OUT/NAME.gguf what the converter makes of it; a line says `NAME ok`, or `NAME failed` and why. The
+converter's pre-tokenizer is named "gpt-2", whatever the tokenizer.
+"""
+
+import json
+import os
+import shutil
+import sys
+import traceback
+from pathlib import Path
+
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+BASE = dict(vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
+GATED = dict(BASE, intermediate_size=96, num_key_value_heads=2)
+EXPERTS = dict(num_experts_per_tok=2, moe_intermediate_size=48)
+LATENT = dict(
+    GATED, num_key_value_heads=4, kv_lora_rank=24, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=16, n_routed_experts=4,
+    n_shared_experts=1, first_k_dense_replace=1, n_group=2, topk_group=1, **EXPERTS,
+)
+
+# Name: class of the model, tokenizer, settings.
+MODELS = {
+    "gemma": ("Gemma", "spm", dict(GATED, head_dim=32)),
+    "gemma2": ("Gemma2", "spm", dict(GATED, head_dim=32, sliding_window=16)),
+    "gemma3-linear": ("Gemma3", "spm", dict(GATED, head_dim=32, sliding_window=16, rope_scaling={"rope_type": "linear", "factor": 8.0})),
+    "phi": ("Phi", "bpe", dict(BASE, intermediate_size=256)),
+    "phi3-longrope": (
+        "Phi3",
+        "spm",
+        dict(
+            GATED, pad_token_id=0, max_position_embeddings=1024, original_max_position_embeddings=256, sliding_window=64,
+            rope_scaling={
+                "type": "longrope", "rope_type": "longrope", "short_factor": [1.0 + 0.1 * i for i in range(8)],
+                "long_factor": [1.0 + 0.3 * i for i in range(8)],
+            },
+        ),
+    ),
+    "falcon-multi-query": (
+        "Falcon", "bpe", dict(BASE, num_kv_heads=1, multi_query=True, new_decoder_architecture=False, parallel_attn=True, bias=False),
+    ),
+    "falcon-groups": (
+        "Falcon", "bpe", dict(BASE, num_kv_heads=2, new_decoder_architecture=True, parallel_attn=True, bias=False),
+    ),
+    "stablelm-parallel": ("StableLm", "bpe", dict(GATED, use_parallel_residual=True, use_qkv_bias=True)),
+    "olmo": ("Olmo", "bpe", dict(GATED, clip_qkv=8.0, pad_token_id=0)),
+    "olmo3": ("Olmo3", "bpe", dict(GATED, num_hidden_layers=4, sliding_window=16, pad_token_id=0)),
+    "olmoe": ("Olmoe", "bpe", dict(GATED, num_experts=4, num_experts_per_tok=2, pad_token_id=0)),
+    "starcoder2": ("Starcoder2", "bpe", dict(GATED)),
+    "granite": (
+        "Granite", "bpe", dict(GATED, embedding_multiplier=12.0, attention_multiplier=0.1, residual_multiplier=0.2, logits_scaling=8.0),
+    ),
+    "granitemoe": ("GraniteMoe", "bpe", dict(GATED, num_local_experts=4, num_experts_per_tok=2)),
+    "granitemoeshared": (
+        "GraniteMoeShared", "bpe", dict(GATED, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=32),
+    ),
+    "qwen2moe": ("Qwen2Moe", "bpe", dict(GATED, num_experts=4, shared_expert_intermediate_size=80, **EXPERTS)),
+    "qwen2-yarn": (
+        "Qwen2", "bpe", dict(GATED, vocab_size=536, rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}),
+    ),
+    "deepseek-v2": ("DeepseekV2", "bpe", dict(LATENT, q_lora_rank=None)),
+    "deepseek-v3": ("DeepseekV3", "bpe", dict(LATENT, q_lora_rank=20)),
+    "command-r": ("Cohere", "bpe", dict(GATED, pad_token_id=0)),
+    "command-r-norms": ("Cohere", "bpe", dict(GATED, pad_token_id=0, use_qk_norm=True)),
+    "phimoe": (
+        "Phimoe", "spm", dict(GATED, num_local_experts=4, num_experts_per_tok=2, attention_bias=True, lm_head_bias=True,
+                              original_max_position_embeddings=256),
+    ),
+    "smollm3-yarn": (
+        "SmolLM3", "bpe",
+        dict(GATED, pad_token_id=0, rope_scaling={"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}),
+    ),
+}
+
+
+def random(*shape):
+    return torch.randn(*shape).to(torch.bfloat16)
+
+
+def by_hand(path, settings, tensors):
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(settings))
+    save_file(tensors, path / "model.safetensors")
+
+
+def minicpm(path):
+    settings = dict(
+        GATED, architectures=["MiniCPMForCausalLM"], model_type="minicpm", rms_norm_eps=1e-5, scale_emb=12, scale_depth=1.4,
+        dim_model_base=32, tie_word_embeddings=False,
+    )
+    tensors = {"model.embed_tokens.weight": random(512, 64), "lm_head.weight": random(512, 64), "model.norm.weight": random(64)}
+    shapes = {
+        "self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "self_attn.v_proj": (32, 64), "self_attn.o_proj": (64, 64),
+        "mlp.gate_proj": (96, 64), "mlp.up_proj": (96, 64), "mlp.down_proj": (64, 96), "input_layernorm": (64,),
+        "post_attention_layernorm": (64,),
+    }
+    for layer in range(2):
+        tensors.update({f"model.layers.{layer}.{name}.weight": random(*shape) for name, shape in shapes.items()})
+    by_hand(path, settings, tensors)
+
+
+def internlm2(path):
+    settings = dict(
+        GATED, architectures=["InternLM2ForCausalLM"], model_type="internlm2", rms_norm_eps=1e-5, rope_theta=1000000.0,
+        rope_scaling={"type": "dynamic", "factor": 2.0}, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
+    )
+    tensors = {"model.tok_embeddings.weight": random(512, 64), "output.weight": random(512, 64), "model.norm.weight": random(64)}
+    shapes = {
+        "attention.wqkv": (128, 64), "attention.wo": (64, 64), "feed_forward.w1": (96, 64), "feed_forward.w2": (64, 96),
+        "feed_forward.w3": (96, 64), "attention_norm": (64,), "ffn_norm": (64,),
+    }
+    for layer in range(2):
+        tensors.update({f"model.layers.{layer}.{name}.weight": random(*shape) for name, shape in shapes.items()})
+    by_hand(path, settings, tensors)
+
+
+def gptneox(path):
+    settings = dict(
+        BASE, architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox_raw", intermediate_size=256, layer_norm_eps=1e-5, rotary_pct=0.25,
+        use_parallel_residual=True, tie_word_embeddings=False,
+    )
+    config = transformers.GPTNeoXConfig(**{key: value for key, value in settings.items() if key != "model_type"})
+    tensors = transformers.GPTNeoXForCausalLM(config).to(torch.bfloat16).state_dict()
+    by_hand(path, settings, {name: tensor.clone() for name, tensor in tensors.items()})
+
+
+HAND_MADE = {"minicpm": (minicpm, "spm"), "internlm2": (internlm2, "spm"), "gptneox": (gptneox, "bpe")}
+
+
+def from_transformers(path, kind, settings):
+    prefix = "Gemma3Text" if kind == "Gemma3" else kind
+    config = getattr(transformers, f"{prefix}Config")(**settings)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    model.to(torch.bfloat16).save_pretrained(path)
+    if kind == "Phimoe":  # as published models write it, and the converter knows it
+        file = path / "config.json"
+        file.write_text(file.read_text().replace("PhimoeForCausalLM", "PhiMoEForCausalLM"))
+
+
+def main(llama_cpp, tokenizers, out):
+    sys.path.insert(0, llama_cpp)
+    sys.path.insert(1, str(Path(llama_cpp) / "gguf-py"))
+    import gguf
+    from conversion import ModelBase, get_model_class
+    from conversion.base import TextModel
+
+    TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+    names = {name: kind for name, (_, kind, _) in MODELS.items()} | {name: kind for name, (_, kind) in HAND_MADE.items()}
+    for name, tokenizer in names.items():
+        path = out / name
+        torch.manual_seed(len(name))
+        try:
+            if name in MODELS:
+                kind, _, settings = MODELS[name]
+                from_transformers(path, kind, settings)
+            else:
+                HAND_MADE[name][0](path)
+            for file in (tokenizers / tokenizer).iterdir():
+                shutil.copy(file, path / file.name)
+            settings = ModelBase.load_hparams(path, False)
+            model = get_model_class(settings["architectures"][0])
+            converted = out / f"{name}.gguf"
+            with torch.inference_mode():
+                model(path, gguf.LlamaFileType.ALL_F32, converted, hparams=settings).write()
+            print(f"{name} ok", flush=True)
+        except Exception as error:  # a release of transformers or llama.cpp may know a model no longer
+            traceback.print_exc()
+            (out / f"{name}.gguf").unlink(missing_ok=True)
+            print(f"{name} failed {type(error).__name__}: {error}".splitlines()[0], flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
