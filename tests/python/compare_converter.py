@@ -135,6 +135,26 @@ def gptneox(path):
     by_hand(path, settings, {name: tensor.clone() for name, tensor in tensors.items()})
 
 
+# The head of a README.md, which one of the checkpoints has.
+CARD = """---
+license: other
+license_name: tiny
+license_link: LICENSE
+language:
+- en
+- de
+tags: [random, tiny]
+pipeline_tag: text-generation
+base_model:
+- some-org/Some-Model-7B-Instruct-v0.2
+- https://huggingface.co/other-org/other-model
+datasets: some-org/some-data
+model_creator: Somebody
+---
+
+# A card
+"""
+
 HAND_MADE = {"minicpm": (minicpm, "spm"), "internlm2": (internlm2, "spm"), "gptneox": (gptneox, "bpe")}
 
 
@@ -170,6 +190,8 @@ def main(llama_cpp, tokenizers, out):
                 HAND_MADE[name][0](path)
             for file in (tokenizers / tokenizer).iterdir():
                 shutil.copy(file, path / file.name)
+            if name == "granite":
+                (path / "README.md").write_text(CARD)
             settings = ModelBase.load_hparams(path, False)
             model = get_model_class(settings["architectures"][0])
             converted = out / f"{name}.gguf"
