@@ -37,18 +37,6 @@ pub(crate) trait Encode: Block {
     fn encode(x: &Self::Weights) -> Self;
 }
 
-/// A block that can be made with regard to the importance of weights.
-pub(crate) trait EncodeWeighted: Block {
-    /// The block of `x`; `weights` are those of the squared error.
-    fn encode_weighted(x: &Self::Weights, weights: &Self::Weights) -> Self;
-}
-
-/// A block that can be made with regard to the importance of columns.
-pub(crate) trait EncodeImportant: Block {
-    /// The block of `x`; `importance` is the mean square of each column's input.
-    fn encode_important(x: &Self::Weights, importance: &Self::Weights) -> Self;
-}
-
 macro_rules! blocks {
     ($($(#[$doc:meta])* $name:ident = $elements:literal { $($field:ident: $ty:ty,)* })*) => {
         $(
@@ -88,4 +76,8 @@ blocks! {
     Q5_K = 256 { d: Half, dmin: Half, scales: [u8; 12], high: [u8; 32], q: [[u8; 32]; 4], }
     /// 16 parts of 16 weights, scales of 8 bits; 128 weights share 64 low bytes and 32 high ones.
     Q6_K = 256 { low: [[u8; 64]; 2], high: [[u8; 32]; 2], scales: [i8; 16], d: Half, }
+    /// Indices into a fixed grid, laid out as [`Q4_0`].
+    IQ4_NL = 32 { d: Half, q: [u8; 16], }
+    /// 8 parts of [`IQ4_NL`], scales of 6 bits: four low ones in nibbles, two high ones in a 16-bit number.
+    IQ4_XS = 256 { d: Half, high: [u8; 2], low: [u8; 4], q: [[u8; 16]; 8], }
 }

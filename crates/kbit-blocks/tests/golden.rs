@@ -19,6 +19,8 @@ const ENCODED: &[GgmlType] = &[
     GgmlType::Q4_K,
     GgmlType::Q5_K,
     GgmlType::Q6_K,
+    GgmlType::IQ4_NL,
+    GgmlType::IQ4_XS,
 ];
 const DECODED: &[GgmlType] = &[];
 
