@@ -3,8 +3,8 @@
 
 use crate::block::{Block, Half, IQ4_NL, IQ4_XS};
 use crate::kquants::{extreme, part};
-use crate::lanes::{Batch, EncodeLanes, Floats, Grid, MOST, Simd, WeightedLanes, transpose};
-use crate::search::{error_weights, fit_grid, nearest, sum_of_squares};
+use crate::lanes::{Batch, EncodeLanes, Floats, Grid, MOST, Simd, WeightedLanes, transpose, transpose_part};
+use crate::search::{error_weights, fit_grid, nearest, squares, sum, sum_of_squares};
 
 /// `kvalues_iq4nl` of ggml.
 const GRID: Grid = Grid::new([
@@ -69,7 +69,7 @@ impl EncodeLanes for IQ4_NL {
     #[inline(always)]
     fn encode_lanes<S: Simd>(simd: S, batch: &Batch<'_, [f32; 32]>, out: &mut [Self]) {
         let x = transpose(simd, batch);
-        Self::fit(simd, batch, &x, &x.map(|x| x * x), out);
+        Self::fit(simd, batch, &x, &squares(&x), out);
     }
 }
 
@@ -85,7 +85,7 @@ impl WeightedLanes for IQ4_NL {
         out: &mut [Self],
     ) {
         let x = transpose(simd, batch);
-        let mean_square = sum_of_squares(simd, &x) * simd.splat(2.0 / 32.0);
+        let mean_square = sum(simd, &squares(&x)) * simd.splat(2.0 / 32.0);
         let weights = error_weights(&x, &transpose(simd, importance), mean_square);
         Self::fit(simd, batch, &x, &weights, out);
     }
@@ -108,17 +108,7 @@ impl Block for IQ4_XS {
 
 impl IQ4_XS {
     #[inline(always)]
-    fn fit<S: Simd>(
-        simd: S,
-        batch: &Batch<'_, [f32; 256]>,
-        x: &[S::Floats; 256],
-        weights: &[S::Floats; 256],
-        out: &mut [Self],
-    ) {
-        let mut scales = [[0.0; MOST]; 8];
-        for (index, scale) in scales.iter_mut().enumerate() {
-            *scale = fit_grid::<_, 32>(simd, &GRID, part(x, index), part(weights, index)).store();
-        }
+    fn finish_all(batch: &Batch<'_, [f32; 256]>, scales: &[[f32; MOST]; 8], out: &mut [Self]) {
         for (lane, out) in out.iter_mut().enumerate() {
             *out = Self::finish(batch[lane], &std::array::from_fn(|index| scales[index][lane]));
         }
@@ -145,8 +135,12 @@ impl IQ4_XS {
 impl EncodeLanes for IQ4_XS {
     #[inline(always)]
     fn encode_lanes<S: Simd>(simd: S, batch: &Batch<'_, [f32; 256]>, out: &mut [Self]) {
-        let x = transpose(simd, batch);
-        Self::fit(simd, batch, &x, &x.map(|x| x * x), out);
+        let mut scales = [[0.0; MOST]; 8];
+        for (index, scale) in scales.iter_mut().enumerate() {
+            let x = transpose_part::<_, 32>(simd, batch, index);
+            *scale = fit_grid(simd, &GRID, &x, &squares(&x)).store();
+        }
+        Self::finish_all(batch, &scales, out);
     }
 }
 
@@ -161,10 +155,14 @@ impl WeightedLanes for IQ4_XS {
         _: &[f32; MOST],
         out: &mut [Self],
     ) {
-        let x = transpose(simd, batch);
-        let mean_square = sum_of_squares(simd, &x) * simd.splat(2.0 / 256.0);
-        let weights = error_weights(&x, &transpose(simd, importance), mean_square);
-        Self::fit(simd, batch, &x, &weights, out);
+        let mean_square = sum_of_squares(simd, batch) * simd.splat(2.0 / 256.0);
+        let mut scales = [[0.0; MOST]; 8];
+        for (index, scale) in scales.iter_mut().enumerate() {
+            let x = transpose_part::<_, 32>(simd, batch, index);
+            let weights = error_weights(&x, &transpose_part(simd, importance, index), mean_square);
+            *scale = fit_grid(simd, &GRID, &x, &weights).store();
+        }
+        Self::finish_all(batch, &scales, out);
     }
 }
 

@@ -5,10 +5,10 @@
 //! follows them, levels anew against the scales as stored and the packing, has no sums: it works on one super-block at a time.
 
 use crate::block::{Block, Half, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
-use crate::lanes::{Batch, EncodeLanes, Floats, MOST, Simd, WeightedLanes, transpose};
+use crate::lanes::{Batch, EncodeLanes, Floats, MOST, Simd, WeightedLanes, transpose_part};
 use crate::search::{
     Affine, NEGLIGIBLE, Scale, Steps, code, codes_of_scale, error_weights, fit_levels, fit_positive,
-    fit_scale, fit_scale_and_minimum, greatest, nearest, sum, sum_of_squares,
+    fit_scale, fit_scale_and_minimum, greatest, nearest, squares, sum, sum_of_squares,
 };
 
 type Weights = [f32; 256];
@@ -43,7 +43,11 @@ fn codes_of_lane<const P: usize>(parts: &Parts<P>, lane: usize) -> [u8; P] {
 
 #[inline(always)]
 fn stored<F: Floats, const P: usize>(parts: &[F; P]) -> Parts<P> {
-    parts.map(F::store)
+    let mut out = [[0.0; MOST]; P];
+    for (out, part) in out.iter_mut().zip(parts) {
+        *out = part.store();
+    }
+    out
 }
 
 /// What [`fit_scale_and_minimum`] found for all parts of a batch.
@@ -95,11 +99,11 @@ fn chosen_around<const LEN: usize>(x: &[f32; LEN], inverse: f32, half: i32) -> [
 fn part_weights<S: Simd, const LEN: usize>(
     simd: S,
     x: &[S::Floats; LEN],
-    importance: &[S::Floats; 256],
+    importance: &Batch<'_, Weights>,
     index: usize,
     mean_square: S::Floats,
 ) -> ([S::Floats; LEN], S::Floats) {
-    let weights = error_weights(x, part(importance, index), mean_square);
+    let weights = error_weights(x, &transpose_part(simd, importance, index), mean_square);
     (weights, sum(simd, &weights))
 }
 
@@ -168,11 +172,14 @@ impl EncodeLanes for Q2_K {
     #[inline(always)]
     fn encode_lanes<S: Simd>(simd: S, batch: &Batch<'_, Weights>, out: &mut [Self]) {
         const STEPS: Steps = Steps { first: -0.5, step: 0.1, count: 16, absolute: true };
-        let x = transpose(simd, batch);
         let mut found = Affines::<_, 16>::new(simd.splat(0.0));
         for index in 0..16 {
-            let x = part::<_, 16>(&x, index);
-            found.set(index, fit_scale_and_minimum(simd, 3.0, x, &x.map(S::Floats::abs), STEPS));
+            let x = transpose_part::<_, 16>(simd, batch, index);
+            let mut weights = x;
+            for weight in &mut weights {
+                *weight = weight.abs();
+            }
+            found.set(index, fit_scale_and_minimum(simd, 3.0, &x, &weights, STEPS));
         }
         let (scales, below) = (stored(&found.scales), stored(&found.below));
         let chosen = Chosen { inverses: stored(&found.inverses), from: stored(&found.from) };
@@ -196,15 +203,14 @@ impl WeightedLanes for Q2_K {
         _: &[f32; MOST],
         out: &mut [Self],
     ) {
-        let (x, importance) = (transpose(simd, batch), transpose(simd, importance));
-        let mean_square = sum_of_squares(simd, &x) / simd.splat(256.0);
+        let mean_square = sum_of_squares(simd, batch) / simd.splat(256.0);
         let mut found = Affines::<_, 16>::new(simd.splat(0.0));
         let mut sums = found.scales;
         for (index, sum) in sums.iter_mut().enumerate() {
-            let x = part::<_, 16>(&x, index);
+            let x = transpose_part::<_, 16>(simd, batch, index);
             let weights;
-            (weights, *sum) = part_weights(simd, x, &importance, index, mean_square);
-            found.set(index, fit_scale_and_minimum(simd, 3.0, x, &weights, Steps::WEIGHTED));
+            (weights, *sum) = part_weights(simd, &x, importance, index, mean_square);
+            found.set(index, fit_scale_and_minimum(simd, 3.0, &x, &weights, Steps::WEIGHTED));
         }
         let (d, low) = fit_positive(simd, 15.0, &found.scales, &sums);
         let (dmin, high) = fit_positive(simd, 15.0, &found.below, &sums);
@@ -290,15 +296,16 @@ impl Q3_K {
 impl EncodeLanes for Q3_K {
     #[inline(always)]
     fn encode_lanes<S: Simd>(simd: S, batch: &Batch<'_, Weights>, out: &mut [Self]) {
-        let x = transpose(simd, batch);
         let mut scales = [simd.splat(0.0); 16];
         let mut chosen = [[0f32; MOST]; 256];
-        let (quads, _) = x.as_chunks::<16>().0.as_chunks::<4>();
-        for ((quad, scales), chosen) in
-            quads.iter().zip(scales.as_chunks_mut().0).zip(chosen.as_chunks_mut::<64>().0)
-        {
+        let quads = scales.as_chunks_mut::<4>().0.iter_mut().zip(chosen.as_chunks_mut::<64>().0);
+        for (quad, (scales, chosen)) in quads.enumerate() {
+            let mut x = [[simd.splat(0.0); 16]; 4];
+            for (inside, x) in x.iter_mut().enumerate() {
+                *x = transpose_part(simd, batch, quad * 4 + inside);
+            }
             let levels;
-            (*scales, levels) = fit_levels::<_, 16, 4>(simd, 4.0, quad);
+            (*scales, levels) = fit_levels(simd, 4.0, &x);
             for (level, chosen) in levels.as_flattened().iter().zip(chosen) {
                 *chosen = level.store();
             }
@@ -335,15 +342,14 @@ impl WeightedLanes for Q3_K {
         _: &[f32; MOST],
         out: &mut [Self],
     ) {
-        let (x, importance) = (transpose(simd, batch), transpose(simd, importance));
-        let mean_square = simd.splat(2.0) * sum_of_squares(simd, &x) / simd.splat(256.0);
+        let mean_square = simd.splat(2.0) * sum_of_squares(simd, batch) / simd.splat(256.0);
         let (mut scales, mut inverses) = ([simd.splat(0.0); 16], [simd.splat(0.0); 16]);
         let mut sums = scales;
         for index in 0..16 {
-            let x = part::<_, 16>(&x, index);
-            let (weights, sum) = part_weights(simd, x, &importance, index, mean_square);
+            let x = transpose_part::<_, 16>(simd, batch, index);
+            let (weights, sum) = part_weights(simd, &x, importance, index, mean_square);
             sums[index] = sum;
-            Scale { scale: scales[index], inverse: inverses[index] } = fit_scale(simd, 4.0, x, &weights);
+            Scale { scale: scales[index], inverse: inverses[index] } = fit_scale(simd, 4.0, &x, &weights);
         }
         let Scale { scale: d, inverse } = fit_scale(simd, 32.0, &scales, &sums);
         let levels = stored(&codes_of_scale(simd, 32.0, &scales, inverse));
@@ -405,13 +411,15 @@ impl Eighths {
         steps: Steps,
         out: &mut [B],
     ) {
-        let x = transpose(simd, batch);
         let mut found = Affines::<_, 8>::new(simd.splat(0.0));
         for index in 0..8 {
-            let x = part::<_, 32>(&x, index);
-            let mean = (sum_of_squares(simd, x) / simd.splat(32.0)).sqrt();
-            let weights = x.map(|x| mean + x.abs());
-            found.set(index, fit_scale_and_minimum(simd, f32::from(most), x, &weights, steps));
+            let x = transpose_part::<_, 32>(simd, batch, index);
+            let mean = (sum(simd, &squares(&x)) / simd.splat(32.0)).sqrt();
+            let mut weights = x;
+            for weight in &mut weights {
+                *weight = mean + weight.abs();
+            }
+            found.set(index, fit_scale_and_minimum(simd, f32::from(most), &x, &weights, steps));
         }
         let (scales, below) = (stored(&found.scales), stored(&found.below));
         let chosen = Chosen { inverses: stored(&found.inverses), from: stored(&found.from) };
@@ -441,15 +449,14 @@ impl Eighths {
         cap: u8,
         out: &mut [B],
     ) {
-        let (x, importance) = (transpose(simd, batch), transpose(simd, importance));
-        let mean_square = simd.splat(2.0) * sum_of_squares(simd, &x) / simd.splat(256.0);
+        let mean_square = simd.splat(2.0) * sum_of_squares(simd, batch) / simd.splat(256.0);
         let mut found = Affines::<_, 8>::new(simd.splat(0.0));
         let mut sums = found.scales;
         for (index, sum) in sums.iter_mut().enumerate() {
-            let x = part::<_, 32>(&x, index);
+            let x = transpose_part::<_, 32>(simd, batch, index);
             let weights;
-            (weights, *sum) = part_weights(simd, x, &importance, index, mean_square);
-            found.set(index, fit_scale_and_minimum(simd, f32::from(most), x, &weights, Steps::WEIGHTED));
+            (weights, *sum) = part_weights(simd, &x, importance, index, mean_square);
+            found.set(index, fit_scale_and_minimum(simd, f32::from(most), &x, &weights, Steps::WEIGHTED));
         }
         let (d, low) = fit_positive(simd, 63.0, &found.scales, &sums);
         let (dmin, high) = fit_positive(simd, 63.0, &found.below, &sums);
@@ -652,21 +659,12 @@ impl Q6_K {
         Self { low, high, scales, d }
     }
 
-    /// The blocks, with the weights of errors.
     #[inline(always)]
-    fn fit<S: Simd>(
-        simd: S,
-        batch: &Batch<'_, Weights>,
-        x: &[S::Floats; 256],
-        weights: &[S::Floats; 256],
-        out: &mut [Self],
-    ) {
-        let (mut scales, mut inverses) = ([simd.splat(0.0); 16], [simd.splat(0.0); 16]);
-        for index in 0..16 {
-            let found = fit_scale(simd, 32.0, part::<_, 16>(x, index), part(weights, index));
-            Scale { scale: scales[index], inverse: inverses[index] } = found;
+    fn finish_all<S: Simd>(batch: &Batch<'_, Weights>, fitted: &[Scale<S::Floats>; 16], out: &mut [Self]) {
+        let (mut scales, mut inverses) = ([[0.0; MOST]; 16], [[0.0; MOST]; 16]);
+        for (index, fitted) in fitted.iter().enumerate() {
+            (scales[index], inverses[index]) = (fitted.scale.store(), fitted.inverse.store());
         }
-        let (scales, inverses) = (stored(&scales), stored(&inverses));
         for (lane, out) in out.iter_mut().enumerate() {
             *out = Self::finish(batch[lane], &of_lane(&scales, lane), &of_lane(&inverses, lane));
         }
@@ -676,8 +674,12 @@ impl Q6_K {
 impl EncodeLanes for Q6_K {
     #[inline(always)]
     fn encode_lanes<S: Simd>(simd: S, batch: &Batch<'_, Weights>, out: &mut [Self]) {
-        let x = transpose(simd, batch);
-        Self::fit(simd, batch, &x, &x.map(|x| x * x), out);
+        let mut fitted = [Scale { scale: simd.splat(0.0), inverse: simd.splat(0.0) }; 16];
+        for (index, fitted) in fitted.iter_mut().enumerate() {
+            let x = transpose_part::<_, 16>(simd, batch, index);
+            *fitted = fit_scale(simd, 32.0, &x, &squares(&x));
+        }
+        Self::finish_all::<S>(batch, &fitted, out);
     }
 }
 
@@ -692,6 +694,11 @@ impl WeightedLanes for Q6_K {
         _: &[f32; MOST],
         out: &mut [Self],
     ) {
-        Self::fit(simd, batch, &transpose(simd, batch), &transpose(simd, importance), out);
+        let mut fitted = [Scale { scale: simd.splat(0.0), inverse: simd.splat(0.0) }; 16];
+        for (index, fitted) in fitted.iter_mut().enumerate() {
+            let x = transpose_part::<_, 16>(simd, batch, index);
+            *fitted = fit_scale(simd, 32.0, &x, &transpose_part(simd, importance, index));
+        }
+        Self::finish_all::<S>(batch, &fitted, out);
     }
 }

@@ -126,6 +126,20 @@ pub(crate) fn transpose<S: Simd, const N: usize>(simd: S, x: &[&[f32; N]; MOST])
 /// Blocks of a batch, one a lane; lanes past the last block repeat it.
 pub(crate) type Batch<'a, W> = [&'a W; MOST];
 
+/// [`transpose`] of part `index` of super-blocks, in parts of equal length.
+#[inline(always)]
+pub(crate) fn transpose_part<S: Simd, const LEN: usize>(
+    simd: S,
+    batch: &Batch<'_, [f32; 256]>,
+    index: usize,
+) -> [S::Floats; LEN] {
+    let mut parts = [&batch[0].as_chunks::<LEN>().0[index]; MOST];
+    for (part, x) in parts.iter_mut().zip(batch) {
+        *part = &x.as_chunks().0[index];
+    }
+    transpose(simd, &parts)
+}
+
 /// A block whose search runs one block a lane.
 pub(crate) trait EncodeLanes: Block {
     /// The blocks of `x`, which is finite: as many as `out` has, at most a lane each.

@@ -154,7 +154,10 @@ fn weighted_scale<S: Simd, B>(
     let weights = error_weights(&x, &transpose(simd, importance), simd.load(mean_square));
     let Scale { scale, inverse } = fit_scale(simd, half.into(), &x, &weights);
     let scale = scale.store();
-    let codes = codes_of_scale(simd, half.into(), &x, inverse).map(S::Floats::store);
+    let mut codes = [[0.0; MOST]; BLOCK];
+    for (out, code) in codes.iter_mut().zip(codes_of_scale(simd, half.into(), &x, inverse)) {
+        *out = code.store();
+    }
     for (lane, out) in out.iter_mut().enumerate() {
         *out = make(Half::new(scale[lane]), &codes_of_lane(&codes, lane));
     }

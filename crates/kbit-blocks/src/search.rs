@@ -5,7 +5,7 @@
 //! `x[i]` is weight `i` of all blocks of a batch, one block a lane (see [`crate::lanes`]). Every lane goes through all
 //! candidates in their order and takes those that its own block would; levels are integers held in floats.
 
-use crate::lanes::{Floats, Grid, MANTISSA, ROUNDER, Simd};
+use crate::lanes::{Batch, Floats, Grid, MANTISSA, ROUNDER, Simd, transpose_part};
 
 /// Blocks whose largest magnitude is below this are stored as zeros.
 pub(crate) const NEGLIGIBLE: f32 = 1e-15;
@@ -61,10 +61,26 @@ pub(crate) fn sum<S: Simd>(simd: S, x: &[S::Floats]) -> S::Floats {
     x.iter().fold(simd.splat(0.0), |sum, x| sum + *x)
 }
 
-/// The sum of squares, in order.
+/// Squares of all.
 #[inline(always)]
-pub(crate) fn sum_of_squares<S: Simd>(simd: S, x: &[S::Floats]) -> S::Floats {
-    x.iter().fold(simd.splat(0.0), |sum, x| sum + *x * *x)
+pub(crate) fn squares<F: Floats, const N: usize>(x: &[F; N]) -> [F; N] {
+    let mut squares = *x;
+    for x in &mut squares {
+        *x = *x * *x;
+    }
+    squares
+}
+
+/// The sum of squares of super-blocks, in order.
+#[inline(always)]
+pub(crate) fn sum_of_squares<S: Simd>(simd: S, batch: &Batch<'_, [f32; 256]>) -> S::Floats {
+    let mut sum = simd.splat(0.0);
+    for index in 0..16 {
+        for x in transpose_part::<_, 16>(simd, batch, index) {
+            sum = sum + x * x;
+        }
+    }
+    sum
 }
 
 /// What [`fit_scale`] finds.

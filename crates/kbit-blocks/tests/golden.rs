@@ -2,6 +2,7 @@
 //! repository.
 #![expect(clippy::print_stderr, reason = "says what it skipped")]
 
+use kbit_blocks::{InstructionSet, Kernels};
 use kbit_types::GgmlType;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -41,9 +42,12 @@ fn compare(ty: GgmlType, path: &Path) -> usize {
         for (suffix, importance) in [("", None), ("_w", Some(weights.as_slice()))] {
             let Ok(packed) = data.tensor(&format!("{set}.packed{suffix}")) else { continue };
             if kbit_blocks::can_encode(ty) {
-                let mut out = vec![0xa5; packed.data().len()];
-                kbit_blocks::encode_row_range(ty, &input, cols, importance, &mut out).expect("it encodes");
-                assert!(out == packed.data(), "{ty} {set}{suffix}: bytes differ");
+                for instructions in [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512] {
+                    let kernels = Kernels::up_to(instructions);
+                    let mut out = vec![0xa5; packed.data().len()];
+                    kernels.encode_row_range(ty, &input, cols, importance, &mut out).expect("it encodes");
+                    assert!(out == packed.data(), "{ty} {set}{suffix}, {instructions:?}: bytes differ");
+                }
                 compared += 1;
             }
             let expected = floats(&data, &format!("{set}.decoded{suffix}")).expect("decoded");
