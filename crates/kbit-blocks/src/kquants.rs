@@ -5,7 +5,9 @@
 //! follows them, levels anew against the scales as stored and the packing, has no sums: it works on one super-block at a time.
 
 use crate::block::{Block, Half, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
-use crate::lanes::{Batch, EncodeLanes, Floats, MOST, Simd, WeightedLanes, transpose_part};
+use crate::lanes::{
+    Batch, EncodeLanes, Floats, MOST, Simd, WeightedLanes, transpose_part, transpose_part_into,
+};
 use crate::search::{
     Affine, NEGLIGIBLE, Scale, Steps, code, codes_of_scale, error_weights, fit_levels, fit_positive,
     fit_scale, fit_scale_and_minimum, greatest, nearest, squares, sum, sum_of_squares,
@@ -299,15 +301,14 @@ impl EncodeLanes for Q3_K {
         let mut scales = [simd.splat(0.0); 16];
         let mut chosen = [[0f32; MOST]; 256];
         let quads = scales.as_chunks_mut::<4>().0.iter_mut().zip(chosen.as_chunks_mut::<64>().0);
+        let (mut x, mut codes) = ([[simd.splat(0.0); 16]; 4], [[simd.splat(0.0); 16]; 4]);
         for (quad, (scales, chosen)) in quads.enumerate() {
-            let mut x = [[simd.splat(0.0); 16]; 4];
             for (inside, x) in x.iter_mut().enumerate() {
-                *x = transpose_part(simd, batch, quad * 4 + inside);
+                transpose_part_into(simd, batch, quad * 4 + inside, x);
             }
-            let levels;
-            (*scales, levels) = fit_levels(simd, 4.0, &x);
-            for (level, chosen) in levels.as_flattened().iter().zip(chosen) {
-                *chosen = level.store();
+            *scales = fit_levels(simd, 4.0, &x, &mut codes);
+            for (code, chosen) in codes.as_flattened().iter().zip(chosen) {
+                *chosen = code.store();
             }
         }
         let scales = stored(&scales);

@@ -105,10 +105,16 @@ impl Grid {
     }
 }
 
-/// Column `i` of the result holds number `i` of all blocks.
+/// Vector `i` of the result holds number `i` of all blocks.
 #[inline(always)]
 pub(crate) fn transpose<S: Simd, const N: usize>(simd: S, x: &[&[f32; N]; MOST]) -> [S::Floats; N] {
     let mut out = [simd.splat(0.0); N];
+    transpose_into(simd, x, &mut out);
+    out
+}
+
+#[inline(always)]
+fn transpose_into<S: Simd, const N: usize>(simd: S, x: &[&[f32; N]; MOST], out: &mut [S::Floats; N]) {
     let mut columns = [[0f32; MOST]; MOST];
     for (start, out) in out.chunks_mut(MOST).enumerate() {
         for (lane, x) in x.iter().enumerate().take(S::LANES) {
@@ -120,7 +126,6 @@ pub(crate) fn transpose<S: Simd, const N: usize>(simd: S, x: &[&[f32; N]; MOST])
             *out = simd.load(column);
         }
     }
-    out
 }
 
 /// Blocks of a batch, one a lane; lanes past the last block repeat it.
@@ -133,11 +138,24 @@ pub(crate) fn transpose_part<S: Simd, const LEN: usize>(
     batch: &Batch<'_, [f32; 256]>,
     index: usize,
 ) -> [S::Floats; LEN] {
+    let mut out = [simd.splat(0.0); LEN];
+    transpose_part_into(simd, batch, index, &mut out);
+    out
+}
+
+/// [`transpose_part`] in place, where copies would cost as much as the search.
+#[inline(always)]
+pub(crate) fn transpose_part_into<S: Simd, const LEN: usize>(
+    simd: S,
+    batch: &Batch<'_, [f32; 256]>,
+    index: usize,
+    out: &mut [S::Floats; LEN],
+) {
     let mut parts = [&batch[0].as_chunks::<LEN>().0[index]; MOST];
     for (part, x) in parts.iter_mut().zip(batch) {
         *part = &x.as_chunks().0[index];
     }
-    transpose(simd, &parts)
+    transpose_into(simd, &parts, out);
 }
 
 /// A block whose search runs one block a lane.

@@ -256,18 +256,19 @@ fn negated<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
 const ROUNDS: usize = 5;
 
 /// Symmetric levels -`half` to `half`-1, weighted by the squares of `x`; levels are improved one by one. `K` parts go side by
-/// side, since each step waits for the one before. Scales and levels; codes of negligible parts are zero.
+/// side, since each step waits for the one before. The scales; `codes` become the levels from 0 up, those of negligible parts zero.
 #[inline(always)]
 pub(crate) fn fit_levels<S: Simd, const N: usize, const K: usize>(
     simd: S,
     half: f32,
     x: &[[S::Floats; N]; K],
-) -> ([S::Floats; K], [[S::Floats; N]; K]) {
+    codes: &mut [[S::Floats; N]; K],
+) -> [S::Floats; K] {
     let zero = simd.splat(0.0);
     let (least, most) = (simd.splat(-half), simd.splat(half - 1.0));
     let (mut xl, mut ll) = ([zero; K], [zero; K]);
     let mut negligible = [zero.less(zero); K];
-    let mut levels = *x;
+    let levels = codes;
     for k in 0..K {
         let (extreme, largest) = extreme(simd, &x[k]);
         negligible[k] = largest.less(simd.splat(NEGLIGIBLE));
@@ -316,7 +317,7 @@ pub(crate) fn fit_levels<S: Simd, const N: usize, const K: usize>(
             *level = zero.where_or(negligible[k], *level + simd.splat(half));
         }
     }
-    (scales, levels)
+    scales
 }
 
 /// Levels 0 to `most` for scales or minimums, which ggml takes for positive: a negative one becomes the low byte of its level,
