@@ -4,18 +4,13 @@
 use crate::block::{Block, Half, IQ4_NL, IQ4_XS};
 use crate::kquants::{extreme, part};
 use crate::lanes::{Batch, EncodeLanes, Floats, Grid, MOST, Simd, WeightedLanes, transpose, transpose_part};
+use crate::legacy::inverse;
 use crate::search::{error_weights, fit_grid, nearest, squares, sum, sum_of_squares};
 
 /// `kvalues_iq4nl` of ggml.
 const GRID: Grid = Grid::new([
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
 ]);
-
-/// One over `x`, 0 for 0.
-#[inline(always)]
-fn inverse(x: f32) -> f32 {
-    if x == 0.0 { 0.0 } else { 1.0 / x }
-}
 
 /// The nearest levels of 32 weights, two a byte: weight `j` in the low half, `j + 16` in the high half.
 #[inline(always)]
@@ -107,6 +102,7 @@ impl Block for IQ4_XS {
 }
 
 impl IQ4_XS {
+    /// The blocks, with the scales of their parts.
     #[inline(always)]
     fn finish_all(batch: &Batch<'_, [f32; 256]>, scales: &[[f32; MOST]; 8], out: &mut [Self]) {
         for (lane, out) in out.iter_mut().enumerate() {

@@ -6,7 +6,8 @@
 
 use crate::block::{Block, Half, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
 use crate::lanes::{
-    Batch, EncodeLanes, Floats, MOST, Simd, WeightedLanes, transpose_part, transpose_part_into,
+    Batch, EncodeLanes, Floats, MOST, Simd, WeightedLanes, codes_of_lane, stored, transpose_part,
+    transpose_part_into,
 };
 use crate::search::{
     Affine, NEGLIGIBLE, Scale, Steps, code, codes_of_scale, error_weights, fit_levels, fit_positive,
@@ -34,22 +35,6 @@ type Parts<const P: usize> = [[f32; MOST]; P];
 #[inline(always)]
 fn of_lane<const P: usize>(parts: &Parts<P>, lane: usize) -> [f32; P] {
     std::array::from_fn(|part| parts[part][lane])
-}
-
-/// The codes of all parts, of one block.
-#[inline(always)]
-fn codes_of_lane<const P: usize>(parts: &Parts<P>, lane: usize) -> [u8; P] {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "integers from 0 to 255")]
-    std::array::from_fn(|part| parts[part][lane] as u8)
-}
-
-#[inline(always)]
-fn stored<F: Floats, const P: usize>(parts: &[F; P]) -> Parts<P> {
-    let mut out = [[0.0; MOST]; P];
-    for (out, part) in out.iter_mut().zip(parts) {
-        *out = part.store();
-    }
-    out
 }
 
 /// What [`fit_scale_and_minimum`] found for all parts of a batch.
@@ -660,6 +645,7 @@ impl Q6_K {
         Self { low, high, scales, d }
     }
 
+    /// The blocks, with what was found for their parts.
     #[inline(always)]
     fn finish_all<S: Simd>(batch: &Batch<'_, Weights>, fitted: &[Scale<S::Floats>; 16], out: &mut [Self]) {
         let (mut scales, mut inverses) = ([[0.0; MOST]; 16], [[0.0; MOST]; 16]);

@@ -128,6 +128,29 @@ fn transpose_into<S: Simd, const N: usize>(simd: S, x: &[&[f32; N]; MOST], out: 
     }
 }
 
+/// The lanes of all vectors.
+#[inline(always)]
+pub(crate) fn stored<F: Floats, const N: usize>(vectors: &[F; N]) -> [[f32; MOST]; N] {
+    let mut out = [[0.0; MOST]; N];
+    for (out, vector) in out.iter_mut().zip(vectors) {
+        *out = vector.store();
+    }
+    out
+}
+
+/// The codes of one block.
+#[inline(always)]
+pub(crate) fn codes_of_lane<const N: usize>(codes: &[[f32; MOST]; N], lane: usize) -> [u8; N] {
+    let mut out = [0; N];
+    for (out, code) in out.iter_mut().zip(codes) {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "integers from 0 to 255")]
+        {
+            *out = code[lane] as u8;
+        }
+    }
+    out
+}
+
 /// Blocks of a batch, one a lane; lanes past the last block repeat it.
 pub(crate) type Batch<'a, W> = [&'a W; MOST];
 

@@ -5,7 +5,7 @@
 //! fixed lengths, no early exits, reductions over bit patterns or lanes where the order makes no difference.
 
 use crate::block::{Block, Encode, Half, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-use crate::lanes::{Batch, Floats, MOST, Simd, WeightedLanes, transpose};
+use crate::lanes::{Batch, Floats, MOST, Simd, WeightedLanes, codes_of_lane, stored, transpose};
 use crate::plain::MAGNITUDE;
 use crate::search::{Scale, Steps, codes_of_scale, error_weights, fit_scale, fit_scale_and_minimum};
 
@@ -66,8 +66,9 @@ pub(crate) fn range(x: &Weights) -> (f32, f32) {
     (first(least), first(greatest))
 }
 
+/// One over `d`, 0 for 0.
 #[inline(always)]
-fn inverse(d: f32) -> f32 {
+pub(crate) fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
@@ -126,19 +127,6 @@ fn unpack5(fifth: [u8; 4], q: &[u8; HALF], out: &mut Weights, value: impl Fn(f32
     }
 }
 
-/// Number `lane` of each, as a code.
-#[inline(always)]
-fn codes_of_lane(codes: &[[f32; MOST]; BLOCK], lane: usize) -> Codes {
-    let mut out = [0; BLOCK];
-    for (out, code) in out.iter_mut().zip(codes) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "integers from 0 to 31")]
-        {
-            *out = code[lane] as u8;
-        }
-    }
-    out
-}
-
 /// Blocks with a scale for levels -`half` to `half`-1; `make` puts one together.
 #[inline(always)]
 fn weighted_scale<S: Simd, B>(
@@ -154,10 +142,7 @@ fn weighted_scale<S: Simd, B>(
     let weights = error_weights(&x, &transpose(simd, importance), simd.load(mean_square));
     let Scale { scale, inverse } = fit_scale(simd, half.into(), &x, &weights);
     let scale = scale.store();
-    let mut codes = [[0.0; MOST]; BLOCK];
-    for (out, code) in codes.iter_mut().zip(codes_of_scale(simd, half.into(), &x, inverse)) {
-        *out = code.store();
-    }
+    let codes = stored(&codes_of_scale(simd, half.into(), &x, inverse));
     for (lane, out) in out.iter_mut().enumerate() {
         *out = make(Half::new(scale[lane]), &codes_of_lane(&codes, lane));
     }
@@ -178,10 +163,11 @@ fn weighted_affine<S: Simd, B>(
     let weights = error_weights(&x, &transpose(simd, importance), simd.load(mean_square));
     let found = fit_scale_and_minimum(simd, most.into(), &x, &weights, Steps::WEIGHTED);
     let (zero, levels) = (simd.splat(0.0), simd.splat(most.into()));
-    let mut codes = [[0.0; MOST]; BLOCK];
-    for (x, codes) in x.iter().zip(&mut codes) {
-        *codes = (found.inverse * (*x - found.from)).nearest().least(levels).greatest(zero).store();
+    let mut codes = x;
+    for code in &mut codes {
+        *code = (found.inverse * (*code - found.from)).nearest().least(levels).greatest(zero);
     }
+    let codes = stored(&codes);
     let (scale, below) = (found.scale.store(), found.below.store());
     for (lane, out) in out.iter_mut().enumerate() {
         *out = make(Half::new(scale[lane]), Half::new(-below[lane]), &codes_of_lane(&codes, lane));
