@@ -139,7 +139,7 @@ pub(crate) struct Group<const D: usize> {
 /// The search for the nearest point, by instruction set.
 ///
 /// `at`: for each scale the number of the combination of levels; becomes the code of the point: the combination itself where it
-/// is on the grid, else the neighbour of least Σ weight · (scale · `values`[level] - x)², with [`OFF_GRID`], or [`NOTHING`].
+/// is on the grid, else the neighbour of least Σ weight · (scale · `values[level]` - x)², with [`OFF_GRID`], or [`NOTHING`].
 pub(crate) trait Nearest: Lanes {
     /// In a grid of 8 weights.
     fn nearest8(self, grid: &Grid<8>, group: &Group<8>, values: &[f32; 4], scales: &[f32], at: &mut [u32]);

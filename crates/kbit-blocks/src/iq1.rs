@@ -28,7 +28,7 @@ fn shifted<S: Lanes>(lanes: S, out: &mut [f32; 8], levels: &[i8; 8], shift: f32,
     *out = (lanes.all(scale) * (lanes.small(levels) + lanes.all(shift))).array();
 }
 
-/// Scales are stored as halves of odd numbers less one.
+/// A stored scale s stands for 2 s + 1.
 #[inline(always)]
 fn scale_of(code: u16) -> f32 {
     f32::from(2 * (code & 7) + 1)

@@ -49,7 +49,7 @@ pub(crate) fn even_signs(seven: u32) -> u8 {
     (seven | (seven.count_ones() & 1) << 7) as u8
 }
 
-/// Scales are stored as odd multiples of half a unit.
+/// A stored scale s stands for s + 1/2.
 #[inline(always)]
 fn scale_of(code: u8) -> f32 {
     0.5 + f32::from(code)

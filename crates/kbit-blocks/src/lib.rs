@@ -7,7 +7,8 @@
 //! output.
 //!
 //! What ggml would write and then refuse to load is refused here when encoding: NaN, infinity, finite weights that become
-//! infinite because the type cannot hold them (or their scale), and MXFP4 blocks of nothing but the smallest normal numbers.
+//! infinite because the type cannot hold them (or their scale), importance so large that the searches of the IQ types overflow
+//! (where ggml stops, or reads past its buffers), and MXFP4 blocks of nothing but the smallest normal numbers.
 //!
 //! ```
 //! use kbit_types::GgmlType;
@@ -312,8 +313,9 @@ impl Kernels {
     /// weighs the columns where the type has a use for it. Bytes do not depend on the instruction set.
     ///
     /// # Errors
-    /// A type without encoder, no importance for a type that needs it, rows that are not whole blocks, a buffer of another size, importance that is not a mean square,
-    /// and a weight that is NaN, infinite or too large. `out` then holds arbitrary bytes.
+    /// A type without encoder, no importance for a type that needs it, rows that are not whole blocks, a buffer of another size,
+    /// importance that is not a mean square or too large, and a weight that is NaN, infinite or too large. `out` then holds
+    /// arbitrary bytes.
     pub fn encode_row_range(
         self,
         ty: GgmlType,
