@@ -1,11 +1,13 @@
-//! Throughput of encoding and decoding, counted in the bytes of f32 weights, one thread, beside a plain memory copy.
+//! Throughput of encoding and decoding, counted in the bytes of f32 weights, and of products with activations, counted in the
+//! bytes of the blocks; one thread, beside a plain memory copy.
 //!
-//! `cargo bench -p kbit-blocks` runs all; a filter takes some: `-- decode/Q4_0`, `-- /portable`. A table of all types with the
-//! best kernels, against the copy, ends every run that is not a test.
+//! `cargo bench -p kbit-blocks` runs all; a filter takes some: `-- decode/Q4_0`, `-- dot/Q4_K`, `-- /portable`. A table of all
+//! types, against the copy, ends every run that is not a test; `-- table` prints nothing else, `-- table dot Q4_K Q6_K` that part
+//! of it.
 #![expect(clippy::print_stdout, reason = "the table is the benchmark's output")]
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use kbit_blocks::{InstructionSet, Kernels, can_encode, uses_importance};
+use kbit_blocks::{InstructionSet, Kernels, activation_type, can_encode, needs_importance, uses_importance};
 use kbit_types::GgmlType;
 use std::hint::black_box;
 use std::time::Instant;
@@ -13,6 +15,8 @@ use std::time::Instant;
 /// 32 MiB of floats: past the second-level cache, as rows of a checkpoint come.
 const WEIGHTS: usize = 8 << 20;
 const COLS: usize = 4096;
+/// Bytes of blocks for products: past the last-level cache, as the weights of a model come for every token.
+const STREAM: usize = 64 << 20;
 /// Encoding with importance searches; it gets fewer rows.
 const WEIGHTED: usize = 64 * COLS;
 
@@ -46,6 +50,34 @@ fn bytes_for(ty: GgmlType, weights: usize) -> Vec<u8> {
     ]
 }
 
+/// Rows of blocks, an activation for them, and room for the products.
+struct Product {
+    ty: GgmlType,
+    weights: Vec<u8>,
+    activation: Vec<u8>,
+    out: Vec<f32>,
+}
+
+impl Product {
+    fn new(ty: GgmlType, x: &[f32]) -> Option<Self> {
+        let activation_type = activation_type(ty)?;
+        let mut activation = bytes_for(activation_type, COLS);
+        Kernels::best()
+            .encode_activations(activation_type, &x[..COLS], COLS, &mut activation)
+            .expect("finite");
+        let row_bytes = bytes_for(ty, COLS).len();
+        let rows = STREAM / row_bytes;
+        Some(Self { ty, weights: vec![0x11; rows * row_bytes], activation, out: vec![0.0; rows] })
+    }
+
+    fn run(&mut self, kernels: Kernels) {
+        let rows = self.out.len();
+        kernels
+            .dot_rows(self.ty, black_box(&self.weights), &self.activation, COLS, &mut self.out, rows)
+            .expect("sizes that fit");
+    }
+}
+
 fn name(kernels: Kernels) -> String {
     format!("{:?}", kernels.instruction_set()).to_lowercase()
 }
@@ -58,7 +90,7 @@ fn measure(c: &mut Criterion, x: &[f32], importance: &[f32]) {
     group.finish();
     for ty in types() {
         let mut bytes = bytes_for(ty, WEIGHTS);
-        if can_encode(ty) {
+        if can_encode(ty) && !needs_importance(ty) {
             let mut group = c.benchmark_group(format!("encode/{ty}"));
             group.throughput(Throughput::Bytes(4 * WEIGHTS as u64));
             for kernels in kernels() {
@@ -88,41 +120,65 @@ fn measure(c: &mut Criterion, x: &[f32], importance: &[f32]) {
             });
         }
         group.finish();
+        if let Some(mut product) = Product::new(ty, x) {
+            let mut group = c.benchmark_group(format!("dot/{ty}"));
+            group.throughput(Throughput::Bytes(product.weights.len() as u64));
+            for kernels in kernels() {
+                group.bench_function(BenchmarkId::from_parameter(name(kernels)), |b| {
+                    b.iter(|| product.run(kernels));
+                });
+            }
+            group.finish();
+        }
     }
 }
 
-/// GB of f32 weights a second, the best of seven.
-fn rate(weights: usize, mut run: impl FnMut()) -> f64 {
+/// GB a second, the best of seven.
+fn rate(bytes: usize, mut run: impl FnMut()) -> f64 {
     let best = (0..7).map(|_| {
         let start = Instant::now();
         run();
         start.elapsed().as_secs_f64()
     });
-    4.0 * weights as f64 / best.fold(f64::INFINITY, f64::min) / 1e9
+    bytes as f64 / best.fold(f64::INFINITY, f64::min) / 1e9
 }
 
-fn table(x: &[f32], importance: &[f32]) {
+/// Columns of the table.
+const COLUMNS: [&str; 4] = ["encode", "importance", "decode", "dot"];
+
+/// The table, of the columns and types that are named in `wanted`; of all where none is.
+fn table(x: &[f32], importance: &[f32], wanted: &[String]) {
+    let (columns, names): (Vec<_>, Vec<_>) = wanted.iter().partition(|word| COLUMNS.contains(&word.as_str()));
+    let shows = |column: &str| columns.is_empty() || columns.iter().any(|word| *word == column);
     let mut floats = vec![0f32; WEIGHTS];
-    let copy = rate(WEIGHTS, || floats.copy_from_slice(black_box(x)));
+    let copy = rate(4 * WEIGHTS, || floats.copy_from_slice(black_box(x)));
     for kernels in kernels() {
-        println!("\n{} kernels; GB of f32 weights a second (of a memory copy's {copy:.1})", name(kernels));
-        println!("{:<6} {:>14} {:>14} {:>14}", "type", "encode", "importance", "decode");
-        for ty in types() {
-            let cell = |rate: f64| format!("{rate:.2} ({:.0}%)", 100.0 * rate / copy);
+        println!(
+            "\n{} kernels; GB a second (of a memory copy's {copy:.1}): f32 weights, and blocks of products",
+            name(kernels)
+        );
+        let [encode, weighted, decode, dot] = COLUMNS;
+        println!("{:<7} {encode:>14} {weighted:>14} {decode:>14} {dot:>14}", "type");
+        for ty in types().filter(|ty| names.is_empty() || names.iter().any(|name| *name == ty.name())) {
             let mut bytes = bytes_for(ty, WEIGHTS);
-            let encode = can_encode(ty).then(|| {
-                rate(WEIGHTS, || drop(kernels.encode_row_range(ty, black_box(x), COLS, None, &mut bytes)))
+            let encode = (shows(encode) && can_encode(ty) && !needs_importance(ty)).then(|| {
+                rate(4 * WEIGHTS, || drop(kernels.encode_row_range(ty, black_box(x), COLS, None, &mut bytes)))
             });
-            let decode = rate(WEIGHTS, || drop(kernels.decode(ty, black_box(&bytes), &mut floats)));
+            let decode = shows(decode)
+                .then(|| rate(4 * WEIGHTS, || drop(kernels.decode(ty, black_box(&bytes), &mut floats))));
             let mut bytes = bytes_for(ty, WEIGHTED);
-            let weighted = uses_importance(ty).then(|| {
+            let weighted = (shows(weighted) && uses_importance(ty)).then(|| {
                 let x = &x[..WEIGHTED];
-                rate(WEIGHTED, || {
+                rate(4 * WEIGHTED, || {
                     drop(kernels.encode_row_range(ty, black_box(x), COLS, Some(importance), &mut bytes))
                 })
             });
-            let [encode, weighted] = [encode, weighted].map(|rate| rate.map_or("-".to_owned(), cell));
-            println!("{:<6} {encode:>14} {weighted:>14} {:>14}", ty.name(), cell(decode));
+            let product = if shows(dot) { Product::new(ty, x) } else { None };
+            let dot = product.map(|mut product| rate(product.weights.len(), || product.run(kernels)));
+            let [encode, weighted, decode, dot] = [encode, weighted, decode, dot].map(|rate| {
+                rate.map_or("-".to_owned(), |rate| format!("{rate:.2} ({:.0}%)", 100.0 * rate / copy))
+            });
+            println!("{:<7} {encode:>14} {weighted:>14} {decode:>14} {dot:>14}", ty.name());
         }
     }
 }
@@ -130,13 +186,15 @@ fn table(x: &[f32], importance: &[f32]) {
 fn main() {
     let x = weights();
     let importance: Vec<f32> = x[..COLS].iter().map(|x| x * x + 1e-6).collect();
-    let mut criterion = Criterion::default().sample_size(10).configure_from_args();
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     // `-- table` skips the rest.
-    if !std::env::args().any(|argument| argument == "table") {
+    let wanted = arguments.iter().position(|argument| argument == "table").map(|at| &arguments[at + 1..]);
+    if wanted.is_none() {
+        let mut criterion = Criterion::default().sample_size(10).configure_from_args();
         measure(&mut criterion, &x, &importance);
         criterion.final_summary();
     }
-    if !std::env::args().any(|argument| argument == "--test") {
-        table(&x, &importance);
+    if !arguments.iter().any(|argument| argument == "--test") {
+        table(&x, &importance, wanted.unwrap_or_default());
     }
 }

@@ -55,6 +55,14 @@ macro_rules! blocks {
     };
 }
 
+/// A part of [`IQ2_XXS`]: four times 7 signs and, in the top 4 bits, the scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct PointsOfIq2Xxs {
+    pub points: [u8; 4],
+    pub signs_and_scale: [u8; 4],
+}
+
 blocks! {
     /// Byte `j` of `q` holds weight `j` in its low half and weight `j + 16` in its high half.
     Q4_0 = 32 { d: Half, q: [u8; 16], }
@@ -66,6 +74,10 @@ blocks! {
     Q5_1 = 32 { d: Half, m: Half, high: [u8; 4], q: [u8; 16], }
     /// Signed bytes.
     Q8_0 = 32 { d: Half, q: [i8; 32], }
+    /// Activations: as [`Q8_0`], with the scaled sum of the integers.
+    Q8_1 = 32 { d: Half, sum: Half, q: [i8; 32], }
+    /// Activations: signed bytes, a scale in single precision, and the sums of 16 integers each.
+    Q8_K = 256 { d: [u8; 4], q: [i8; 256], sums: [[u8; 2]; 16], }
     /// 16 parts of 16 weights; scale in the low half of a byte of `scales`, minimum in the high half.
     Q2_K = 256 { scales: [u8; 16], q: [[u8; 32]; 2], d: Half, dmin: Half, }
     /// 16 parts of 16 weights, scales of 6 bits; a clear bit in `high` takes 4 from the level.
@@ -80,4 +92,32 @@ blocks! {
     IQ4_NL = 32 { d: Half, q: [u8; 16], }
     /// 8 parts of [`IQ4_NL`], scales of 6 bits: four low ones in nibbles, two high ones in a 16-bit number.
     IQ4_XS = 256 { d: Half, high: [u8; 2], low: [u8; 4], q: [[u8; 16]; 8], }
+    /// Trits, five a byte: 5 runs of 32 weights, 5 of 16, and 4 of 4.
+    TQ1_0 = 256 { first: [u8; 32], second: [u8; 16], third: [u8; 4], d: Half, }
+    /// Trits, four a byte: 32 bytes hold 4 runs of 32 weights.
+    TQ2_0 = 256 { q: [[u8; 32]; 2], d: Half, }
+    /// Floats of 4 bits (E2M1), placed as in [`Q4_0`]; the scale is a power of two (E8M0).
+    MXFP4 = 32 { e: u8, q: [u8; 16], }
+    /// 4 parts of 16 weights as in [`MXFP4`], scales in E4M3 without sign.
+    NVFP4 = 64 { scales: [u8; 4], q: [[u8; 8]; 4], }
+    /// Signs, from the lowest bit up.
+    Q1_0 = 128 { d: Half, q: [u8; 16], }
+    /// Levels -1 to 2, from the lowest bits up.
+    Q2_0 = 64 { d: Half, q: [u8; 16], }
+    /// 8 parts of 4 groups of 8 weights.
+    IQ2_XXS = 256 { d: Half, parts: [PointsOfIq2Xxs; 8], }
+    /// 32 groups of 8 weights: a point in 9 bits, 7 signs above. Scales of 4 bits for two groups each.
+    IQ2_XS = 256 { d: Half, points: [[u8; 2]; 32], scales: [u8; 8], }
+    /// 32 groups of 8 weights: the low byte of a point, two bits of which are in `high`. Scales of 4 bits for two groups each.
+    IQ2_S = 256 { d: Half, points: [u8; 32], signs: [u8; 32], high: [u8; 8], scales: [u8; 8], }
+    /// 8 parts of 8 groups of 4 weights; four times 7 signs and, in the top 4 bits, the scale of a part.
+    IQ3_XXS = 256 { d: Half, points: [[u8; 8]; 8], signs_and_scales: [[u8; 4]; 8], }
+    /// 8 parts of 8 groups of 4 weights: the low byte of a point, whose ninth bit is in `high`. Scales of 4 bits.
+    IQ3_S = 256 { d: Half, points: [[u8; 8]; 8], high: [u8; 8], signs: [[u8; 4]; 8], scales: [u8; 4], }
+    /// 8 parts of 4 groups of 8 weights: the low byte of a point. Three bits more for each, a scale of three bits and the sign of
+    /// the shift in `high_and_scales`.
+    IQ1_S = 256 { d: Half, points: [[u8; 4]; 8], high_and_scales: [[u8; 2]; 8], }
+    /// 16 parts of two groups of 8 weights: the low byte of a point; three bits more and the sign of the shift in four bits of
+    /// `high`. Four times four scales of three bits; their top four bits are those of the half-precision scale.
+    IQ1_M = 256 { points: [u8; 32], high: [u8; 16], scales: [[u8; 2]; 4], }
 }

@@ -7,10 +7,19 @@ use crate::lanes::{Batch, EncodeLanes, Floats, Grid, MOST, Simd, WeightedLanes, 
 use crate::legacy::inverse;
 use crate::search::{error_weights, fit_grid, nearest, squares, sum, sum_of_squares};
 
-/// `kvalues_iq4nl` of ggml.
-const GRID: Grid = Grid::new([
-    -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
-]);
+/// The levels of both types: `kvalues_iq4nl` of ggml.
+pub(crate) const LEVELS: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+const GRID: Grid = Grid::new({
+    let mut levels = [0.0; 16];
+    let mut index = 0;
+    while index < 16 {
+        levels[index] = LEVELS[index] as f32;
+        index += 1;
+    }
+    levels
+});
 
 /// The nearest levels of 32 weights, two a byte: weight `j` in the low half, `j + 16` in the high half.
 #[inline(always)]

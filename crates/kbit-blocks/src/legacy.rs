@@ -32,7 +32,7 @@ fn capped(x: f32, most: i8) -> u8 {
 
 /// The largest magnitude.
 #[inline(always)]
-fn largest<const N: usize>(x: &[f32; N]) -> f32 {
+pub(crate) fn largest<const N: usize>(x: &[f32; N]) -> f32 {
     // Bit patterns of numbers that are not negative are ordered as the numbers are.
     f32::from_bits(x.iter().fold(0, |largest, x| largest.max(x.to_bits() & MAGNITUDE)))
 }

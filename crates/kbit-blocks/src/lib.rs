@@ -1,12 +1,14 @@
-//! ggml block types: encode and decode, with the bytes and floats of ggml's reference code.
+//! ggml block types: encode, decode and multiply, with the bytes and floats of ggml's reference code.
 //!
-//! Reference: `ggml-quants.c` and `ggml-impl.h` of ggml 0.25.3 (llama.cpp commit 0c1e57098, as in llama-cpp-python 0.3.36),
-//! compiled without contraction to fused multiply-add. Sums run in source order and C's conversions of floats to integers are
-//! reproduced (they truncate, and what does not fit becomes the low byte of the "integer indefinite" of x86), so encoded bytes
-//! are equal, with and without importance. `tests/golden.rs` compares with ggml's own output.
+//! Reference: `ggml-quants.c`, `ggml-impl.h` and, for products, `ggml-cpu/quants.c` of ggml 0.25.3 (llama.cpp commit 0c1e57098,
+//! as in llama-cpp-python 0.3.36), compiled without contraction to fused multiply-add. Sums run in source order and C's
+//! conversions of floats to integers are reproduced (they truncate, and what does not fit becomes the low byte of the "integer
+//! indefinite" of x86), so encoded bytes are equal, with and without importance. `tests/golden.rs` compares with ggml's own
+//! output.
 //!
-//! What ggml would write and then refuse to load is refused here when encoding: NaN, infinity, and finite weights that become
-//! infinite because the type cannot hold them (or their scale).
+//! What ggml would write and then refuse to load is refused here when encoding: NaN, infinity, finite weights that become
+//! infinite because the type cannot hold them (or their scale), importance so large that the searches of the IQ types overflow
+//! (where ggml stops, or reads past its buffers), and MXFP4 blocks of nothing but the smallest normal numbers.
 //!
 //! ```
 //! use kbit_types::GgmlType;
@@ -20,18 +22,27 @@
 //! # Ok::<(), kbit_blocks::BlockError>(())
 //! ```
 
+mod activations;
 mod arch;
 mod block;
+mod codebook;
 mod codec;
+mod dot;
+mod fp4;
+mod grid;
+mod iq1;
 mod iq4;
+mod iquants;
 mod kquants;
 mod lanes;
 mod legacy;
 mod plain;
 mod search;
+mod ternary;
 
 pub use arch::{InstructionSet, Kernels};
 pub use codec::BlockCodec;
+pub use dot::activation_type;
 
 use kbit_types::GgmlType;
 
@@ -90,6 +101,59 @@ pub enum BlockError {
         /// Types that could hold it.
         cure: &'static str,
     },
+    /// The largest weight of a block is so small that the block's scale becomes NaN.
+    #[error(
+        "{value} at row {row}, column {column} is too small to be the largest of its block in {ty}; choose {cure} for this tensor"
+    )]
+    TooSmall {
+        /// Type.
+        ty: GgmlType,
+        /// The weight.
+        value: f32,
+        /// Row, from 0.
+        row: usize,
+        /// Column, from 0.
+        column: usize,
+        /// Types that could hold it.
+        cure: &'static str,
+    },
+    /// An activation is NaN, infinite, or too large to be rounded to 8 bits.
+    #[error(
+        "activation {value} at row {row}, column {column} does not fit {ty}; compute with f32 activations"
+    )]
+    Activation {
+        /// Type of the activations.
+        ty: GgmlType,
+        /// The activation.
+        value: f32,
+        /// Row, from 0.
+        row: usize,
+        /// Column, from 0.
+        column: usize,
+    },
+    /// The type cannot be encoded without importance.
+    #[error(
+        "{ty} needs importance: gather an importance matrix with llama-imatrix and pass it, or choose a type that needs none: {known}"
+    )]
+    NeedsImportance {
+        /// Type.
+        ty: GgmlType,
+        /// Types of about as few bits that can do without.
+        known: String,
+    },
+    /// Sums over a block overflow, though the type could hold its weights.
+    #[error(
+        "sums over the weights of row {row} from column {column} on overflow when they are encoded as {ty}; their importance is \
+         too large: gather it anew, or choose bf16 or f32 for this tensor"
+    )]
+    Overflow {
+        /// Type.
+        ty: GgmlType,
+        /// Row, from 0.
+        row: usize,
+        /// First column of the block, from 0.
+        column: usize,
+    },
     /// An importance weight is NaN, infinite or negative.
     #[error("importance {value} of column {column}; importance is a mean square: gather it anew")]
     Importance {
@@ -113,13 +177,19 @@ struct Kind {
     decode: Decode,
 }
 
+impl Kind {
+    fn encodes(&self) -> bool {
+        self.encode.is_some() || self.weighted.is_some()
+    }
+}
+
 macro_rules! kinds {
-    ($($ty:ident: $decode:ident $(, $encode:ident $(, $weighted:ident)?)?;)*) => {
-        /// The only list of types.
+    ($($ty:ident: $decode:ident $(, $encode:ident $(, $weighted:ident)?)? $(=> $only:ident)?;)*) => {
+        /// The only list of types. What follows an arrow needs importance.
         const KINDS: &[Kind] = &[$(Kind {
             ty: GgmlType::$ty,
             encode: kinds!(@some $($encode)?),
-            weighted: kinds!(@some $($($weighted)?)?),
+            weighted: kinds!(@some $($($weighted)?)? $($only)?),
             decode: Kernels::$decode,
         },)*];
     };
@@ -141,6 +211,19 @@ kinds! {
     Q4_K: decode_q4_k, encode_q4_k, weighted_q4_k;
     Q5_K: decode_q5_k, encode_q5_k, weighted_q5_k;
     Q6_K: decode_q6_k, encode_q6_k, weighted_q6_k;
+    TQ1_0: decode_tq1_0, encode_tq1_0;
+    TQ2_0: decode_tq2_0, encode_tq2_0;
+    MXFP4: decode_mxfp4, encode_mxfp4;
+    NVFP4: decode_nvfp4, encode_nvfp4;
+    Q1_0: decode_q1_0, encode_q1_0;
+    Q2_0: decode_q2_0, encode_q2_0;
+    IQ2_XXS: decode_iq2_xxs => weighted_iq2_xxs;
+    IQ2_XS: decode_iq2_xs => weighted_iq2_xs;
+    IQ2_S: decode_iq2_s, encode_iq2_s, weighted_iq2_s;
+    IQ3_XXS: decode_iq3_xxs, encode_iq3_xxs, weighted_iq3_xxs;
+    IQ3_S: decode_iq3_s, encode_iq3_s, weighted_iq3_s;
+    IQ1_S: decode_iq1_s => weighted_iq1_s;
+    IQ1_M: decode_iq1_m, encode_iq1_m, weighted_iq1_m;
     IQ4_NL: decode_iq4_nl, encode_iq4_nl, weighted_iq4_nl;
     IQ4_XS: decode_iq4_xs, encode_iq4_xs, weighted_iq4_xs;
 }
@@ -149,21 +232,39 @@ fn kind(ty: GgmlType) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.ty == ty)
 }
 
+/// True where the sums of the search for a block may overflow, so that no point of the type's grid is found.
+fn overflows(ty: GgmlType) -> bool {
+    use GgmlType as T;
+    matches!(ty, T::IQ1_S | T::IQ1_M | T::IQ2_XXS | T::IQ2_XS | T::IQ2_S | T::IQ3_XXS | T::IQ3_S)
+}
+
 fn unknown(ty: GgmlType, action: &'static str, has: fn(&Kind) -> bool) -> BlockError {
     let known = KINDS.iter().filter(|kind| has(kind)).map(|kind| kind.ty.name()).collect::<Vec<_>>();
     BlockError::Type { ty, action, known: known.join(", ") }
 }
 
+/// The error that names the types of less than four bits a weight that can be encoded without importance.
+fn without_importance(ty: GgmlType) -> BlockError {
+    let known = KINDS.iter().filter(|kind| kind.encode.is_some() && kind.ty.bits_per_weight() < 4.0);
+    BlockError::NeedsImportance { ty, known: known.map(|kind| kind.ty.name()).collect::<Vec<_>>().join(", ") }
+}
+
 /// True where rows can be encoded.
 #[must_use]
 pub fn can_encode(ty: GgmlType) -> bool {
-    kind(ty).is_some_and(|kind| kind.encode.is_some())
+    kind(ty).is_some_and(Kind::encodes)
 }
 
 /// True where blocks can be decoded.
 #[must_use]
 pub fn can_decode(ty: GgmlType) -> bool {
     kind(ty).is_some()
+}
+
+/// True where rows can only be encoded with importance.
+#[must_use]
+pub fn needs_importance(ty: GgmlType) -> bool {
+    kind(ty).is_some_and(|kind| kind.encode.is_none() && kind.weighted.is_some())
 }
 
 /// True where importance changes the bytes.
@@ -212,8 +313,9 @@ impl Kernels {
     /// weighs the columns where the type has a use for it. Bytes do not depend on the instruction set.
     ///
     /// # Errors
-    /// A type without encoder, rows that are not whole blocks, a buffer of another size, importance that is not a mean square,
-    /// and a weight that is NaN, infinite or too large. `out` then holds arbitrary bytes.
+    /// A type without encoder, no importance for a type that needs it, rows that are not whole blocks, a buffer of another size,
+    /// importance that is not a mean square or too large, and a weight that is NaN, infinite or too large. `out` then holds
+    /// arbitrary bytes.
     pub fn encode_row_range(
         self,
         ty: GgmlType,
@@ -222,8 +324,8 @@ impl Kernels {
         importance: Option<&[f32]>,
         out: &mut [u8],
     ) -> Result<(), BlockError> {
-        let Some(kind @ Kind { encode: Some(encode), .. }) = kind(ty) else {
-            return Err(unknown(ty, "encoded", |kind| kind.encode.is_some()));
+        let Some(kind) = kind(ty).filter(|kind| kind.encodes()) else {
+            return Err(unknown(ty, "encoded", Kind::encodes));
         };
         let row_bytes = row_bytes(ty, cols)?;
         let size = |message: String| BlockError::Size { ty, message };
@@ -251,6 +353,7 @@ impl Kernels {
             }
             return Ok(());
         }
+        let Some(encode) = kind.encode else { return Err(without_importance(ty)) };
         // Rows are whole blocks, so their borders do not matter. A piece stays in the first-level cache between its check and
         // its encoding, and is a super-block for each lane of the widest search.
         const PIECE: usize = 4096;
@@ -276,7 +379,13 @@ impl Kernels {
             return Err(Flaw::NotFinite);
         }
         encode(x, out);
-        if largest < HARMLESS {
+        if ty == GgmlType::MXFP4
+            && let Some(index) = fp4::without_scale(out)
+        {
+            return Err(Flaw::TooSmall(index));
+        }
+        // Grid types mark a block whose sums overflowed by a scale that is NaN.
+        if largest < HARMLESS && !overflows(ty) {
             return Ok(());
         }
         let mut back = vec![0.0; x.len()];
@@ -304,6 +413,8 @@ enum Flaw {
     NotFinite,
     /// The decoded weight at this index is not finite.
     TooLarge(usize),
+    /// The block of the weight at this index has no scale.
+    TooSmall(usize),
 }
 
 impl Flaw {
@@ -315,15 +426,22 @@ impl Flaw {
                 let value = if rows[index].is_nan() { "NaN" } else { "infinity" };
                 BlockError::NotFinite { value, row: index / cols, column: index % cols }
             }
-            Self::TooLarge(index) => {
+            Self::TooLarge(index) | Self::TooSmall(index) => {
                 // The culprit is the largest weight of the block whose scale it is.
                 let block = usize::try_from(ty.block_elements()).unwrap_or(1);
                 let first = start + index / block * block;
                 let culprit = (first..first + block).max_by(|a, b| rows[*a].abs().total_cmp(&rows[*b].abs()));
                 let index = culprit.unwrap_or(first);
+                if matches!(self, Self::TooLarge(_)) && rows[index].abs() < f32::from_bits(HARMLESS) {
+                    return BlockError::Overflow { ty, row: first / cols, column: first % cols };
+                }
                 let cure = if ty == GgmlType::BF16 { "f32" } else { "bf16 or f32" };
                 let (row, column) = (index / cols, index % cols);
-                BlockError::TooLarge { ty, value: rows[index], row, column, cure }
+                let value = rows[index];
+                match self {
+                    Self::TooSmall(_) => BlockError::TooSmall { ty, value, row, column, cure },
+                    _ => BlockError::TooLarge { ty, value, row, column, cure },
+                }
             }
         }
     }

@@ -54,9 +54,11 @@ impl<T: BlockType> Scheme for Blocks<T> {
             _ => PartType::U8,
         };
         let aux_used = if kbit_blocks::uses_importance(T::TYPE) { abi::AUX_DIAG } else { 0 };
+        let aux_required = if kbit_blocks::needs_importance(T::TYPE) { abi::AUX_DIAG } else { 0 };
         Ok(Plan {
             parts: vec![Part::new("blocks", dtype, row_bytes::<T>(shape)?)],
             aux_used,
+            aux_required,
             ..Plan::default()
         })
     }
@@ -158,4 +160,17 @@ block_types! {
     Q4_1, Q4_1, "org.kbit.ggml.q4_1/1", "ggml Q4_1", "Blocks of 32, 4 bits, a half-precision scale and minimum: 5 bits a weight.";
     Q5_0, Q5_0, "org.kbit.ggml.q5_0/1", "ggml Q5_0", "Blocks of 32, 5 bits and a half-precision scale: 5.5 bits a weight.";
     Q5_1, Q5_1, "org.kbit.ggml.q5_1/1", "ggml Q5_1", "Blocks of 32, 5 bits, a half-precision scale and minimum: 6 bits a weight.";
+    Tq1_0, TQ1_0, "org.kbit.ggml.tq1_0/1", "ggml TQ1_0", "Ternary blocks of 256, five weights a byte: 1.6875 bits a weight.";
+    Tq2_0, TQ2_0, "org.kbit.ggml.tq2_0/1", "ggml TQ2_0", "Ternary blocks of 256, four weights a byte: 2.0625 bits a weight.";
+    Mxfp4, MXFP4, "org.kbit.ggml.mxfp4/1", "ggml MXFP4", "Blocks of 32 floats of 4 bits and an 8-bit exponent: 4.25 bits a weight.";
+    Nvfp4, NVFP4, "org.kbit.ggml.nvfp4/1", "ggml NVFP4", "Blocks of 64 floats of 4 bits, 16 of them to an 8-bit float: 4.5 bits a weight.";
+    Q1_0, Q1_0, "org.kbit.ggml.q1_0/1", "ggml Q1_0", "Signs in blocks of 128 with a half-precision scale: 1.125 bits a weight.";
+    Q2_0, Q2_0, "org.kbit.ggml.q2_0/1", "ggml Q2_0", "Blocks of 64, 2 bits and a half-precision scale: 2.25 bits a weight.";
+    Iq1S, IQ1_S, "org.kbit.ggml.iq1_s/1", "ggml IQ1_S", "Groups of 8 from a grid of 2048 ternary points, blocks of 256; needs importance: 1.5625 bits a weight.";
+    Iq1M, IQ1_M, "org.kbit.ggml.iq1_m/1", "ggml IQ1_M", "As IQ1_S, with twice as many scales: 1.75 bits a weight.";
+    Iq2Xxs, IQ2_XXS, "org.kbit.ggml.iq2_xxs/1", "ggml IQ2_XXS", "Groups of 8 from a grid of 256 points, blocks of 256; needs importance: 2.0625 bits a weight.";
+    Iq2Xs, IQ2_XS, "org.kbit.ggml.iq2_xs/1", "ggml IQ2_XS", "Groups of 8 from a grid of 512 points, blocks of 256; needs importance: 2.3125 bits a weight.";
+    Iq2S, IQ2_S, "org.kbit.ggml.iq2_s/1", "ggml IQ2_S", "Groups of 8 from a grid of 1024 points, blocks of 256: 2.5625 bits a weight.";
+    Iq3Xxs, IQ3_XXS, "org.kbit.ggml.iq3_xxs/1", "ggml IQ3_XXS", "Groups of 4 from a grid of 256 points, blocks of 256: 3.0625 bits a weight.";
+    Iq3S, IQ3_S, "org.kbit.ggml.iq3_s/1", "ggml IQ3_S", "Groups of 4 from a grid of 512 points, blocks of 256: 3.4375 bits a weight.";
 }

@@ -1,30 +1,90 @@
-//! AVX-512 F, BW, DQ and VL.
+//! AVX-512 F, BW, DQ and VL; products also with VNNI and VBMI.
 //!
-//! Invariant: an [`Avx512`] exists only where the CPU has all of them, and AVX2 and F16C. `VCVTNEPS2BF16` is not used: it takes
+//! Invariant: an [`Avx512`] exists only where the CPU has the first four, and AVX2 and F16C; a [`Vnni`] only where it has all. `VCVTNEPS2BF16` is not used: it takes
 //! subnormal numbers for zero, which ggml's reference does not.
 #![expect(unsafe_code, reason = "vector instructions and loads")]
 
-use super::{lane_kernels, own_kernels, portable, shared_kernels};
+mod dot;
+mod search;
+
+use self::dot::{dot_iq4_nl, dot_iq4_xs, dot_mxfp4, dot_q4_0, dot_q4_k, dot_q8_0};
+use super::avx2::{Avx2, Floats8, Integers8};
+use super::lanes::Lanes;
+use super::{lane_kernels, own_kernels, portable, searching_kernels, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
-use crate::lanes::{Floats, Grid, INTEGERS, MANTISSA, MOST, ROUNDER, Simd};
+use crate::dot::Operands;
+use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
 use crate::legacy::{BELOW_HALF, BLOCK};
 use std::arch::x86_64::*;
-use std::ops::{Add, BitAnd, Div, Mul, Sub};
 
 /// Proof that the CPU has the features.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512 {
+    avx2: Avx2,
+    vnni: Option<Vnni>,
+}
+
+/// Proof that the CPU has VNNI and VBMI, too.
+#[derive(Clone, Copy, Debug)]
+struct Vnni(());
 
 impl Avx512 {
     /// The proof, if it holds.
     pub(crate) fn new() -> Option<Self> {
-        (super::avx2::Avx2::new().is_some()
-            && is_x86_feature_detected!("avx512f")
+        let avx2 = Avx2::new()?;
+        let vnni = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi");
+        (is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl"))
-        .then_some(Self(()))
+        .then_some(Self { avx2, vnni: vnni.then_some(Vnni(())) })
     }
+}
+
+/// Products with VNNI where the CPU has it, else with AVX2.
+macro_rules! vnni_kernels {
+    ($($name:ident)*) => {
+        impl Avx512 {
+            $(pub(crate) fn $name(self, operands: Operands<'_, '_>) {
+                match self.vnni {
+                    Some(vnni) => vnni.$name(operands),
+                    None => self.avx2.$name(operands),
+                }
+            })*
+        }
+
+        own_kernels! {
+            Vnni;
+            $($name(operands: Operands<'_, '_>);)*
+        }
+    };
+}
+
+vnni_kernels! { dot_q8_0 dot_q4_0 dot_mxfp4 dot_q4_k dot_iq4_nl dot_iq4_xs }
+
+/// Kernels that are as fast with AVX2, or faster.
+macro_rules! avx2_kernels {
+    ($($name:ident($($argument:ident: $ty:ty),*);)*) => {
+        impl Avx512 {
+            $(pub(crate) fn $name(self, $($argument: $ty),*) {
+                self.avx2.$name($($argument),*);
+            })*
+        }
+    };
+}
+
+avx2_kernels! {
+    encode_q1_0(x: &[f32], out: &mut [u8]);
+    decode_q4_0(bytes: &[u8], out: &mut [f32]);
+    decode_q4_1(bytes: &[u8], out: &mut [f32]);
+    decode_q2_k(bytes: &[u8], out: &mut [f32]);
+    decode_q6_k(bytes: &[u8], out: &mut [f32]);
+    decode_nvfp4(bytes: &[u8], out: &mut [f32]);
+    dot_q2_k(operands: Operands<'_, '_>);
+    dot_q3_k(operands: Operands<'_, '_>);
+    dot_q5_k(operands: Operands<'_, '_>);
+    dot_q6_k(operands: Operands<'_, '_>);
+    dot_q2_0(operands: Operands<'_, '_>);
 }
 
 shared_kernels! {
@@ -38,15 +98,37 @@ shared_kernels! {
     decode_f32(bytes: &[u8], out: &mut [f32]);
     decode_bf16(bytes: &[u8], out: &mut [f32]);
     decode_q8_0(bytes: &[u8], out: &mut [f32]);
-    decode_q4_0(bytes: &[u8], out: &mut [f32]);
-    decode_q4_1(bytes: &[u8], out: &mut [f32]);
     decode_q5_0(bytes: &[u8], out: &mut [f32]);
     decode_q5_1(bytes: &[u8], out: &mut [f32]);
-    decode_q2_k(bytes: &[u8], out: &mut [f32]);
     decode_q3_k(bytes: &[u8], out: &mut [f32]);
     decode_q4_k(bytes: &[u8], out: &mut [f32]);
     decode_q5_k(bytes: &[u8], out: &mut [f32]);
-    decode_q6_k(bytes: &[u8], out: &mut [f32]);
+    encode_tq1_0(x: &[f32], out: &mut [u8]);
+    encode_tq2_0(x: &[f32], out: &mut [u8]);
+    encode_mxfp4(x: &[f32], out: &mut [u8]);
+    encode_nvfp4(x: &[f32], out: &mut [u8]);
+    encode_q2_0(x: &[f32], out: &mut [u8]);
+    decode_tq1_0(bytes: &[u8], out: &mut [f32]);
+    decode_tq2_0(bytes: &[u8], out: &mut [f32]);
+    decode_mxfp4(bytes: &[u8], out: &mut [f32]);
+    decode_q1_0(bytes: &[u8], out: &mut [f32]);
+    decode_q2_0(bytes: &[u8], out: &mut [f32]);
+    encode_q8_1(x: &[f32], out: &mut [u8]);
+    encode_q8_k(x: &[f32], out: &mut [u8]);
+    dot_q4_1(operands: Operands<'_, '_>);
+    dot_q5_0(operands: Operands<'_, '_>);
+    dot_q5_1(operands: Operands<'_, '_>);
+    dot_tq1_0(operands: Operands<'_, '_>);
+    dot_tq2_0(operands: Operands<'_, '_>);
+    dot_nvfp4(operands: Operands<'_, '_>);
+    dot_q1_0(operands: Operands<'_, '_>);
+    dot_iq2_xxs(operands: Operands<'_, '_>);
+    dot_iq2_xs(operands: Operands<'_, '_>);
+    dot_iq2_s(operands: Operands<'_, '_>);
+    dot_iq3_xxs(operands: Operands<'_, '_>);
+    dot_iq3_s(operands: Operands<'_, '_>);
+    dot_iq1_s(operands: Operands<'_, '_>);
+    dot_iq1_m(operands: Operands<'_, '_>);
     decode_iq4_nl(bytes: &[u8], out: &mut [f32]);
     decode_iq4_xs(bytes: &[u8], out: &mut [f32]);
 }
@@ -71,6 +153,28 @@ lane_kernels! {
     weighted_q6_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_iq4_nl(rows: &[f32], importance: &[f32], out: &mut [u8]);
     weighted_iq4_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+}
+
+searching_kernels! {
+    Avx512, "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl";
+    decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
+    decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
+    decode_iq2_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq3_xxs(bytes: &[u8], out: &mut [f32]);
+    decode_iq3_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq1_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq1_m(bytes: &[u8], out: &mut [f32]);
+    encode_iq2_s(x: &[f32], out: &mut [u8]);
+    encode_iq3_xxs(x: &[f32], out: &mut [u8]);
+    encode_iq3_s(x: &[f32], out: &mut [u8]);
+    encode_iq1_m(x: &[f32], out: &mut [u8]);
+    weighted_iq2_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_m(rows: &[f32], importance: &[f32], out: &mut [u8]);
 }
 
 own_kernels! {
@@ -190,159 +294,129 @@ fn encode_q4_0(x: &[f32], out: &mut [u8]) {
     }
 }
 
-/// Sixteen floats; exists only where [`Avx512`] does.
-#[derive(Clone, Copy)]
-pub(crate) struct Vector(__m512);
-
-/// A bit a lane.
-#[derive(Clone, Copy)]
-pub(crate) struct Mask(__mmask16);
-
-impl Simd for Avx512 {
-    const LANES: usize = 16;
-    type Floats = Vector;
-
-    #[inline(always)]
-    fn splat(self, x: f32) -> Vector {
-        // SAFETY: `self` is the proof that the CPU has AVX-512 F.
-        Vector(unsafe { _mm512_set1_ps(x) })
-    }
-
-    #[inline(always)]
-    fn load(self, x: &[f32; MOST]) -> Vector {
-        // SAFETY: `self` is the proof that the CPU has AVX-512 F; reads the 64 bytes of `x`, which need no alignment.
-        Vector(unsafe { _mm512_loadu_ps(x.as_ptr()) })
-    }
-}
-
-macro_rules! operators {
-    ($($name:ident $method:ident $intrinsic:ident;)*) => {
-        $(impl $name for Vector {
-            type Output = Self;
-
-            #[inline(always)]
-            fn $method(self, other: Self) -> Self {
-                // SAFETY: vectors exist only where the CPU has AVX-512 F.
-                Self(unsafe { $intrinsic(self.0, other.0) })
-            }
-        })*
+/// The code of least sum of the terms that its levels choose, among whole pairs of units; of equal sums, the first.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn least_of(list: &[[u16; UNIT]], terms: &[__m512; 8]) -> u32 {
+    let pairs = list.as_chunks::<2>().0;
+    let codes_of = |pair: &[[u16; UNIT]; 2]| {
+        // SAFETY: reads the 32 bytes of `pair`; the instruction needs no alignment.
+        _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(pair.as_ptr().cast()) })
     };
+    // The permutation looks at the two lowest bits.
+    let sum_of = |codes: __m512i| {
+        let sum = _mm512_permutevar_ps(terms[0], codes);
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[1], _mm512_srli_epi32::<2>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[2], _mm512_srli_epi32::<4>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[3], _mm512_srli_epi32::<6>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[4], _mm512_srli_epi32::<8>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[5], _mm512_srli_epi32::<10>(codes)));
+        let sum = _mm512_add_ps(sum, _mm512_permutevar_ps(terms[6], _mm512_srli_epi32::<12>(codes)));
+        _mm512_add_ps(sum, _mm512_permutevar_ps(terms[7], _mm512_srli_epi32::<14>(codes)))
+    };
+    let Some((first, others)) = pairs.split_first() else { return NOTHING };
+    let mut codes = codes_of(first);
+    // The second operand where the first is no number.
+    let mut least = _mm512_min_ps(sum_of(codes), _mm512_set1_ps(f32::MAX));
+    let mut units = _mm512_setzero_si512();
+    for (unit, pair) in (1..).zip(others) {
+        let these = codes_of(pair);
+        let sums = sum_of(these);
+        let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sums, least);
+        least = _mm512_mask_mov_ps(least, below, sums);
+        codes = _mm512_mask_mov_epi32(codes, below, these);
+        units = _mm512_mask_mov_epi32(units, below, _mm512_set1_epi32(unit));
+    }
+    let smallest = _mm512_reduce_min_ps(least);
+    if smallest == f32::MAX {
+        return NOTHING;
+    }
+    let mut equal = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(least, _mm512_set1_ps(smallest));
+    if pairs.len() > 1 && !equal.is_power_of_two() {
+        let first = _mm512_mask_reduce_min_epu32(equal, units);
+        equal = _mm512_mask_cmpeq_epi32_mask(equal, units, _mm512_set1_epi32(first.cast_signed()));
+    }
+    // The lowest lane is the first.
+    let code = _mm512_castsi512_si128(_mm512_maskz_compress_epi32(equal, codes));
+    _mm_cvtsi128_si32(code).cast_unsigned() | OFF_GRID
 }
 
-operators! {
-    Add add _mm512_add_ps;
-    Sub sub _mm512_sub_ps;
-    Mul mul _mm512_mul_ps;
-    Div div _mm512_div_ps;
-}
-
-impl BitAnd for Mask {
-    type Output = Self;
-
-    #[inline(always)]
-    fn bitand(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-}
-
-impl Vector {
-    /// Some of the bits of an integer in the low bits, as the integer plus 2^23.
-    #[inline(always)]
-    fn low_bits(self, bits: u32) -> Self {
-        /// `a & b | c`.
-        const AND_OR: i32 = 0xea;
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        unsafe {
-            let shifted = _mm512_castps_si512(_mm512_add_ps(self.0, _mm512_set1_ps(ROUNDER)));
-            let bits = _mm512_set1_epi32(bits.cast_signed());
-            let integers = _mm512_set1_epi32(INTEGERS.cast_signed());
-            Self(_mm512_castsi512_ps(_mm512_ternarylogic_epi32::<AND_OR>(shifted, bits, integers)))
-        }
-    }
-}
-
-impl Floats for Vector {
-    type Mask = Mask;
-
-    #[inline(always)]
-    fn store(self) -> [f32; MOST] {
-        let mut out = [0.0; MOST];
-        // SAFETY: vectors exist only where the CPU has AVX-512 F; writes the 64 bytes of `out`, which need no alignment.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), self.0) }
-        out
-    }
-
-    #[inline(always)]
-    fn less(self, other: Self) -> Mask {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        Mask(unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn differs(self, other: Self) -> Mask {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        Mask(unsafe { _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn where_or(self, mask: Mask, other: Self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        Self(unsafe { _mm512_mask_blend_ps(mask.0, other.0, self.0) })
-    }
-
-    #[inline(always)]
-    fn any(mask: Mask) -> bool {
-        mask.0 != 0
-    }
-
-    #[inline(always)]
-    fn least(self, other: Self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        Self(unsafe { _mm512_min_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn greatest(self, other: Self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        Self(unsafe { _mm512_max_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn abs(self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        Self(unsafe { _mm512_abs_ps(self.0) })
-    }
-
-    #[inline(always)]
-    fn sqrt(self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        Self(unsafe { _mm512_sqrt_ps(self.0) })
-    }
-
-    #[inline(always)]
-    fn nearest(self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        self.low_bits(MANTISSA) - Self(unsafe { _mm512_set1_ps(ROUNDER) })
-    }
-
-    #[inline(always)]
-    fn low_byte(self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        self.low_bits(0xff) - Self(unsafe { _mm512_set1_ps(f32::from_bits(INTEGERS)) })
-    }
-
-    #[inline(always)]
-    fn nearest_of(self, grid: &Grid) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F; loads read the 64 bytes of a table.
-        unsafe {
-            let high = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(self.0, _mm512_set1_ps(grid.middle));
-            let mut index = _mm512_maskz_set1_epi32(high, 8);
-            for (step, table) in [4, 2, 1].into_iter().zip(&grid.steps) {
-                let midpoint = _mm512_permutexvar_ps(index, _mm512_loadu_ps(table.as_ptr()));
-                let above = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(self.0, midpoint);
-                index = _mm512_mask_or_epi32(index, above, index, _mm512_set1_epi32(step));
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn nearest8(grid: &Grid<8>, group: &Group<8>, values: &[f32; 4], scales: &[f32], at: &mut [u32]) {
+    let low = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    let high = _mm512_add_epi32(low, _mm512_set1_epi32(4));
+    // SAFETY: each reads the bytes of its array; the instructions need no alignment.
+    let (x, weights, values) = unsafe {
+        (
+            _mm512_castps256_ps512(_mm256_loadu_ps(group.x.as_ptr())),
+            _mm512_castps256_ps512(_mm256_loadu_ps(group.weights.as_ptr())),
+            _mm512_broadcast_f32x4(_mm_loadu_ps(values.as_ptr())),
+        )
+    };
+    // Four of each weight, for the terms of its levels.
+    let x = [_mm512_permutexvar_ps(low, x), _mm512_permutexvar_ps(high, x)];
+    let weights = [_mm512_permutexvar_ps(low, weights), _mm512_permutexvar_ps(high, weights)];
+    for (scale, at) in scales.iter().zip(at) {
+        let list = match grid.around(*at) {
+            Around::Point(code) => {
+                *at = u32::from(code);
+                continue;
             }
-            Self(_mm512_permutexvar_ps(index, _mm512_loadu_ps(grid.values.as_ptr())))
-        }
+            Around::Neighbours(list) => list,
+        };
+        let values = _mm512_mul_ps(_mm512_set1_ps(*scale), values);
+        let a = _mm512_sub_ps(values, x[0]);
+        let a = _mm512_mul_ps(_mm512_mul_ps(weights[0], a), a);
+        let b = _mm512_sub_ps(values, x[1]);
+        let b = _mm512_mul_ps(_mm512_mul_ps(weights[1], b), b);
+        let terms = [
+            _mm512_shuffle_f32x4::<0b00_00_00_00>(a, a),
+            _mm512_shuffle_f32x4::<0b01_01_01_01>(a, a),
+            _mm512_shuffle_f32x4::<0b10_10_10_10>(a, a),
+            _mm512_shuffle_f32x4::<0b11_11_11_11>(a, a),
+            _mm512_shuffle_f32x4::<0b00_00_00_00>(b, b),
+            _mm512_shuffle_f32x4::<0b01_01_01_01>(b, b),
+            _mm512_shuffle_f32x4::<0b10_10_10_10>(b, b),
+            _mm512_shuffle_f32x4::<0b11_11_11_11>(b, b),
+        ];
+        *at = least_of(list, &terms);
+    }
+}
+
+impl Nearest for Avx512 {
+    #[inline(always)]
+    fn nearest8(self, grid: &Grid<8>, group: &Group<8>, values: &[f32; 4], scales: &[f32], at: &mut [u32]) {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { nearest8(grid, group, values, scales, at) }
+    }
+
+    #[inline(always)]
+    fn nearest4(self, grid: &Grid<4>, group: &Group<4>, values: &[f32; 8], scales: &[f32], at: &mut [u32]) {
+        // Most lists have a unit of eight codes.
+        self.avx2.nearest4(grid, group, values, scales, at);
+    }
+}
+
+impl Lanes for Avx512 {
+    type Floats = Floats8;
+
+    #[inline(always)]
+    fn all(self, x: f32) -> Floats8 {
+        self.avx2.all(x)
+    }
+
+    #[inline(always)]
+    fn floats(self, x: &[f32; 8]) -> Floats8 {
+        self.avx2.floats(x)
+    }
+
+    #[inline(always)]
+    fn integers(self, x: &[u32; 8]) -> Integers8 {
+        self.avx2.integers(x)
+    }
+
+    #[inline(always)]
+    fn small(self, x: &[i8; 8]) -> Floats8 {
+        self.avx2.small(x)
     }
 }

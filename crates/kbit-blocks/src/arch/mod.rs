@@ -6,6 +6,9 @@
 //! Written by hand are those where it does not see the instruction: half-precision conversion and the packing of codes.
 //! Searches run one block a lane ([`crate::lanes`]) over vectors that each set implements ([`lane_kernels`]).
 
+use crate::dot::Operands;
+
+pub(crate) mod lanes;
 pub(crate) mod portable;
 
 #[cfg(target_arch = "x86_64")]
@@ -20,7 +23,7 @@ pub enum InstructionSet {
     Portable,
     /// AVX2 and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ, VL.
+    /// AVX-512 F, BW, DQ, VL; for products also VNNI and VBMI where the CPU has them.
     Avx512,
 }
 
@@ -135,6 +138,63 @@ dispatch! {
     decode_q4_k(bytes: &[u8], out: &mut [f32]);
     decode_q5_k(bytes: &[u8], out: &mut [f32]);
     decode_q6_k(bytes: &[u8], out: &mut [f32]);
+    encode_tq1_0(x: &[f32], out: &mut [u8]);
+    encode_tq2_0(x: &[f32], out: &mut [u8]);
+    encode_mxfp4(x: &[f32], out: &mut [u8]);
+    encode_nvfp4(x: &[f32], out: &mut [u8]);
+    encode_q1_0(x: &[f32], out: &mut [u8]);
+    encode_q2_0(x: &[f32], out: &mut [u8]);
+    decode_tq1_0(bytes: &[u8], out: &mut [f32]);
+    decode_tq2_0(bytes: &[u8], out: &mut [f32]);
+    decode_mxfp4(bytes: &[u8], out: &mut [f32]);
+    decode_nvfp4(bytes: &[u8], out: &mut [f32]);
+    decode_q1_0(bytes: &[u8], out: &mut [f32]);
+    decode_q2_0(bytes: &[u8], out: &mut [f32]);
+    encode_q8_1(x: &[f32], out: &mut [u8]);
+    encode_q8_k(x: &[f32], out: &mut [u8]);
+    dot_q8_0(operands: Operands<'_, '_>);
+    dot_q4_0(operands: Operands<'_, '_>);
+    dot_q4_1(operands: Operands<'_, '_>);
+    dot_q5_0(operands: Operands<'_, '_>);
+    dot_q5_1(operands: Operands<'_, '_>);
+    dot_q2_k(operands: Operands<'_, '_>);
+    dot_q3_k(operands: Operands<'_, '_>);
+    dot_q4_k(operands: Operands<'_, '_>);
+    dot_q5_k(operands: Operands<'_, '_>);
+    dot_q6_k(operands: Operands<'_, '_>);
+    dot_tq1_0(operands: Operands<'_, '_>);
+    dot_tq2_0(operands: Operands<'_, '_>);
+    dot_mxfp4(operands: Operands<'_, '_>);
+    dot_nvfp4(operands: Operands<'_, '_>);
+    dot_q1_0(operands: Operands<'_, '_>);
+    dot_q2_0(operands: Operands<'_, '_>);
+    dot_iq4_nl(operands: Operands<'_, '_>);
+    dot_iq4_xs(operands: Operands<'_, '_>);
+    dot_iq2_xxs(operands: Operands<'_, '_>);
+    dot_iq2_xs(operands: Operands<'_, '_>);
+    dot_iq2_s(operands: Operands<'_, '_>);
+    dot_iq3_xxs(operands: Operands<'_, '_>);
+    dot_iq3_s(operands: Operands<'_, '_>);
+    dot_iq1_s(operands: Operands<'_, '_>);
+    dot_iq1_m(operands: Operands<'_, '_>);
+    decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
+    decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
+    decode_iq2_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq3_xxs(bytes: &[u8], out: &mut [f32]);
+    decode_iq3_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq1_s(bytes: &[u8], out: &mut [f32]);
+    decode_iq1_m(bytes: &[u8], out: &mut [f32]);
+    encode_iq2_s(x: &[f32], out: &mut [u8]);
+    encode_iq3_xxs(x: &[f32], out: &mut [u8]);
+    encode_iq3_s(x: &[f32], out: &mut [u8]);
+    encode_iq1_m(x: &[f32], out: &mut [u8]);
+    weighted_iq2_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_m(rows: &[f32], importance: &[f32], out: &mut [u8]);
     decode_iq4_nl(bytes: &[u8], out: &mut [f32]);
     decode_iq4_xs(bytes: &[u8], out: &mut [f32]);
 }
@@ -194,3 +254,23 @@ macro_rules! own_kernels {
 }
 #[cfg(target_arch = "x86_64")]
 use own_kernels;
+
+/// Methods that run the portable loops over blocks with points of a grid, compiled with the features of a set, with its own search
+/// for the nearest point.
+#[cfg(target_arch = "x86_64")]
+macro_rules! searching_kernels {
+    ($kernels:ty, $features:literal; $($name:ident($($argument:ident: $ty:ty),*);)*) => {
+        impl $kernels {
+            $(pub(crate) fn $name(self, $($argument: $ty),*) {
+                #[target_feature(enable = $features)]
+                fn run(kernels: $kernels, $($argument: $ty),*) {
+                    $crate::arch::portable::searching::$name(kernels, $($argument),*);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(self, $($argument),*) }
+            })*
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use searching_kernels;

@@ -1,0 +1,51 @@
+//! Activations rounded to blocks of 8-bit integers, for products with blocks of weights: Q8_0, Q8_1 and Q8_K, with the bytes of
+//! ggml's `quantize_row_q8_{0,1,K}_ref`. Q8_0 is a type of weights too; the other two are in no file.
+
+use crate::block::{Encode, Half, Q8_0, Q8_1, Q8_K};
+use crate::legacy::{extreme, largest};
+use crate::search::nearest;
+
+impl Q8_1 {
+    /// As [`Q8_0`], with the scaled sum of the integers.
+    #[inline(always)]
+    pub(crate) fn encode(x: &[f32; 32]) -> Self {
+        let Q8_0 { d, q } = Q8_0::encode(x);
+        let sum: i16 = q.iter().map(|q| i16::from(*q)).sum();
+        // The scale before it is rounded to half precision.
+        Self { d, sum: Half::new(f32::from(sum) * (largest(x) / 127.0)), q }
+    }
+}
+
+impl Q8_K {
+    /// Integers -127 to 127, a scale in single precision, and the sums of 16 integers each. A block of zeros has zeros
+    /// everywhere (ggml leaves the sums as they were, which changes no product).
+    #[inline(always)]
+    pub(crate) fn encode(x: &[f32; 256]) -> Self {
+        let extreme = extreme(x);
+        let mut block = Self { d: [0; 4], q: [0; 256], sums: [[0; 2]; 16] };
+        if extreme == 0.0 {
+            return block;
+        }
+        let inverse = -127.0 / extreme;
+        for (x, q) in x.iter().zip(&mut block.q) {
+            // Where the inverse is infinite, products are too, or NaN, and the low byte of what comes of them is zero.
+            *q = nearest(inverse * x).min(127).to_le_bytes()[0].cast_signed();
+        }
+        for (q, sum) in block.q.as_chunks::<16>().0.iter().zip(&mut block.sums) {
+            *sum = q.iter().map(|q| i16::from(*q)).sum::<i16>().to_le_bytes();
+        }
+        block.d = (1.0 / inverse).to_le_bytes();
+        block
+    }
+
+    #[inline(always)]
+    pub(crate) fn scale(&self) -> f32 {
+        f32::from_le_bytes(self.d)
+    }
+
+    /// The sum of 16 integers.
+    #[inline(always)]
+    pub(crate) fn sum(&self, part: usize) -> i32 {
+        i32::from(i16::from_le_bytes(self.sums[part]))
+    }
+}
