@@ -37,18 +37,6 @@ pub(crate) trait Encode: Block {
     fn encode(x: &Self::Weights) -> Self;
 }
 
-/// A block that can be made with regard to the importance of weights.
-pub(crate) trait EncodeWeighted: Block {
-    /// The block of `x`; `weights` are those of the squared error.
-    fn encode_weighted(x: &Self::Weights, weights: &Self::Weights) -> Self;
-}
-
-/// A block that can be made with regard to the importance of columns.
-pub(crate) trait EncodeImportant: Block {
-    /// The block of `x`; `importance` is the mean square of each column's input.
-    fn encode_important(x: &Self::Weights, importance: &Self::Weights) -> Self;
-}
-
 macro_rules! blocks {
     ($($(#[$doc:meta])* $name:ident = $elements:literal { $($field:ident: $ty:ty,)* })*) => {
         $(

@@ -16,6 +16,7 @@ use crate::block::{
     Q8_1, Q8_K, TQ1_0, TQ2_0,
 };
 use crate::fp4::{half_e4m3, half_e8m0, level};
+use crate::iq4::LEVELS;
 use crate::ternary::unpack_trit;
 use crate::{BlockError, Kernels, row_bytes};
 use bytemuck::Pod;
@@ -327,13 +328,13 @@ single_sums! {
         *sum += y.d.get() * half_e8m0(x.e) * float(integers(&levels, &y.q));
     };
     IQ4_NL Q8_0: |x, y, sum| {
-        let levels = nibbles(&x.q, |_, q| UNEVEN[usize::from(q)]);
+        let levels = nibbles(&x.q, |_, q| LEVELS[usize::from(q)]);
         *sum += y.d.get() * x.d.get() * float(integers(&levels, &y.q));
     };
     IQ4_XS Q8_K: |x, y, sum| {
         let d = x.d.get() * y.scale();
         for (part, (q, y)) in x.q.iter().zip(y.q.as_chunks::<32>().0).enumerate() {
-            let levels = nibbles(q, |_, q| UNEVEN[usize::from(q)]);
+            let levels = nibbles(q, |_, q| LEVELS[usize::from(q)]);
             *sum += d * f32::from(x.scale(part)) * float(integers(&levels, y));
         }
     };
@@ -389,10 +390,6 @@ single_sums! {
         *sum += d * float(product) - dmin * float(minimums);
     };
 }
-
-/// The levels of IQ4_NL and IQ4_XS.
-pub(crate) const UNEVEN: [i8; 16] =
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 impl IQ4_XS {
     /// The scale of a part: four low bits in half a byte, two high bits in a number of 16.

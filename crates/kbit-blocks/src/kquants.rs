@@ -1,9 +1,17 @@
 //! Super-blocks of 256 weights: Q2_K to Q6_K, in the order of operations of ggml's `quantize_row_*_K_ref`,
 //! `quantize_row_*_K_impl` and `dequantize_row_*_K`.
+//!
+//! Searches run one super-block a lane (see [`crate::lanes`]), part after part, on the transposed weights of a batch. What
+//! follows them, levels anew against the scales as stored and the packing, has no sums: it works on one super-block at a time.
 
-use crate::block::{Block, Encode, EncodeImportant, Half, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
+use crate::block::{Block, Half, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
+use crate::lanes::{
+    Batch, EncodeLanes, Floats, MOST, Simd, WeightedLanes, codes_of_lane, stored, transpose_part,
+    transpose_part_into,
+};
 use crate::search::{
-    NEGLIGIBLE, Steps, code, fit_levels, fit_positive, fit_scale, fit_scale_and_minimum, greatest, nearest,
+    Affine, NEGLIGIBLE, Scale, Steps, code, codes_of_scale, error_weights, fit_levels, fit_positive,
+    fit_scale, fit_scale_and_minimum, greatest, nearest, squares, sum, sum_of_squares,
 };
 
 type Weights = [f32; 256];
@@ -11,7 +19,7 @@ type Codes = [u8; 256];
 
 /// Part `part` of parts of equal length.
 #[inline(always)]
-fn part<T, const LEN: usize>(x: &[T; 256], part: usize) -> &[T; LEN] {
+pub(crate) fn part<T, const LEN: usize>(x: &[T; 256], part: usize) -> &[T; LEN] {
     &x.as_chunks().0[part]
 }
 
@@ -20,40 +28,90 @@ fn part_mut<T, const LEN: usize>(x: &mut [T; 256], part: usize) -> &mut [T; LEN]
     &mut x.as_chunks_mut().0[part]
 }
 
-/// Sum of squares, in order.
+/// A number of each of the `P` parts of each block of a batch, one block a lane.
+type Parts<const P: usize> = [[f32; MOST]; P];
+
+/// Those of one block.
 #[inline(always)]
-fn squares(x: &[f32]) -> f32 {
-    x.iter().fold(0f32, |sum, x| sum + x * x)
+fn of_lane<const P: usize>(parts: &Parts<P>, lane: usize) -> [f32; P] {
+    std::array::from_fn(|part| parts[part][lane])
 }
 
-/// Weights of the error of a part: `mean_square` is that of the super-block, by a factor of the type's own.
-#[inline(always)]
-fn error_weights<const LEN: usize>(x: &[f32; LEN], importance: &[f32; LEN], mean_square: f32) -> [f32; LEN] {
-    let mut weights = [0.0; LEN];
-    for ((x, importance), weight) in x.iter().zip(importance).zip(&mut weights) {
-        *weight = importance * (mean_square + x * x).sqrt();
-    }
-    weights
+/// What [`fit_scale_and_minimum`] found for all parts of a batch.
+struct Affines<F, const P: usize> {
+    scales: [F; P],
+    below: [F; P],
+    inverses: [F; P],
+    from: [F; P],
 }
 
-/// Codes 0 to `most` of `x + minimum` in steps of `d`; where `d` is zero, the codes stay.
-#[inline(always)]
-fn round_above<const LEN: usize>(x: &[f32; LEN], d: f32, minimum: f32, most: i32, codes: &mut [u8; LEN]) {
-    if d != 0.0 {
-        for (x, out) in x.iter().zip(codes) {
-            *out = code(nearest((x + minimum) / d).min(most).max(0));
-        }
+impl<F: Floats, const P: usize> Affines<F, P> {
+    #[inline(always)]
+    fn new(zero: F) -> Self {
+        Self { scales: [zero; P], below: [zero; P], inverses: [zero; P], from: [zero; P] }
+    }
+
+    #[inline(always)]
+    fn set(&mut self, part: usize, found: Affine<F>) {
+        (self.scales[part], self.below[part]) = (found.scale, found.below);
+        (self.inverses[part], self.from[part]) = (found.inverse, found.from);
     }
 }
 
-/// Codes of levels -`half` to `half`-1 in steps of `d`, from 0 up; where `d` is zero, the codes stay.
-#[inline(always)]
-fn round_around<const LEN: usize>(x: &[f32; LEN], d: f32, half: i32, codes: &mut [u8; LEN]) {
-    if d != 0.0 {
-        for (x, out) in x.iter().zip(codes) {
-            *out = code(nearest(x / d).min(half - 1).max(-half) + half);
-        }
+/// The codes that the search itself chose, for parts whose stored scale is zero.
+struct Chosen<const P: usize> {
+    inverses: Parts<P>,
+    from: Parts<P>,
+}
+
+impl<const P: usize> Chosen<P> {
+    #[inline(always)]
+    fn codes<const LEN: usize>(&self, part: usize, lane: usize, x: &[f32; LEN], most: i32) -> [u8; LEN] {
+        let (inverse, from) = (self.inverses[part][lane], self.from[part][lane]);
+        x.map(|x| code(nearest(inverse * (x - from)).min(most).max(0)))
     }
+}
+
+/// Codes that [`fit_scale`] chose, for parts whose stored scale is zero.
+#[inline(always)]
+fn chosen_around<const LEN: usize>(x: &[f32; LEN], inverse: f32, half: i32) -> [u8; LEN] {
+    if x.iter().all(|x| x.abs() < NEGLIGIBLE) {
+        return [0; LEN];
+    }
+    x.map(|x| code(nearest(inverse * x).min(half - 1).max(-half) + half))
+}
+
+/// Weights of the error of part `index`, and their sum.
+#[inline(always)]
+fn part_weights<S: Simd, const LEN: usize>(
+    simd: S,
+    x: &[S::Floats; LEN],
+    importance: &Batch<'_, Weights>,
+    index: usize,
+    mean_square: S::Floats,
+) -> ([S::Floats; LEN], S::Floats) {
+    let weights = error_weights(x, &transpose_part(simd, importance, index), mean_square);
+    (weights, sum(simd, &weights))
+}
+
+/// Codes 0 to `most` of `x + minimum` in steps of `d`.
+#[inline(always)]
+fn round_above<const LEN: usize>(x: &[f32; LEN], d: f32, minimum: f32, most: i32) -> [u8; LEN] {
+    let mut codes = [0; LEN];
+    for (x, out) in x.iter().zip(&mut codes) {
+        *out = code(nearest((x + minimum) / d).min(most).max(0));
+    }
+    codes
+}
+
+/// Codes of levels -`half` to `half`-1 in steps of `d`, from 0 up.
+#[inline(always)]
+fn round_around<const LEN: usize>(x: &[f32; LEN], d: f32, half: i32) -> [u8; LEN] {
+    let mut codes = [0; LEN];
+    for (x, out) in x.iter().zip(&mut codes) {
+        *out = code(nearest(x / d).min(half - 1).max(-half) + half);
+    }
+    codes
 }
 
 /// Codes of two bits: weights 32 apart share a byte, 128 weights share 32 bytes.
@@ -72,56 +130,84 @@ fn pack2(codes: &Codes) -> [[u8; 32]; 2] {
 impl Q2_K {
     /// Levels anew against the scales as stored, and everything packed.
     #[inline(always)]
-    fn finish(x: &Weights, mut codes: Codes, scales: [u8; 16], d: f32, dmin: f32) -> Self {
+    fn finish(x: &Weights, chosen: &Chosen<16>, lane: usize, scales: [u8; 16], d: f32, dmin: f32) -> Self {
         let (d, dmin) = (Half::new(d), Half::new(dmin));
+        let mut codes = [0; 256];
         for (index, scale) in scales.iter().enumerate() {
             let (step, minimum) = (d.get() * f32::from(scale & 15), dmin.get() * f32::from(scale >> 4));
-            round_above(part::<_, 16>(x, index), step, minimum, 3, part_mut(&mut codes, index));
+            let x = part::<_, 16>(x, index);
+            *part_mut(&mut codes, index) =
+                if step == 0.0 { chosen.codes(index, lane, x, 3) } else { round_above(x, step, minimum, 3) };
         }
         Self { scales, q: pack2(&codes), d, dmin }
     }
-}
 
-impl Encode for Q2_K {
+    /// Scales or minimums of 4 bits.
     #[inline(always)]
-    fn encode(x: &Weights) -> Self {
-        const STEPS: Steps = Steps { first: -0.5, step: 0.1, count: 16, absolute: true };
-        let (mut scales, mut minimums, mut codes) = ([0.0; 16], [0.0; 16], [0; 256]);
-        for index in 0..16 {
-            let x = part::<_, 16>(x, index);
-            let found = fit_scale_and_minimum(3, x, &x.map(f32::abs), STEPS);
-            (scales[index], minimums[index], *part_mut(&mut codes, index)) = found;
-        }
-        let levels = |x: &[f32; 16]| {
-            let greatest = greatest(x);
+    fn levels(x: &[f32; 16]) -> (f32, [u8; 16]) {
+        let greatest = greatest(x);
+        if greatest > 0.0 {
             let inverse = 15.0 / greatest;
-            if greatest > 0.0 {
-                (greatest / 15.0, x.map(|x| code(nearest(inverse * x))))
-            } else {
-                (0.0, [0; 16])
-            }
-        };
-        let ((d, low), (dmin, high)) = (levels(&scales), levels(&minimums));
-        Self::finish(x, codes, std::array::from_fn(|j| low[j] | high[j] << 4), d, dmin)
+            (greatest / 15.0, x.map(|x| code(nearest(inverse * x))))
+        } else {
+            (0.0, [0; 16])
+        }
     }
 }
 
-impl EncodeImportant for Q2_K {
+impl EncodeLanes for Q2_K {
     #[inline(always)]
-    fn encode_important(x: &Weights, importance: &Weights) -> Self {
-        let mean_square = squares(x) / 256.0;
-        let (mut scales, mut minimums, mut codes) = ([0.0; 16], [0.0; 16], [0; 256]);
-        let mut sums = [0f32; 16];
+    fn encode_lanes<S: Simd>(simd: S, batch: &Batch<'_, Weights>, out: &mut [Self]) {
+        const STEPS: Steps = Steps { first: -0.5, step: 0.1, count: 16, absolute: true };
+        let mut found = Affines::<_, 16>::new(simd.splat(0.0));
         for index in 0..16 {
-            let x = part::<_, 16>(x, index);
-            let weights = error_weights(x, part(importance, index), mean_square);
-            sums[index] = weights.iter().fold(0.0, |sum, weight| sum + weight);
-            let found = fit_scale_and_minimum(3, x, &weights, Steps::WEIGHTED);
-            (scales[index], minimums[index], *part_mut(&mut codes, index)) = found;
+            let x = transpose_part::<_, 16>(simd, batch, index);
+            let mut weights = x;
+            for weight in &mut weights {
+                *weight = weight.abs();
+            }
+            found.set(index, fit_scale_and_minimum(simd, 3.0, &x, &weights, STEPS));
         }
-        let (d, low) = fit_positive(15, &scales, &sums);
-        let (dmin, high) = fit_positive(15, &minimums, &sums);
-        Self::finish(x, codes, std::array::from_fn(|j| low[j] | high[j] << 4), d, dmin)
+        let (scales, below) = (stored(&found.scales), stored(&found.below));
+        let chosen = Chosen { inverses: stored(&found.inverses), from: stored(&found.from) };
+        for (lane, out) in out.iter_mut().enumerate() {
+            let ((d, low), (dmin, high)) =
+                (Self::levels(&of_lane(&scales, lane)), Self::levels(&of_lane(&below, lane)));
+            let scales = std::array::from_fn(|j| low[j] | high[j] << 4);
+            *out = Self::finish(batch[lane], &chosen, lane, scales, d, dmin);
+        }
+    }
+}
+
+impl WeightedLanes for Q2_K {
+    const OF_ROW: bool = false;
+
+    #[inline(always)]
+    fn weighted_lanes<S: Simd>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        importance: &Batch<'_, Weights>,
+        _: &[f32; MOST],
+        out: &mut [Self],
+    ) {
+        let mean_square = sum_of_squares(simd, batch) / simd.splat(256.0);
+        let mut found = Affines::<_, 16>::new(simd.splat(0.0));
+        let mut sums = found.scales;
+        for (index, sum) in sums.iter_mut().enumerate() {
+            let x = transpose_part::<_, 16>(simd, batch, index);
+            let weights;
+            (weights, *sum) = part_weights(simd, &x, importance, index, mean_square);
+            found.set(index, fit_scale_and_minimum(simd, 3.0, &x, &weights, Steps::WEIGHTED));
+        }
+        let (d, low) = fit_positive(simd, 15.0, &found.scales, &sums);
+        let (dmin, high) = fit_positive(simd, 15.0, &found.below, &sums);
+        let (d, dmin, low, high) = (d.store(), dmin.store(), stored(&low), stored(&high));
+        let chosen = Chosen { inverses: stored(&found.inverses), from: stored(&found.from) };
+        for (lane, out) in out.iter_mut().enumerate() {
+            let (low, high) = (codes_of_lane(&low, lane), codes_of_lane(&high, lane));
+            let scales = std::array::from_fn(|j| low[j] | high[j] << 4);
+            *out = Self::finish(batch[lane], &chosen, lane, scales, d[lane], dmin[lane]);
+        }
     }
 }
 
@@ -167,18 +253,22 @@ impl Block for Q3_K {
 }
 
 impl Q3_K {
-    /// Levels anew against the scales as stored (6 bits each, 32 is none), and everything packed.
+    /// Levels anew against the scales as stored (6 bits each, 32 is none), and everything packed; `chosen` are the codes of parts
+    /// whose stored scale is zero.
     #[inline(always)]
-    fn finish(x: &Weights, mut codes: Codes, levels: [u8; 16], d: f32) -> Self {
+    fn finish(x: &Weights, levels: [u8; 16], d: f32, chosen: impl Fn(usize, &[f32; 16]) -> [u8; 16]) -> Self {
         let d = Half::new(d);
         let mut scales = [0; 12];
         for (j, level) in levels.iter().enumerate() {
             scales[j % 8] |= (level & 15) << (j / 8 * 4);
             scales[8 + j % 4] |= (level >> 4) << (j / 4 * 2);
         }
+        let mut codes = [0; 256];
         for (index, level) in levels.iter().enumerate() {
             let step = d.get() * (f32::from(*level) - 32.0);
-            round_around(part::<_, 16>(x, index), step, 4, part_mut(&mut codes, index));
+            let x = part::<_, 16>(x, index);
+            *part_mut(&mut codes, index) =
+                if step == 0.0 { chosen(index, x) } else { round_around(x, step, 4) };
         }
         let mut high = [0; 32];
         for (run, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
@@ -190,40 +280,78 @@ impl Q3_K {
     }
 }
 
-impl Encode for Q3_K {
+impl EncodeLanes for Q3_K {
     #[inline(always)]
-    fn encode(x: &Weights) -> Self {
-        let (mut scales, mut codes) = ([0f32; 16], [0; 256]);
-        let mut extreme = 0f32;
-        for (index, scale) in scales.iter_mut().enumerate() {
-            (*scale, *part_mut(&mut codes, index)) = fit_levels(4, part::<_, 16>(x, index));
-            if scale.abs() > extreme.abs() {
-                extreme = *scale;
+    fn encode_lanes<S: Simd>(simd: S, batch: &Batch<'_, Weights>, out: &mut [Self]) {
+        let mut scales = [simd.splat(0.0); 16];
+        let mut chosen = [[0f32; MOST]; 256];
+        let quads = scales.as_chunks_mut::<4>().0.iter_mut().zip(chosen.as_chunks_mut::<64>().0);
+        let (mut x, mut codes) = ([[simd.splat(0.0); 16]; 4], [[simd.splat(0.0); 16]; 4]);
+        for (quad, (scales, chosen)) in quads.enumerate() {
+            for (inside, x) in x.iter_mut().enumerate() {
+                transpose_part_into(simd, batch, quad * 4 + inside, x);
+            }
+            *scales = fit_levels(simd, 4.0, &x, &mut codes);
+            for (code, chosen) in codes.as_flattened().iter().zip(chosen) {
+                *chosen = code.store();
             }
         }
-        if extreme == 0.0 {
-            return Self::finish(x, codes, [0; 16], 0.0);
+        let scales = stored(&scales);
+        for (lane, out) in out.iter_mut().enumerate() {
+            let scales = of_lane(&scales, lane);
+            let extreme = extreme(&scales);
+            let (mut levels, mut d) = ([0; 16], 0.0);
+            if extreme != 0.0 {
+                let inverse = -32.0 / extreme;
+                // ggml narrows to 8 bits before it limits the level.
+                levels = scales.map(|scale| {
+                    let level = code(nearest(inverse * scale)).cast_signed().clamp(-32, 31);
+                    (level + 32).cast_unsigned()
+                });
+                d = 1.0 / inverse;
+            }
+            *out = Self::finish(batch[lane], levels, d, |index, _| {
+                codes_of_lane(part::<_, 16>(&chosen, index), lane)
+            });
         }
-        let inverse = -32.0 / extreme;
-        let levels = scales.map(|scale| code(nearest(inverse * scale).clamp(-32, 31) + 32));
-        Self::finish(x, codes, levels, 1.0 / inverse)
     }
 }
 
-impl EncodeImportant for Q3_K {
+impl WeightedLanes for Q3_K {
+    const OF_ROW: bool = false;
+
     #[inline(always)]
-    fn encode_important(x: &Weights, importance: &Weights) -> Self {
-        let mean_square = 2.0 * squares(x) / 256.0;
-        let (mut scales, mut sums, mut codes) = ([0f32; 16], [0f32; 16], [0; 256]);
+    fn weighted_lanes<S: Simd>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        importance: &Batch<'_, Weights>,
+        _: &[f32; MOST],
+        out: &mut [Self],
+    ) {
+        let mean_square = simd.splat(2.0) * sum_of_squares(simd, batch) / simd.splat(256.0);
+        let (mut scales, mut inverses) = ([simd.splat(0.0); 16], [simd.splat(0.0); 16]);
+        let mut sums = scales;
         for index in 0..16 {
-            let x = part::<_, 16>(x, index);
-            let weights = error_weights(x, part(importance, index), mean_square);
-            sums[index] = weights.iter().fold(0.0, |sum, weight| sum + weight);
-            (scales[index], *part_mut(&mut codes, index)) = fit_scale(4, x, &weights);
+            let x = transpose_part::<_, 16>(simd, batch, index);
+            let (weights, sum) = part_weights(simd, &x, importance, index, mean_square);
+            sums[index] = sum;
+            Scale { scale: scales[index], inverse: inverses[index] } = fit_scale(simd, 4.0, &x, &weights);
         }
-        let (d, levels) = fit_scale(32, &scales, &sums);
-        Self::finish(x, codes, levels, d)
+        let Scale { scale: d, inverse } = fit_scale(simd, 32.0, &scales, &sums);
+        let levels = stored(&codes_of_scale(simd, 32.0, &scales, inverse));
+        let (d, inverses) = (d.store(), stored(&inverses));
+        for (lane, out) in out.iter_mut().enumerate() {
+            *out = Self::finish(batch[lane], codes_of_lane(&levels, lane), d[lane], |index, x| {
+                chosen_around(x, inverses[index][lane], 4)
+            });
+        }
     }
+}
+
+/// The value of largest magnitude; of equal ones, the first. Plus zero where all are zero.
+#[inline(always)]
+pub(crate) fn extreme(x: &[f32]) -> f32 {
+    x.iter().fold(0f32, |extreme, x| if x.abs() > extreme.abs() { *x } else { extreme })
 }
 
 /// Scale and minimum `j` of the twelve packed bytes of Q4_K and Q5_K, six bits each.
@@ -262,51 +390,95 @@ struct Eighths {
 
 impl Eighths {
     #[inline(always)]
-    fn new(x: &Weights, most: i32, steps: Steps) -> Self {
-        let (mut scales, mut minimums, mut codes) = ([0.0; 8], [0.0; 8], [0; 256]);
+    fn encode<S: Simd, B: From<Self>>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        most: u8,
+        steps: Steps,
+        out: &mut [B],
+    ) {
+        let mut found = Affines::<_, 8>::new(simd.splat(0.0));
         for index in 0..8 {
-            let x = part::<_, 32>(x, index);
-            let mean = (squares(x) / 32.0).sqrt();
-            let found = fit_scale_and_minimum(most, x, &x.map(|x| mean + x.abs()), steps);
-            (scales[index], minimums[index], *part_mut(&mut codes, index)) = found;
+            let x = transpose_part::<_, 32>(simd, batch, index);
+            let mean = (sum(simd, &squares(&x)) / simd.splat(32.0)).sqrt();
+            let mut weights = x;
+            for weight in &mut weights {
+                *weight = mean + weight.abs();
+            }
+            found.set(index, fit_scale_and_minimum(simd, f32::from(most), &x, &weights, steps));
         }
-        let levels = |x: &[f32; 8]| {
-            let greatest = greatest(x);
-            let inverse = if greatest > 0.0 { 63.0 / greatest } else { 0.0 };
-            (greatest / 63.0, x.map(|x| code(nearest(inverse * x)).min(63)))
-        };
-        let ((d, low), (dmin, high)) = (levels(&scales), levels(&minimums));
-        Self::finish(x, most, codes, pack_scales_and_minimums(&low, &high), d, dmin)
+        let (scales, below) = (stored(&found.scales), stored(&found.below));
+        let chosen = Chosen { inverses: stored(&found.inverses), from: stored(&found.from) };
+        for (lane, out) in out.iter_mut().enumerate() {
+            let ((d, low), (dmin, high)) =
+                (Self::levels(&of_lane(&scales, lane)), Self::levels(&of_lane(&below, lane)));
+            let packed = pack_scales_and_minimums(&low, &high);
+            *out = Self::finish(batch[lane], most.into(), &chosen, lane, packed, d, dmin).into();
+        }
+    }
+
+    /// Scales or minimums of 6 bits.
+    #[inline(always)]
+    fn levels(x: &[f32; 8]) -> (f32, [u8; 8]) {
+        let greatest = greatest(x);
+        let inverse = if greatest > 0.0 { 63.0 / greatest } else { 0.0 };
+        (greatest / 63.0, x.map(|x| code(nearest(inverse * x)).min(63)))
     }
 
     /// `cap` limits the levels of scales to what they can be; ggml leaves that out for Q4_K.
     #[inline(always)]
-    fn important(x: &Weights, importance: &Weights, most: i32, cap: u8) -> Self {
-        let mean_square = 2.0 * squares(x) / 256.0;
-        let (mut scales, mut minimums, mut codes) = ([0.0; 8], [0.0; 8], [0; 256]);
-        let mut sums = [0f32; 8];
-        for index in 0..8 {
-            let x = part::<_, 32>(x, index);
-            let weights = error_weights(x, part(importance, index), mean_square);
-            sums[index] = weights.iter().fold(0.0, |sum, weight| sum + weight);
-            let found = fit_scale_and_minimum(most, x, &weights, Steps::WEIGHTED);
-            (scales[index], minimums[index], *part_mut(&mut codes, index)) = found;
+    fn weighted<S: Simd, B: From<Self>>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        importance: &Batch<'_, Weights>,
+        most: u8,
+        cap: u8,
+        out: &mut [B],
+    ) {
+        let mean_square = simd.splat(2.0) * sum_of_squares(simd, batch) / simd.splat(256.0);
+        let mut found = Affines::<_, 8>::new(simd.splat(0.0));
+        let mut sums = found.scales;
+        for (index, sum) in sums.iter_mut().enumerate() {
+            let x = transpose_part::<_, 32>(simd, batch, index);
+            let weights;
+            (weights, *sum) = part_weights(simd, &x, importance, index, mean_square);
+            found.set(index, fit_scale_and_minimum(simd, f32::from(most), &x, &weights, Steps::WEIGHTED));
         }
-        let (d, low) = fit_positive(63, &scales, &sums);
-        let (dmin, high) = fit_positive(63, &minimums, &sums);
-        let packed =
-            pack_scales_and_minimums(&low.map(|level| level.min(cap)), &high.map(|level| level.min(cap)));
-        Self::finish(x, most, codes, packed, d, dmin)
+        let (d, low) = fit_positive(simd, 63.0, &found.scales, &sums);
+        let (dmin, high) = fit_positive(simd, 63.0, &found.below, &sums);
+        let (d, dmin, low, high) = (d.store(), dmin.store(), stored(&low), stored(&high));
+        let chosen = Chosen { inverses: stored(&found.inverses), from: stored(&found.from) };
+        for (lane, out) in out.iter_mut().enumerate() {
+            let [low, high] =
+                [&low, &high].map(|levels| codes_of_lane(levels, lane).map(|level| level.min(cap)));
+            let packed = pack_scales_and_minimums(&low, &high);
+            let (d, dmin) = (d[lane], dmin[lane]);
+            *out = Self::finish(batch[lane], most.into(), &chosen, lane, packed, d, dmin).into();
+        }
     }
 
     /// Levels anew against the scales as stored.
     #[inline(always)]
-    fn finish(x: &Weights, most: i32, mut codes: Codes, scales: [u8; 12], d: f32, dmin: f32) -> Self {
+    fn finish(
+        x: &Weights,
+        most: i32,
+        chosen: &Chosen<8>,
+        lane: usize,
+        scales: [u8; 12],
+        d: f32,
+        dmin: f32,
+    ) -> Self {
         let (d, dmin) = (Half::new(d), Half::new(dmin));
+        let mut codes = [0; 256];
         for index in 0..8 {
             let (scale, minimum) = scale_and_minimum(index, &scales);
             let (step, minimum) = (d.get() * scale, dmin.get() * minimum);
-            round_above(part::<_, 32>(x, index), step, minimum, most, part_mut(&mut codes, index));
+            let x = part::<_, 32>(x, index);
+            *part_mut(&mut codes, index) = if step == 0.0 {
+                chosen.codes(index, lane, x, most)
+            } else {
+                round_above(x, step, minimum, most)
+            };
         }
         Self { d, dmin, scales, codes }
     }
@@ -344,31 +516,49 @@ impl From<Eighths> for Q5_K {
     }
 }
 
-impl Encode for Q4_K {
+impl EncodeLanes for Q4_K {
     #[inline(always)]
-    fn encode(x: &Weights) -> Self {
-        Eighths::new(x, 15, Steps { first: -1.0, step: 0.1, count: 21, absolute: false }).into()
+    fn encode_lanes<S: Simd>(simd: S, batch: &Batch<'_, Weights>, out: &mut [Self]) {
+        const STEPS: Steps = Steps { first: -1.0, step: 0.1, count: 21, absolute: false };
+        Eighths::encode(simd, batch, 15, STEPS, out);
     }
 }
 
-impl EncodeImportant for Q4_K {
+impl WeightedLanes for Q4_K {
+    const OF_ROW: bool = false;
+
     #[inline(always)]
-    fn encode_important(x: &Weights, importance: &Weights) -> Self {
-        Eighths::important(x, importance, 15, u8::MAX).into()
+    fn weighted_lanes<S: Simd>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        importance: &Batch<'_, Weights>,
+        _: &[f32; MOST],
+        out: &mut [Self],
+    ) {
+        Eighths::weighted(simd, batch, importance, 15, u8::MAX, out);
     }
 }
 
-impl Encode for Q5_K {
+impl EncodeLanes for Q5_K {
     #[inline(always)]
-    fn encode(x: &Weights) -> Self {
-        Eighths::new(x, 31, Steps { first: -0.5, step: 0.1, count: 16, absolute: false }).into()
+    fn encode_lanes<S: Simd>(simd: S, batch: &Batch<'_, Weights>, out: &mut [Self]) {
+        const STEPS: Steps = Steps { first: -0.5, step: 0.1, count: 16, absolute: false };
+        Eighths::encode(simd, batch, 31, STEPS, out);
     }
 }
 
-impl EncodeImportant for Q5_K {
+impl WeightedLanes for Q5_K {
+    const OF_ROW: bool = false;
+
     #[inline(always)]
-    fn encode_important(x: &Weights, importance: &Weights) -> Self {
-        Eighths::important(x, importance, 31, 63).into()
+    fn weighted_lanes<S: Simd>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        importance: &Batch<'_, Weights>,
+        _: &[f32; MOST],
+        out: &mut [Self],
+    ) {
+        Eighths::weighted(simd, batch, importance, 31, 63, out);
     }
 }
 
@@ -426,27 +616,22 @@ impl Block for Q6_K {
 }
 
 impl Q6_K {
-    /// The block, with `weights` of a part's error.
+    /// The block, with the scales of parts and what their levels were made with.
     #[inline(always)]
-    fn fit(x: &Weights, weights: impl Fn(usize, &[f32; 16]) -> [f32; 16]) -> Self {
-        let (mut fitted, mut codes) = ([0f32; 16], [0; 256]);
-        let mut extreme = 0f32;
-        for (index, scale) in fitted.iter_mut().enumerate() {
-            let x = part::<_, 16>(x, index);
-            (*scale, *part_mut(&mut codes, index)) = fit_scale(32, x, &weights(index, x));
-            if scale.abs() > extreme.abs() {
-                extreme = *scale;
-            }
-        }
+    fn finish(x: &Weights, fitted: &[f32; 16], inverses: &[f32; 16]) -> Self {
+        let extreme = extreme(fitted);
         if extreme.abs() < NEGLIGIBLE {
             return bytemuck::Zeroable::zeroed();
         }
         let inverse = -128.0 / extreme;
         let d = Half::new(1.0 / inverse);
         let scales = fitted.map(|scale| code(nearest(inverse * scale).min(127)).cast_signed());
+        let mut codes = [0; 256];
         for (index, scale) in scales.iter().enumerate() {
             let step = d.get() * f32::from(*scale);
-            round_around(part::<_, 16>(x, index), step, 32, part_mut(&mut codes, index));
+            let x = part::<_, 16>(x, index);
+            *part_mut(&mut codes, index) =
+                if step == 0.0 { chosen_around(x, inverses[index], 32) } else { round_around(x, step, 32) };
         }
         let (mut low, mut high) = ([[0; 64]; 2], [[0; 32]; 2]);
         for half in 0..2 {
@@ -459,18 +644,48 @@ impl Q6_K {
         }
         Self { low, high, scales, d }
     }
-}
 
-impl Encode for Q6_K {
+    /// The blocks, with what was found for their parts.
     #[inline(always)]
-    fn encode(x: &Weights) -> Self {
-        Self::fit(x, |_, x| x.map(|x| x * x))
+    fn finish_all<S: Simd>(batch: &Batch<'_, Weights>, fitted: &[Scale<S::Floats>; 16], out: &mut [Self]) {
+        let (mut scales, mut inverses) = ([[0.0; MOST]; 16], [[0.0; MOST]; 16]);
+        for (index, fitted) in fitted.iter().enumerate() {
+            (scales[index], inverses[index]) = (fitted.scale.store(), fitted.inverse.store());
+        }
+        for (lane, out) in out.iter_mut().enumerate() {
+            *out = Self::finish(batch[lane], &of_lane(&scales, lane), &of_lane(&inverses, lane));
+        }
     }
 }
 
-impl EncodeImportant for Q6_K {
+impl EncodeLanes for Q6_K {
     #[inline(always)]
-    fn encode_important(x: &Weights, importance: &Weights) -> Self {
-        Self::fit(x, |index, _| *part(importance, index))
+    fn encode_lanes<S: Simd>(simd: S, batch: &Batch<'_, Weights>, out: &mut [Self]) {
+        let mut fitted = [Scale { scale: simd.splat(0.0), inverse: simd.splat(0.0) }; 16];
+        for (index, fitted) in fitted.iter_mut().enumerate() {
+            let x = transpose_part::<_, 16>(simd, batch, index);
+            *fitted = fit_scale(simd, 32.0, &x, &squares(&x));
+        }
+        Self::finish_all::<S>(batch, &fitted, out);
+    }
+}
+
+impl WeightedLanes for Q6_K {
+    const OF_ROW: bool = false;
+
+    #[inline(always)]
+    fn weighted_lanes<S: Simd>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        importance: &Batch<'_, Weights>,
+        _: &[f32; MOST],
+        out: &mut [Self],
+    ) {
+        let mut fitted = [Scale { scale: simd.splat(0.0), inverse: simd.splat(0.0) }; 16];
+        for (index, fitted) in fitted.iter_mut().enumerate() {
+            let x = transpose_part::<_, 16>(simd, batch, index);
+            *fitted = fit_scale(simd, 32.0, &x, &transpose_part(simd, importance, index));
+        }
+        Self::finish_all::<S>(batch, &fitted, out);
     }
 }

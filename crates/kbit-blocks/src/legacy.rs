@@ -4,9 +4,10 @@
 //! Everything is inlined into loops that are compiled once an instruction set (`arch`), so it is written for the vectoriser:
 //! fixed lengths, no early exits, reductions over bit patterns or lanes where the order makes no difference.
 
-use crate::block::{Block, Encode, EncodeWeighted, Half, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use crate::block::{Block, Encode, Half, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use crate::lanes::{Batch, Floats, MOST, Simd, WeightedLanes, codes_of_lane, stored, transpose};
 use crate::plain::MAGNITUDE;
-use crate::search::{Steps, fit_scale, fit_scale_and_minimum};
+use crate::search::{Scale, Steps, codes_of_scale, error_weights, fit_scale, fit_scale_and_minimum};
 
 pub(crate) const BLOCK: usize = 32;
 const HALF: usize = BLOCK / 2;
@@ -65,6 +66,7 @@ pub(crate) fn range(x: &Weights) -> (f32, f32) {
     (first(least), first(greatest))
 }
 
+/// One over `d`, 0 for 0.
 #[inline(always)]
 pub(crate) fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
@@ -125,6 +127,53 @@ fn unpack5(fifth: [u8; 4], q: &[u8; HALF], out: &mut Weights, value: impl Fn(f32
     }
 }
 
+/// Blocks with a scale for levels -`half` to `half`-1; `make` puts one together.
+#[inline(always)]
+fn weighted_scale<S: Simd, B>(
+    simd: S,
+    half: u8,
+    batch: &Batch<'_, Weights>,
+    importance: &Batch<'_, Weights>,
+    mean_square: &[f32; MOST],
+    out: &mut [B],
+    make: impl Fn(Half, &Codes) -> B,
+) {
+    let x = transpose(simd, batch);
+    let weights = error_weights(&x, &transpose(simd, importance), simd.load(mean_square));
+    let Scale { scale, inverse } = fit_scale(simd, half.into(), &x, &weights);
+    let scale = scale.store();
+    let codes = stored(&codes_of_scale(simd, half.into(), &x, inverse));
+    for (lane, out) in out.iter_mut().enumerate() {
+        *out = make(Half::new(scale[lane]), &codes_of_lane(&codes, lane));
+    }
+}
+
+/// Blocks with a scale and a minimum for levels 0 to `most`; `make` puts one together.
+#[inline(always)]
+fn weighted_affine<S: Simd, B>(
+    simd: S,
+    most: u8,
+    batch: &Batch<'_, Weights>,
+    importance: &Batch<'_, Weights>,
+    mean_square: &[f32; MOST],
+    out: &mut [B],
+    make: impl Fn(Half, Half, &Codes) -> B,
+) {
+    let x = transpose(simd, batch);
+    let weights = error_weights(&x, &transpose(simd, importance), simd.load(mean_square));
+    let found = fit_scale_and_minimum(simd, most.into(), &x, &weights, Steps::WEIGHTED);
+    let (zero, levels) = (simd.splat(0.0), simd.splat(most.into()));
+    let mut codes = x;
+    for code in &mut codes {
+        *code = (found.inverse * (*code - found.from)).nearest().least(levels).greatest(zero);
+    }
+    let codes = stored(&codes);
+    let (scale, below) = (found.scale.store(), found.below.store());
+    for (lane, out) in out.iter_mut().enumerate() {
+        *out = make(Half::new(scale[lane]), Half::new(-below[lane]), &codes_of_lane(&codes, lane));
+    }
+}
+
 impl Block for Q4_0 {
     type Weights = Weights;
 
@@ -144,11 +193,18 @@ impl Encode for Q4_0 {
     }
 }
 
-impl EncodeWeighted for Q4_0 {
+impl WeightedLanes for Q4_0 {
+    const OF_ROW: bool = true;
+
     #[inline(always)]
-    fn encode_weighted(x: &Weights, weights: &Weights) -> Self {
-        let (d, codes) = fit_scale(8, x, weights);
-        Self { d: Half::new(d), q: pack4(&codes) }
+    fn weighted_lanes<S: Simd>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        importance: &Batch<'_, Weights>,
+        mean_square: &[f32; MOST],
+        out: &mut [Self],
+    ) {
+        weighted_scale(simd, 8, batch, importance, mean_square, out, |d, codes| Self { d, q: pack4(codes) });
     }
 }
 
@@ -173,11 +229,21 @@ impl Encode for Q4_1 {
     }
 }
 
-impl EncodeWeighted for Q4_1 {
+impl WeightedLanes for Q4_1 {
+    const OF_ROW: bool = true;
+
     #[inline(always)]
-    fn encode_weighted(x: &Weights, weights: &Weights) -> Self {
-        let (d, below, codes) = fit_scale_and_minimum(15, x, weights, Steps::WEIGHTED);
-        Self { d: Half::new(d), m: Half::new(-below), q: pack4(&codes) }
+    fn weighted_lanes<S: Simd>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        importance: &Batch<'_, Weights>,
+        mean_square: &[f32; MOST],
+        out: &mut [Self],
+    ) {
+        weighted_affine(simd, 15, batch, importance, mean_square, out, |d, m, codes| {
+            let q = pack4(codes);
+            Self { d, m, q }
+        });
     }
 }
 
@@ -201,12 +267,21 @@ impl Encode for Q5_0 {
     }
 }
 
-impl EncodeWeighted for Q5_0 {
+impl WeightedLanes for Q5_0 {
+    const OF_ROW: bool = true;
+
     #[inline(always)]
-    fn encode_weighted(x: &Weights, weights: &Weights) -> Self {
-        let (d, codes) = fit_scale(16, x, weights);
-        let (high, q) = pack5(&codes);
-        Self { d: Half::new(d), high, q }
+    fn weighted_lanes<S: Simd>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        importance: &Batch<'_, Weights>,
+        mean_square: &[f32; MOST],
+        out: &mut [Self],
+    ) {
+        weighted_scale(simd, 16, batch, importance, mean_square, out, |d, codes| {
+            let (high, q) = pack5(codes);
+            Self { d, high, q }
+        });
     }
 }
 
@@ -231,12 +306,21 @@ impl Encode for Q5_1 {
     }
 }
 
-impl EncodeWeighted for Q5_1 {
+impl WeightedLanes for Q5_1 {
+    const OF_ROW: bool = true;
+
     #[inline(always)]
-    fn encode_weighted(x: &Weights, weights: &Weights) -> Self {
-        let (d, below, codes) = fit_scale_and_minimum(31, x, weights, Steps::WEIGHTED);
-        let (high, q) = pack5(&codes);
-        Self { d: Half::new(d), m: Half::new(-below), high, q }
+    fn weighted_lanes<S: Simd>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        importance: &Batch<'_, Weights>,
+        mean_square: &[f32; MOST],
+        out: &mut [Self],
+    ) {
+        weighted_affine(simd, 31, batch, importance, mean_square, out, |d, m, codes| {
+            let (high, q) = pack5(codes);
+            Self { d, m, high, q }
+        });
     }
 }
 

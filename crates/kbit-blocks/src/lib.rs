@@ -31,8 +31,10 @@ mod dot;
 mod fp4;
 mod grid;
 mod iq1;
+mod iq4;
 mod iquants;
 mod kquants;
+mod lanes;
 mod legacy;
 mod plain;
 mod search;
@@ -163,7 +165,7 @@ pub enum BlockError {
 }
 
 type Encode = fn(Kernels, &[f32], &mut [u8]);
-/// One row: weights, importance.
+/// Whole rows: weights, importance of the columns.
 type EncodeWeighted = fn(Kernels, &[f32], &[f32], &mut [u8]);
 type Decode = fn(Kernels, &[u8], &mut [f32]);
 
@@ -222,6 +224,8 @@ kinds! {
     IQ3_S: decode_iq3_s, encode_iq3_s, weighted_iq3_s;
     IQ1_S: decode_iq1_s => weighted_iq1_s;
     IQ1_M: decode_iq1_m, encode_iq1_m, weighted_iq1_m;
+    IQ4_NL: decode_iq4_nl, encode_iq4_nl, weighted_iq4_nl;
+    IQ4_XS: decode_iq4_xs, encode_iq4_xs, weighted_iq4_xs;
 }
 
 fn kind(ty: GgmlType) -> Option<&'static Kind> {
@@ -339,15 +343,19 @@ impl Kernels {
             if let Some(column) = importance.iter().position(|value| !(value.is_finite() && *value >= 0.0)) {
                 return Err(BlockError::Importance { value: importance[column], column });
             }
-            for (row, (x, out)) in rows.chunks(cols).zip(out.chunks_mut(row_bytes)).enumerate() {
+            // As many rows as fill the lanes of the widest search several times over.
+            const SEVERAL: usize = 1 << 16;
+            let several = SEVERAL.div_ceil(cols);
+            let pieces = rows.chunks(several * cols).zip(out.chunks_mut(several * row_bytes));
+            for (piece, (x, out)) in pieces.enumerate() {
                 self.checked(ty, x, out, |x, out| weighted(self, x, importance, out))
-                    .map_err(|flaw| flaw.at(ty, row * cols, rows, cols))?;
+                    .map_err(|flaw| flaw.at(ty, piece * several * cols, rows, cols))?;
             }
             return Ok(());
         }
         let Some(encode) = kind.encode else { return Err(without_importance(ty)) };
         // Rows are whole blocks, so their borders do not matter. A piece stays in the first-level cache between its check and
-        // its encoding.
+        // its encoding, and is a super-block for each lane of the widest search.
         const PIECE: usize = 4096;
         const { assert!(PIECE.is_multiple_of(256)) };
         let piece_bytes = ty.bytes_for(PIECE as u64).map_or(usize::MAX, |bytes| bytes as usize);

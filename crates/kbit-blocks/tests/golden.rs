@@ -30,6 +30,8 @@ const ENCODED: &[GgmlType] = &[
     GgmlType::IQ2_S,
     GgmlType::IQ3_XXS,
     GgmlType::IQ3_S,
+    GgmlType::IQ4_NL,
+    GgmlType::IQ4_XS,
 ];
 /// Only with importance.
 const WEIGHTED: &[GgmlType] = &[GgmlType::IQ1_S, GgmlType::IQ2_XXS, GgmlType::IQ2_XS];

@@ -5,12 +5,13 @@
 #![expect(unsafe_code, reason = "vector instructions and loads")]
 
 pub(super) mod dot;
+mod search;
 
 use self::dot::{
     dot_iq4_nl, dot_iq4_xs, dot_mxfp4, dot_q2_k, dot_q3_k, dot_q4_0, dot_q4_k, dot_q5_k, dot_q6_k, dot_q8_0,
 };
 use super::lanes::{Floats, Integers, Lanes, Mask};
-use super::{own_kernels, portable, searching_kernels, shared_kernels};
+use super::{lane_kernels, own_kernels, portable, searching_kernels, shared_kernels};
 use crate::block::{Half, Q4_0, Q8_0};
 use crate::dot::Operands;
 use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
@@ -37,20 +38,6 @@ shared_kernels! {
     encode_q4_1(x: &[f32], out: &mut [u8]);
     encode_q5_0(x: &[f32], out: &mut [u8]);
     encode_q5_1(x: &[f32], out: &mut [u8]);
-    encode_q2_k(x: &[f32], out: &mut [u8]);
-    encode_q3_k(x: &[f32], out: &mut [u8]);
-    encode_q4_k(x: &[f32], out: &mut [u8]);
-    encode_q5_k(x: &[f32], out: &mut [u8]);
-    encode_q6_k(x: &[f32], out: &mut [u8]);
-    weighted_q4_0(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q4_1(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_0(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_1(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q2_k(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q3_k(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q4_k(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_k(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q6_k(row: &[f32], importance: &[f32], out: &mut [u8]);
     decode_f32(bytes: &[u8], out: &mut [f32]);
     decode_bf16(bytes: &[u8], out: &mut [f32]);
     decode_q8_0(bytes: &[u8], out: &mut [f32]);
@@ -92,6 +79,30 @@ shared_kernels! {
     dot_iq3_s(operands: Operands<'_, '_>);
     dot_iq1_s(operands: Operands<'_, '_>);
     dot_iq1_m(operands: Operands<'_, '_>);
+    decode_iq4_nl(bytes: &[u8], out: &mut [f32]);
+    decode_iq4_xs(bytes: &[u8], out: &mut [f32]);
+}
+
+lane_kernels! {
+    Avx2, "avx2,f16c";
+    encode_q2_k(x: &[f32], out: &mut [u8]);
+    encode_q3_k(x: &[f32], out: &mut [u8]);
+    encode_q4_k(x: &[f32], out: &mut [u8]);
+    encode_q5_k(x: &[f32], out: &mut [u8]);
+    encode_q6_k(x: &[f32], out: &mut [u8]);
+    encode_iq4_nl(x: &[f32], out: &mut [u8]);
+    encode_iq4_xs(x: &[f32], out: &mut [u8]);
+    weighted_q4_0(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q4_1(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_0(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_1(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q2_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q3_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q4_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q6_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq4_nl(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq4_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
 }
 
 searching_kernels! {
@@ -107,13 +118,13 @@ searching_kernels! {
     encode_iq3_xxs(x: &[f32], out: &mut [u8]);
     encode_iq3_s(x: &[f32], out: &mut [u8]);
     encode_iq1_m(x: &[f32], out: &mut [u8]);
-    weighted_iq2_xxs(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq2_xs(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq2_s(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq3_xxs(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq3_s(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq1_s(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq1_m(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_m(rows: &[f32], importance: &[f32], out: &mut [u8]);
 }
 
 own_kernels! {

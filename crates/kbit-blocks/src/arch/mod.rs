@@ -4,6 +4,7 @@
 //! Most kernels are the loops of [`portable`] compiled again with the features of the set ([`shared_kernels`]): the compiler
 //! vectorises them, never contracts a multiplication with an addition and never reorders sums, so all sets give equal bytes.
 //! Written by hand are those where it does not see the instruction: half-precision conversion and the packing of codes.
+//! Searches run one block a lane ([`crate::lanes`]) over vectors that each set implements ([`lane_kernels`]).
 
 use crate::dot::Operands;
 
@@ -111,15 +112,19 @@ dispatch! {
     encode_q4_k(x: &[f32], out: &mut [u8]);
     encode_q5_k(x: &[f32], out: &mut [u8]);
     encode_q6_k(x: &[f32], out: &mut [u8]);
-    weighted_q4_0(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q4_1(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_0(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_1(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q2_k(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q3_k(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q4_k(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_k(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q6_k(row: &[f32], importance: &[f32], out: &mut [u8]);
+    encode_iq4_nl(x: &[f32], out: &mut [u8]);
+    encode_iq4_xs(x: &[f32], out: &mut [u8]);
+    weighted_q4_0(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q4_1(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_0(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_1(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q2_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q3_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q4_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q5_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_q6_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq4_nl(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq4_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
     decode_f32(bytes: &[u8], out: &mut [f32]);
     decode_f16(bytes: &[u8], out: &mut [f32]);
     decode_bf16(bytes: &[u8], out: &mut [f32]);
@@ -183,13 +188,15 @@ dispatch! {
     encode_iq3_xxs(x: &[f32], out: &mut [u8]);
     encode_iq3_s(x: &[f32], out: &mut [u8]);
     encode_iq1_m(x: &[f32], out: &mut [u8]);
-    weighted_iq2_xxs(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq2_xs(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq2_s(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq3_xxs(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq3_s(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq1_s(row: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq1_m(row: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq2_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq3_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    weighted_iq1_m(rows: &[f32], importance: &[f32], out: &mut [u8]);
+    decode_iq4_nl(bytes: &[u8], out: &mut [f32]);
+    decode_iq4_xs(bytes: &[u8], out: &mut [f32]);
 }
 
 /// Methods that run the portable loops, compiled with the features of a set.
@@ -213,6 +220,25 @@ macro_rules! shared_kernels {
 }
 #[cfg(target_arch = "x86_64")]
 use shared_kernels;
+
+/// Methods that run the searches in lanes ([`portable::search`]) over the vectors of a set.
+#[cfg(target_arch = "x86_64")]
+macro_rules! lane_kernels {
+    ($kernels:ty, $features:literal; $($name:ident($($argument:ident: $ty:ty),*);)*) => {
+        impl $kernels {
+            $(pub(crate) fn $name(self, $($argument: $ty),*) {
+                #[target_feature(enable = $features)]
+                fn run(kernels: $kernels, $($argument: $ty),*) {
+                    $crate::arch::portable::search::$name(kernels, $($argument),*)
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(self, $($argument),*) }
+            })*
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use lane_kernels;
 
 /// Methods written by hand in the same module, as functions with the features of a set.
 #[cfg(target_arch = "x86_64")]

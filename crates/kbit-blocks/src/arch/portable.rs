@@ -1,13 +1,12 @@
 //! The loops over blocks, for every CPU; the wider sets compile them again. Lengths fit: the caller has checked them.
 
 use crate::block::{
-    Block, Encode, EncodeImportant, EncodeWeighted, IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS,
-    IQ4_NL, IQ4_XS, MXFP4, NVFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
-    Q8_1, Q8_K, TQ1_0, TQ2_0,
+    Block, Encode, IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS, MXFP4, NVFP4, Q1_0,
+    Q2_0, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K, TQ1_0, TQ2_0,
 };
 use crate::dot::{Operands, interleaved, one, products};
 use crate::grid::OneByOne;
-use crate::legacy::BLOCK;
+use crate::lanes::{self, Portable, Simd};
 use crate::plain::{MAGNITUDE, bf16_bits, bf16_value, f16_bits, f16_value};
 pub(crate) use crate::ternary::encode_q1_0;
 
@@ -66,23 +65,6 @@ fn encode<B: Encode>(x: &[f32], out: &mut [u8]) {
     }
 }
 
-/// One row: its mean square enters the weights of the error.
-#[inline(always)]
-fn weighted<B: EncodeWeighted<Weights = [f32; BLOCK]>>(row: &[f32], importance: &[f32], out: &mut [u8]) {
-    // ggml's order: one sum over the row, then the mean.
-    let sum = row.iter().fold(0f32, |sum, x| sum + x * x);
-    #[expect(clippy::cast_precision_loss, reason = "as ggml divides by the float of the length")]
-    let mean_square = sum / row.len() as f32;
-    let blocks = row.as_chunks::<BLOCK>().0.iter().zip(importance.as_chunks::<BLOCK>().0);
-    for ((x, importance), block) in blocks.zip(bytemuck::cast_slice_mut::<u8, B>(out)) {
-        let mut weights = [0.0; BLOCK];
-        for ((x, importance), weight) in x.iter().zip(importance).zip(&mut weights) {
-            *weight = importance * (mean_square + x * x).sqrt();
-        }
-        *block = B::encode_weighted(x, &weights);
-    }
-}
-
 #[inline(always)]
 pub(crate) fn encode_q8_1(x: &[f32], out: &mut [u8]) {
     for (x, block) in bytemuck::cast_slice(x).iter().zip(bytemuck::cast_slice_mut(out)) {
@@ -98,14 +80,6 @@ pub(crate) fn encode_q8_k(x: &[f32], out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn important<B: EncodeImportant>(row: &[f32], importance: &[f32], out: &mut [u8]) {
-    let blocks = bytemuck::cast_slice(row).iter().zip(bytemuck::cast_slice(importance));
-    for ((x, importance), block) in blocks.zip(bytemuck::cast_slice_mut::<u8, B>(out)) {
-        *block = B::encode_important(x, importance);
-    }
-}
-
-#[inline(always)]
 fn decode<B: Block>(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytemuck::cast_slice::<u8, B>(bytes).iter().zip(bytemuck::cast_slice_mut(out)) {
         block.decode(out);
@@ -115,8 +89,6 @@ fn decode<B: Block>(bytes: &[u8], out: &mut [f32]) {
 macro_rules! of_blocks {
     (
         encode: { $($encode:ident $a:ty,)* }
-        weighted: { $($weighted:ident $b:ty,)* }
-        important: { $($important:ident $d:ty,)* }
         decode: { $($decode:ident $c:ty,)* }
         dot: { $($dot:ident $e:ty,)* }
     ) => {
@@ -129,14 +101,6 @@ macro_rules! of_blocks {
             encode::<$a>(x, out);
         })*
         $(#[inline(always)]
-        pub(crate) fn $weighted(row: &[f32], importance: &[f32], out: &mut [u8]) {
-            weighted::<$b>(row, importance, out);
-        })*
-        $(#[inline(always)]
-        pub(crate) fn $important(row: &[f32], importance: &[f32], out: &mut [u8]) {
-            important::<$d>(row, importance, out);
-        })*
-        $(#[inline(always)]
         pub(crate) fn $decode(bytes: &[u8], out: &mut [f32]) {
             decode::<$c>(bytes, out);
         })*
@@ -146,15 +110,11 @@ macro_rules! of_blocks {
 of_blocks! {
     encode: {
         encode_q8_0 Q8_0, encode_q4_0 Q4_0, encode_q4_1 Q4_1, encode_q5_0 Q5_0, encode_q5_1 Q5_1,
-        encode_q2_k Q2_K, encode_q3_k Q3_K, encode_q4_k Q4_K, encode_q5_k Q5_K, encode_q6_k Q6_K,
         encode_tq1_0 TQ1_0, encode_tq2_0 TQ2_0, encode_mxfp4 MXFP4, encode_nvfp4 NVFP4, encode_q2_0 Q2_0,
-    }
-    weighted: { weighted_q4_0 Q4_0, weighted_q4_1 Q4_1, weighted_q5_0 Q5_0, weighted_q5_1 Q5_1, }
-    important: {
-        weighted_q2_k Q2_K, weighted_q3_k Q3_K, weighted_q4_k Q4_K, weighted_q5_k Q5_K, weighted_q6_k Q6_K,
     }
     decode: {
         decode_q8_0 Q8_0, decode_q4_0 Q4_0, decode_q4_1 Q4_1, decode_q5_0 Q5_0, decode_q5_1 Q5_1,
+        decode_iq4_nl IQ4_NL, decode_iq4_xs IQ4_XS,
         decode_q2_k Q2_K, decode_q3_k Q3_K, decode_q4_k Q4_K, decode_q5_k Q5_K, decode_q6_k Q6_K,
         decode_tq1_0 TQ1_0, decode_tq2_0 TQ2_0, decode_mxfp4 MXFP4, decode_nvfp4 NVFP4, decode_q1_0 Q1_0, decode_q2_0 Q2_0,
     }
@@ -206,8 +166,9 @@ macro_rules! of_grids {
                 }
             })*
             $(#[inline(always)]
-            pub(crate) fn $weighted<S: Nearest>(search: S, row: &[f32], importance: &[f32], out: &mut [u8]) {
-                let blocks = row.as_chunks().0.iter().zip(importance.as_chunks().0);
+            pub(crate) fn $weighted<S: Nearest>(search: S, rows: &[f32], importance: &[f32], out: &mut [u8]) {
+                // Every row has the same importance.
+                let blocks = rows.as_chunks().0.iter().zip(importance.as_chunks().0.iter().cycle());
                 for ((x, importance), block) in blocks.zip(bytemuck::cast_slice_mut::<u8, $b>(out)) {
                     *block = $b::encode(search, x, Some(importance));
                 }
@@ -223,8 +184,8 @@ macro_rules! of_grids {
         $(pub(crate) fn $encode(x: &[f32], out: &mut [u8]) {
             searching::$encode(OneByOne, x, out);
         })*
-        $(pub(crate) fn $weighted(row: &[f32], importance: &[f32], out: &mut [u8]) {
-            searching::$weighted(OneByOne, row, importance, out);
+        $(pub(crate) fn $weighted(rows: &[f32], importance: &[f32], out: &mut [u8]) {
+            searching::$weighted(OneByOne, rows, importance, out);
         })*
         $(pub(crate) fn $decode(bytes: &[u8], out: &mut [f32]) {
             searching::$decode(OneByOne, bytes, out);
@@ -241,5 +202,45 @@ of_grids! {
     decode: {
         decode_iq2_xxs IQ2_XXS, decode_iq2_xs IQ2_XS, decode_iq2_s IQ2_S, decode_iq3_xxs IQ3_XXS, decode_iq3_s IQ3_S,
         decode_iq1_s IQ1_S, decode_iq1_m IQ1_M,
+    }
+}
+
+/// Searches in lanes: over any instruction set in [`search`], and over every CPU's here.
+macro_rules! in_lanes {
+    (
+        encode: { $($encode:ident $a:ty,)* }
+        weighted: { $($weighted:ident $b:ty,)* }
+    ) => {
+        /// The searches, generic over the instruction set.
+        pub(crate) mod search {
+            use super::*;
+
+            $(#[inline(always)]
+            pub(crate) fn $encode<S: Simd>(simd: S, x: &[f32], out: &mut [u8]) {
+                lanes::encode::<S, $a>(simd, x, out);
+            })*
+            $(#[inline(always)]
+            pub(crate) fn $weighted<S: Simd>(simd: S, rows: &[f32], importance: &[f32], out: &mut [u8]) {
+                lanes::weighted::<S, $b>(simd, rows, importance, out);
+            })*
+        }
+        $(pub(crate) fn $encode(x: &[f32], out: &mut [u8]) {
+            search::$encode(Portable, x, out);
+        })*
+        $(pub(crate) fn $weighted(rows: &[f32], importance: &[f32], out: &mut [u8]) {
+            search::$weighted(Portable, rows, importance, out);
+        })*
+    };
+}
+
+in_lanes! {
+    encode: {
+        encode_q2_k Q2_K, encode_q3_k Q3_K, encode_q4_k Q4_K, encode_q5_k Q5_K, encode_q6_k Q6_K,
+        encode_iq4_nl IQ4_NL, encode_iq4_xs IQ4_XS,
+    }
+    weighted: {
+        weighted_q4_0 Q4_0, weighted_q4_1 Q4_1, weighted_q5_0 Q5_0, weighted_q5_1 Q5_1,
+        weighted_q2_k Q2_K, weighted_q3_k Q3_K, weighted_q4_k Q4_K, weighted_q5_k Q5_K, weighted_q6_k Q6_K,
+        weighted_iq4_nl IQ4_NL, weighted_iq4_xs IQ4_XS,
     }
 }

@@ -4,8 +4,9 @@
 //! Rows that are left over go through the portable code, compiled for the same features, which gives the same numbers.
 
 use crate::block::{Half, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, Q8_K};
-use crate::dot::{Lanes, Operands, UNEVEN, one, products, scales_and_minimums};
+use crate::dot::{Lanes, Operands, one, products, scales_and_minimums};
 use crate::fp4::{LEVELS, half_e8m0};
+use crate::iq4;
 use std::arch::x86_64::*;
 
 /// Four rows of blocks.
@@ -161,7 +162,7 @@ pub(super) fn dot_mxfp4(operands: Operands<'_, '_>) {
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn dot_iq4_nl(operands: Operands<'_, '_>) {
     let four = |rows: Rows<'_, IQ4_NL>, y: &[Q8_0]| {
-        let table = load_16(&UNEVEN);
+        let table = load_16(&iq4::LEVELS);
         let levels = |x: &IQ4_NL| nibbles(&x.q).map(|q| _mm_shuffle_epi8(table, q));
         let scales = |x: [&IQ4_NL; 4]| halves(x.map(|x| x.d));
         four_of_32(rows, y, levels, scales, |sums, x, y| scales_first(sums, x, y))
@@ -185,7 +186,7 @@ pub(super) fn dot_iq4_xs(operands: Operands<'_, '_>) {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn four_iq4_xs(rows: Rows<'_, IQ4_XS>, y: &[Q8_K]) -> [f32; 4] {
-    let table = load_16(&UNEVEN);
+    let table = load_16(&iq4::LEVELS);
     let mut products = _mm_setzero_ps();
     for (index, y) in y.iter().enumerate() {
         let blocks = rows.map(|row| &row[index]);

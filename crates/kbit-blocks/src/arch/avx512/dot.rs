@@ -8,8 +8,9 @@ use crate::arch::avx2::dot::{
     sums_of_32, totals,
 };
 use crate::block::{IQ4_NL, IQ4_XS, MXFP4, Q4_0, Q4_K, Q8_0, Q8_K};
-use crate::dot::{Operands, UNEVEN, one, products, scales_and_minimums};
+use crate::dot::{Operands, one, products, scales_and_minimums};
 use crate::fp4::{LEVELS, half_e8m0};
+use crate::iq4;
 use std::arch::x86_64::*;
 
 /// Four rows of blocks.
@@ -101,7 +102,7 @@ pub(super) fn dot_iq4_nl(operands: Operands<'_, '_>) {
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 fn uneven() -> __m256i {
-    _mm256_broadcastsi128_si256(load_16(&UNEVEN.map(|level| level.cast_unsigned() ^ 128)))
+    _mm256_broadcastsi128_si256(load_16(&iq4::LEVELS.map(|level| level.cast_unsigned() ^ 128)))
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
