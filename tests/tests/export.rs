@@ -85,6 +85,9 @@ fn quantized_tensors_become_exactly_what_they_decode_to() {
     let half = kbit_ok(at, &["export", "q.gguf", "half", "--dtype", "f16", "--json"]);
     let half: Value = serde_json::from_str(&half).expect("JSON");
     assert_eq!(half["dtype"], "F16");
+    let bare = kbit_ok(at, &["export", "q.gguf", "bare", "--without-tokenizer", "--json"]);
+    assert!(!bare.contains("tokenizer"), "{bare}");
+    assert_eq!(names(&at.join("bare")), ["config.json", "generation_config.json", "model.safetensors"]);
     let tokens = |model: &str| {
         kbit_ok(at, &["tokenize", model, "--text", &repository("assets/text/prose.txt"), "--json"])
     };

@@ -56,15 +56,15 @@ pub struct ExportPlan {
 }
 
 impl ExportPlan {
-    /// Plans the export of the GGUF file at `path`.
+    /// Plans the export of the GGUF file at `path`, with its tokenizer's files where `tokenizer` asks for them.
     ///
     /// # Errors
     /// When it is not GGUF, a scheme of kbit packed it, its architecture has no inverse, or its metadata say what a folder
     /// cannot hold.
-    pub fn new(path: &Path, dtype: ExportDtype) -> Result<Self, PipelineError> {
+    pub fn new(path: &Path, dtype: ExportDtype, tokenizer: bool) -> Result<Self, PipelineError> {
         let checkpoint = Checkpoint::open(path)?;
         let export = kbit_models::export(&checkpoint)?;
-        let tokenizer = match checkpoint.gguf() {
+        let tokenizer = match checkpoint.gguf().filter(|_| tokenizer) {
             Some(gguf) => kbit_tokenizers::files_from_metadata(gguf.metadata())?,
             None => None,
         };

@@ -231,7 +231,7 @@ fn byte_level(metadata: &Metadata, tokens: &Tokens<'_>, pre: &PreTokenizer) -> R
         bad(
             "pre",
             format!(
-                "is {name:?}, which tokenizer.json cannot say; take tokenizer.json from the model's source"
+                "is {name:?}, which tokenizer.json cannot say; export with `--without-tokenizer` and take tokenizer.json from the model's source"
             ),
         )
     })?;

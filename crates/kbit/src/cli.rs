@@ -453,6 +453,9 @@ pub struct Export {
     /// Element type of the tensors
     #[arg(long, value_enum, default_value_t = DtypeArg::Keep)]
     pub dtype: DtypeArg,
+    /// Leave the tokenizer's files out, as where tokenizer.json cannot say what the GGUF file has
+    #[arg(long)]
+    pub without_tokenizer: bool,
 }
 
 /// Element types of an export.

@@ -16,7 +16,7 @@ pub fn export(session: &Session, arguments: &Export) -> Result<u8, Failure> {
         DtypeArg::F16 => ExportDtype::To(Dtype::F16),
         DtypeArg::Bf16 => ExportDtype::To(Dtype::Bf16),
     };
-    let plan = ExportPlan::new(&arguments.source, dtype)?;
+    let plan = ExportPlan::new(&arguments.source, dtype, !arguments.without_tokenizer)?;
     let started = Instant::now();
     let bar = session.progress().bytes("exporting", plan.weights().saturating_mul(4));
     let exported = plan.write(&arguments.out, &bar)?;
