@@ -175,6 +175,8 @@ block_types! {
     Iq2S, IQ2_S, "org.kbit.ggml.iq2_s/1", "ggml IQ2_S", "Blocks of 256, points of a grid of 1024 for 8 weights: 2.5625 bits a weight.";
     Iq3Xxs, IQ3_XXS, "org.kbit.ggml.iq3_xxs/1", "ggml IQ3_XXS", "Blocks of 256, points of a grid of 256 for 4 weights: 3.0625 bits a weight.";
     Iq3S, IQ3_S, "org.kbit.ggml.iq3_s/1", "ggml IQ3_S", "Blocks of 256, points of a grid of 512 for 4 weights: 3.4375 bits a weight.";
+    Iq4Nl, IQ4_NL, "org.kbit.ggml.iq4_nl/1", "ggml IQ4_NL", "Blocks of 32, 4 bits on uneven levels and a half-precision scale: 4.5 bits a weight.";
+    Iq4Xs, IQ4_XS, "org.kbit.ggml.iq4_xs/1", "ggml IQ4_XS", "Blocks of 256, 4 bits on uneven levels, 6-bit scales of 32: 4.25 bits a weight.";
     Tq1_0, TQ1_0, "org.kbit.ggml.tq1_0/1", "ggml TQ1_0", "Ternary blocks of 256, five weights a byte: 1.6875 bits a weight.";
     Tq2_0, TQ2_0, "org.kbit.ggml.tq2_0/1", "ggml TQ2_0", "Ternary blocks of 256, four weights a byte: 2.0625 bits a weight.";
     Mxfp4, MXFP4, "org.kbit.ggml.mxfp4/1", "ggml MXFP4", "Blocks of 32 floats of 4 bits and an 8-bit exponent: 4.25 bits a weight.";
