@@ -108,7 +108,11 @@ fn a_gguf_keeps_its_metadata_and_orders_tensors_by_block() {
     let Some(path) = shared("models/stories260K-f32.gguf") else { return };
     let checkpoint = Checkpoint::open(&path).unwrap();
     let conversion = convert(&checkpoint, &ConvertOptions::default()).unwrap();
-    assert_eq!(&conversion.metadata, checkpoint.gguf().unwrap().metadata());
+    // What depends on the output is written anew by whoever knows the output.
+    let source = checkpoint.gguf().unwrap().metadata();
+    let kept: Vec<_> = source.iter().filter(|(key, _)| *key != "general.file_type").collect();
+    let found: Vec<_> = conversion.metadata.iter().collect();
+    assert!(found == kept, "metadata differ: {:?}", found.iter().map(|(key, _)| key).collect::<Vec<_>>());
     let names: Vec<&str> = conversion.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     let first_block = names.iter().position(|name| name.starts_with("blk.")).unwrap();
     assert!(names[first_block..].iter().all(|name| name.starts_with("blk.")), "{names:?}");
