@@ -3,7 +3,7 @@
 //!
 //! [`ImportanceMatrix`] reads llama.cpp's GGUF files and the older `.dat` files, checks every value once and hands out the
 //! means of one matrix at a time, so that memory does not grow with the file. [`Importance`] adds what holds for experts
-//! and tensors without data. [`write`] makes a GGUF file as `llama-imatrix` does.
+//! and tensors without data. [`write()`] makes a GGUF file as `llama-imatrix` does.
 //!
 //! ```
 //! use kbit_calibrate::{Gathered, ImportanceMatrix, write};

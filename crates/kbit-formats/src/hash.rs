@@ -127,6 +127,33 @@ impl Xxh64 {
     }
 }
 
+/// A running checksum of one of two kinds.
+pub enum Checksum {
+    /// For what others will check.
+    Sha256(Sha256),
+    /// Ten times as fast, for what only guards against accidents.
+    Xxh64(Box<Xxh64>),
+}
+
+impl Checksum {
+    /// Adds `bytes`.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hash) => hash.update(bytes),
+            Self::Xxh64(hash) => hash.update(bytes),
+        }
+    }
+
+    /// Hexadecimal digits.
+    #[must_use]
+    pub fn hex(self) -> String {
+        match self {
+            Self::Sha256(hash) => hash.hex(),
+            Self::Xxh64(hash) => hash.hex(),
+        }
+    }
+}
+
 /// The hash of `bytes`.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {

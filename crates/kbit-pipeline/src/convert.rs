@@ -11,7 +11,7 @@ use crate::progress::Bar;
 use crate::statistics::{ErrorSums, TensorError};
 use kbit_formats::Checkpoint;
 use kbit_formats::gguf::{GgufWriter, WriteOptions};
-use kbit_formats::hash::Sha256;
+use kbit_formats::hash::{Checksum, Sha256};
 use kbit_host::{AuxData, Bytes, Job, MatrixInfo, OpenScheme, PluginCodec, TensorBytes, TensorPlan};
 use kbit_models::{Conversion, OutputTensor};
 use kbit_types::{Codec, GgmlType};
@@ -99,8 +99,8 @@ fn plan_fingerprint(checkpoint: &Checkpoint, plan: &FilePlan) -> Result<String, 
     Ok(hash.hex())
 }
 
-/// Checksums of the stored tensors, checksum of the source's values, error figures.
-type Hashes = (Vec<String>, String, Option<TensorError>);
+/// Checksums of the stored tensors, SHA-256 of the source's values where the file holds it, error figures.
+type Hashes = (Vec<String>, Option<String>, Option<TensorError>);
 
 struct FileRun<'a> {
     checkpoint: &'a Checkpoint,
@@ -150,8 +150,8 @@ impl FileRun<'_> {
         {
             return Ok(None);
         }
-        for (offset, expected) in entry.stored_sha256.iter().enumerate() {
-            if &self.writer.tensor_sha256(tensor.first_stored + offset)? != expected {
+        for (offset, expected) in entry.stored.iter().enumerate() {
+            if &self.writer.tensor_checksum(tensor.first_stored + offset, self.checksum())? != expected {
                 return Ok(None);
             }
         }
@@ -160,7 +160,7 @@ impl FileRun<'_> {
 
     fn tensor(&self, index: usize, tensor: &PlannedTensor) -> Result<Entry, PipelineError> {
         let output = &self.conversion.tensors[tensor.source];
-        let (stored_sha256, source_sha256, error) = match &tensor.store {
+        let (stored, source_sha256, error) = match &tensor.store {
             Store::F32 => self.plain(output, tensor)?,
             Store::Copy { ty } => self.copied(output, tensor, *ty)?,
             Store::NoEncoder { ty } => {
@@ -169,13 +169,18 @@ impl FileRun<'_> {
             }
             Store::Scheme { scheme, plan, parts } => self.encoded(output, tensor, *scheme, plan, parts)?,
         };
-        Ok(Entry { tensor: index, stored_sha256, source_sha256, error })
+        Ok(Entry { tensor: index, stored, source_sha256, error })
+    }
+
+    /// A checksum of stored bytes: one that readers can check where the file holds it, else only for resuming.
+    fn checksum(&self) -> Checksum {
+        if self.plan.provenance { Checksum::Sha256(Sha256::new()) } else { Checksum::Xxh64(Box::default()) }
     }
 
     /// Stores the values themselves.
     fn plain(&self, output: &OutputTensor, tensor: &PlannedTensor) -> Result<Hashes, PipelineError> {
         let shape = tensor.shape;
-        let mut hash = Sha256::new();
+        let mut hash = self.checksum();
         let mut values = Vec::new();
         let mut bytes = Vec::new();
         let mut offset = 0;
@@ -194,7 +199,7 @@ impl FileRun<'_> {
             }
         }
         let hash = hash.hex();
-        Ok((vec![hash.clone()], hash, None))
+        Ok((vec![hash.clone()], self.plan.provenance.then_some(hash), None))
     }
 
     /// Takes over the bytes of the source.
@@ -209,7 +214,7 @@ impl FileRun<'_> {
             return Err(kbit_models::ModelError::MissingTensors { names: vec![name] }.into());
         };
         let elements = tensor.shape.elements().unwrap_or(0);
-        let mut hash = Sha256::new();
+        let mut hash = self.checksum();
         let mut bytes = Vec::new();
         for range in ranges(0..tensor.bytes, COPY_BYTES) {
             self.check_cancelled()?;
@@ -221,7 +226,7 @@ impl FileRun<'_> {
         }
         self.bar.advance(elements.saturating_mul(4));
         let hash = hash.hex();
-        Ok((vec![hash.clone()], hash, None))
+        Ok((vec![hash.clone()], self.plan.provenance.then_some(hash), None))
     }
 
     fn encoded(
@@ -232,7 +237,8 @@ impl FileRun<'_> {
         plan: &TensorPlan,
         parts: &[(usize, Option<usize>)],
     ) -> Result<Hashes, PipelineError> {
-        let mut hashes = SlabHashes::new(tensor, parts);
+        let source = self.plan.provenance.then(Sha256::new);
+        let mut hashes = SlabHashes::new(source, parts, || self.checksum());
         let mut sums = ErrorSums::default();
         for slice in 0..tensor.shape.slices {
             let info = MatrixInfo { tensor: output.name.clone(), shape: tensor.shape, slice };
@@ -250,7 +256,7 @@ impl FileRun<'_> {
             work.encode(&job, whole.as_deref(), codec.as_ref(), &mut hashes, &mut sums)?;
         }
         let error = self.options.error_statistics.then(|| sums.finish());
-        Ok((hashes.stored.into_iter().map(Sha256::hex).collect(), hashes.source.hex(), error))
+        Ok((hashes.stored.into_iter().map(Checksum::hex).collect(), hashes.source.map(Sha256::hex), error))
     }
 
     fn check_cancelled(&self) -> Result<(), PipelineError> {
@@ -262,9 +268,10 @@ impl FileRun<'_> {
             let mut root = Sha256::new();
             let mut stored = 0;
             for (index, entry) in entries.iter().enumerate() {
-                self.writer.patch_metadata_string("kbit.source.sha256", Some(index), &entry.source_sha256)?;
-                root.update(entry.source_sha256.as_bytes());
-                for hash in &entry.stored_sha256 {
+                let source = entry.source_sha256.as_deref().unwrap_or_default();
+                self.writer.patch_metadata_string("kbit.source.sha256", Some(index), source)?;
+                root.update(source.as_bytes());
+                for hash in &entry.stored {
                     self.writer.patch_metadata_string("kbit.tensor_sha256", Some(stored), hash)?;
                     stored += 1;
                 }
@@ -286,19 +293,23 @@ impl FileRun<'_> {
 
 /// Running checksums of one tensor: of its values, and of each array that stores it.
 struct SlabHashes {
-    source: Sha256,
-    stored: Vec<Sha256>,
+    /// Where the file will hold it.
+    source: Option<Sha256>,
+    stored: Vec<Checksum>,
     /// For each part, which of `stored` its body is.
     bodies: Vec<usize>,
 }
 
 impl SlabHashes {
-    fn new(tensor: &PlannedTensor, parts: &[(usize, Option<usize>)]) -> Self {
+    fn new(
+        source: Option<Sha256>,
+        parts: &[(usize, Option<usize>)],
+        checksum: impl Fn() -> Checksum,
+    ) -> Self {
         let arrays = parts.iter().map(|(body, head)| 1 + head.unwrap_or(0).max(*body)).max().unwrap_or(0);
-        debug_assert!(tensor.bytes > 0 || arrays > 0);
         Self {
-            source: Sha256::new(),
-            stored: (0..arrays).map(|_| Sha256::new()).collect(),
+            source,
+            stored: (0..arrays).map(|_| checksum()).collect(),
             bodies: parts.iter().map(|(body, _)| *body).collect(),
         }
     }
@@ -308,7 +319,11 @@ impl SlabHashes {
         let stored = &mut self.stored;
         let bodies = &self.bodies;
         rayon::join(
-            || source.update(bytemuck::cast_slice(values)),
+            || {
+                if let Some(source) = source {
+                    source.update(bytemuck::cast_slice(values));
+                }
+            },
             || {
                 for (body, bytes) in bodies.iter().zip(&slab.parts) {
                     stored[*body].update(bytes);

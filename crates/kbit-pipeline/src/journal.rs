@@ -16,13 +16,16 @@ use std::path::{Path, PathBuf};
 pub struct Entry {
     /// Index in the plan.
     pub tensor: usize,
-    /// SHA-256 of each array that stores it.
-    pub stored_sha256: Vec<String>,
-    /// SHA-256 of its values as little-endian f32.
-    pub source_sha256: String,
+    /// Checksum of each array that stores it: SHA-256 where the file will hold it, else XXH64.
+    pub stored: Vec<String>,
+    /// SHA-256 of its values as little-endian f32, where the file will hold it.
+    pub source_sha256: Option<String>,
     /// Its error, where statistics were on.
     pub error: Option<TensorError>,
 }
+
+/// Version of the lines.
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Head {
@@ -54,7 +57,7 @@ impl Journal {
         };
         let mut lines = BufReader::new(file).lines().map_while(Result::ok);
         let head: Option<Head> = lines.next().and_then(|line| serde_json::from_str(&line).ok());
-        if head.is_some_and(|head| head.kbit_journal == 1 && head.plan == plan) {
+        if head.is_some_and(|head| head.kbit_journal == VERSION && head.plan == plan) {
             for entry in lines.map_while(|line| serde_json::from_str::<Entry>(&line).ok()) {
                 journal.entries.insert(entry.tensor, entry);
             }
@@ -91,7 +94,7 @@ impl Journal {
         let new = !self.path.exists();
         let mut text = String::new();
         if new || self.entries.is_empty() {
-            text = line(&Head { kbit_journal: 1, plan: self.plan.clone() });
+            text = line(&Head { kbit_journal: VERSION, plan: self.plan.clone() });
         }
         for entry in entries.iter().filter(|entry| !self.entries.contains_key(&entry.tensor)) {
             text += &line(entry);
@@ -135,7 +138,7 @@ mod tests {
     use super::*;
 
     fn entry(tensor: usize) -> Entry {
-        Entry { tensor, stored_sha256: vec!["a".into()], source_sha256: "b".into(), error: None }
+        Entry { tensor, stored: vec!["a".into()], source_sha256: Some("b".into()), error: None }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::layout::GgufLayout;
 use crate::FormatError;
-use crate::hash::Sha256;
+use crate::hash::Checksum;
 use crate::map::Mapped;
 use crate::{atomic, system};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -162,13 +162,13 @@ impl GgufWriter {
         part.write(start + offset, bytes)
     }
 
-    /// SHA-256 of what stands in tensor `index` now.
+    /// `checksum` over what stands in tensor `index` now.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn tensor_sha256(&self, index: usize) -> Result<String, FormatError> {
+    pub fn tensor_checksum(&self, index: usize, checksum: Checksum) -> Result<String, FormatError> {
         let (part, _, start, length) = self.place(index)?;
-        hash_range(&part.file, &part.partial, start, length)
+        checksum_range(checksum, &part.file, &part.partial, start, length)
     }
 
     /// Replaces a text of the (first) header by another of the same length: the value of `key`, or element `index` of its
@@ -281,9 +281,14 @@ impl Drop for GgufWriter {
     }
 }
 
-/// SHA-256 of `length` bytes of `file` from `start`.
-pub(crate) fn hash_range(file: &File, path: &Path, start: u64, length: u64) -> Result<String, FormatError> {
-    let mut hash = Sha256::new();
+/// `hash` over `length` bytes of `file` from `start`.
+fn checksum_range(
+    mut hash: Checksum,
+    file: &File,
+    path: &Path,
+    start: u64,
+    length: u64,
+) -> Result<String, FormatError> {
     let mut buffer = vec![0; 1 << 20];
     let mut done = 0;
     while done < length {
