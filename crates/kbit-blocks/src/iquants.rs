@@ -446,13 +446,18 @@ impl<const N: usize, const G: usize, const P: usize> Fitted<N, G, P> {
         let start = start(&parts);
         let mut fitted = Self { parts, points: [[0; G]; P], scales: [0.0; P] };
         for (index, part) in fitted.parts.iter_mut().enumerate() {
-            if too_large(&part.weights) {
+            let overflows = too_large(&part.weights);
+            // Weights that are no numbers (squares that overflow, times an importance of zero) make ggml's search choose nothing.
+            if overflows && !part.weights.iter().any(|weight| weight.is_nan()) {
                 return None;
             }
             let (scale, largest) = start[index];
             if part.largest < recipe.negligible || part.largest == 0.0 || largest <= 0.0 {
                 part.signs = [0; 4];
                 continue;
+            }
+            if overflows {
+                return None;
             }
             let (scale, codes) = fit::<D, N, G, V, S>(search, grid, recipe, part, largest, scale)?;
             if scale < 0.0 {

@@ -134,3 +134,15 @@ proptest! {
         }
     }
 }
+
+/// Squares overflow, so with importance of zero all weights of the error are NaN: the search for the scale takes none, as in ggml.
+#[test]
+fn weights_whose_squares_overflow_without_importance_are_zeros_in_iq2_xxs() {
+    let rows: Vec<f32> = (0..=255u8).map(|i| (f32::from(i) - 127.5) * 1e26).collect();
+    for set in [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512] {
+        let kernels = Kernels::up_to(set);
+        let mut out = [0xff; 66];
+        kernels.encode_row_range(GgmlType::IQ2_XXS, &rows, 256, Some(&[0.0; 256]), &mut out).unwrap();
+        assert_eq!(out, [0; 66], "{set:?}");
+    }
+}
