@@ -100,11 +100,22 @@ impl<B: AsRef<[u8]> + Send + Sync> Codec for BlockCodec<B> {
         activation_type(self.ty).map(|_| self as &dyn FusedDot)
     }
 
+    fn holds_floats(&self) -> bool {
+        !self.ty.is_quantized()
+    }
+
     fn as_f32(&self) -> Option<&[f32]> {
         if self.ty != GgmlType::F32 || cfg!(target_endian = "big") {
             return None;
         }
         // `None` where the bytes are not aligned.
+        bytemuck::try_cast_slice(self.bytes.as_ref()).ok()
+    }
+
+    fn as_bf16(&self) -> Option<&[u16]> {
+        if self.ty != GgmlType::BF16 || cfg!(target_endian = "big") {
+            return None;
+        }
         bytemuck::try_cast_slice(self.bytes.as_ref()).ok()
     }
 }

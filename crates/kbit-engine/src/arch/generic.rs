@@ -4,13 +4,10 @@
 //! [`Arithmetic`], which says whether `a * b + c` rounds once or twice, and do everything else in a fixed order with
 //! 16 partial sums; so all CPUs with fused multiply-add get equal bits, whatever the width of their vectors.
 
+use crate::packed::Units;
+
 /// Partial sums of every reduction; lane `i` sums the elements with index `i` modulo 16, in order.
 pub(crate) const LANES: usize = 16;
-
-/// Elements of a dot product that are summed in lanes before the lanes are added up: see [`Kernels::dots`].
-///
-/// [`Kernels::dots`]: crate::Kernels::dots
-pub(crate) const DOT_BLOCK: usize = 2048;
 
 /// How `a * b + c` rounds.
 pub(crate) trait Arithmetic {
@@ -74,6 +71,32 @@ pub(crate) fn add_lanes_f64(lanes: [f64; LANES]) -> f64 {
         width /= 2;
     }
     sums[0]
+}
+
+/// Packs units from unit `first` on of all rows: `to[unit * width + row]`. What lies beside the rows is left as it was.
+#[inline(always)]
+pub(crate) fn interleave(from: Units<'_>, width: usize, to: &mut [u32], first: usize) {
+    assert!(from.rows() <= width && to.len() >= from.len() * width, "size of the packed operand");
+    for row in 0..from.rows() {
+        for unit in first..from.len() {
+            to[unit * width + row] = from.unit(row, unit);
+        }
+    }
+}
+
+/// `x` rounded to bf16, to nearest even. Subnormal numbers become zero, since the instructions that multiply bf16 take them for it.
+#[inline(always)]
+pub(crate) fn round_bf16(x: &[f32], out: &mut [u16]) {
+    assert!(x.len() == out.len(), "{} floats, {} bf16", x.len(), out.len());
+    for (x, out) in x.iter().zip(out) {
+        let bits = x.to_bits();
+        let magnitude = bits & 0x7fff_ffff;
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        let number = if magnitude < 0x0080_0000 { bits & 0x8000_0000 } else { rounded };
+        // A NaN keeps a bit of its payload, whatever is cut off.
+        let any = if magnitude > 0x7f80_0000 { bits | 0x0040_0000 } else { number };
+        *out = (any >> 16) as u16;
+    }
 }
 
 /// The last, incomplete group of a slice, filled up to 16.

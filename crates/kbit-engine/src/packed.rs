@@ -1,0 +1,119 @@
+//! Operands of the matrix multiply as the kernels want them: packed.
+//!
+//! Whatever the arithmetic, an operand is made of *units* of 32 bits: a float, or two neighbouring bf16, or four neighbouring 8-bit
+//! integers of a row. A panel holds the same unit of [`PANEL`] rows of weights side by side, then the next unit; so a lane of a vector
+//! is an output, and nothing has to be added up across lanes. Activations are packed alike, [`TOKENS`] rows at a time, and broadcast.
+
+use crate::buffer::Window;
+
+/// Rows of weights in a panel: two vectors of 16 lanes, or four of 8.
+pub(crate) const PANEL: usize = 32;
+/// Activations in a full tile: with two vectors of outputs each, 24 of 32 registers.
+pub(crate) const TOKENS: usize = 12;
+/// Units that are summed before the sum is added to the output: a panel of as many is 32 KiB.
+pub(crate) const BLOCK: usize = 256;
+
+/// Rows of units, not packed: `rows` rows of `bytes` bytes, `stride` bytes from one to the next. The last unit of a row is filled up
+/// with zeros.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Units<'a> {
+    data: &'a [u8],
+    rows: usize,
+    bytes: usize,
+    stride: usize,
+}
+
+impl<'a> Units<'a> {
+    /// A view of `data`; panics if a row would end past its end.
+    pub(crate) fn new(data: &'a [u8], rows: usize, bytes: usize, stride: usize) -> Self {
+        let needed = rows.checked_sub(1).map_or(Some(0), |rows| rows.checked_mul(stride)?.checked_add(bytes));
+        assert!(needed.is_some_and(|needed| needed <= data.len()), "{rows} rows, {stride} bytes apart");
+        Self { data, rows, bytes, stride }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes of a row.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Units of a row.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.div_ceil(4)
+    }
+
+    /// Bytes from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    pub(crate) fn data(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// Unit `index` of row `row`.
+    #[inline(always)]
+    pub(crate) fn unit(&self, row: usize, index: usize) -> u32 {
+        let bytes = &self.data[row * self.stride..][..self.bytes];
+        match bytes[4 * index..].first_chunk() {
+            Some(unit) => u32::from_ne_bytes(*unit),
+            None => {
+                let mut unit = [0; 4];
+                unit[..self.bytes - 4 * index].copy_from_slice(&bytes[4 * index..]);
+                u32::from_ne_bytes(unit)
+            }
+        }
+    }
+
+    /// Rows `first..first + rows` of units `unit..unit + units`.
+    pub(crate) fn window(&self, first: usize, rows: usize, unit: usize, units: usize) -> Self {
+        assert!(first + rows <= self.rows && unit + units <= self.len(), "units outside of the rows");
+        let bytes = (4 * units).min(self.bytes - 4 * unit);
+        let start = (first * self.stride + 4 * unit).min(self.data.len());
+        Self::new(&self.data[start..], rows, bytes, self.stride)
+    }
+}
+
+/// What a kernel multiplies: up to [`TOKENS`] activations with up to [`PANEL`] rows, over up to [`BLOCK`] units.
+pub(crate) struct Tile<'a, 'o> {
+    x: &'a [u32],
+    w: &'a [u32],
+    units: usize,
+    out: Window<'o>,
+    add: bool,
+}
+
+impl<'a, 'o> Tile<'a, 'o> {
+    /// `x` `[units, tokens]`, `w` `[units, PANEL]`, `out` `[tokens, rows]`. Sums are added to `out` if `add`, else written there.
+    pub(crate) fn new(x: &'a [u32], w: &'a [u32], units: usize, out: Window<'o>, add: bool) -> Self {
+        assert!((1..=TOKENS).contains(&out.rows()) && (1..=PANEL).contains(&out.cols()), "size of the tile");
+        assert!(x.len() == units * out.rows() && w.len() == units * PANEL, "size of the operands");
+        Self { x, w, units, out, add }
+    }
+
+    /// `[units, tokens]`.
+    pub(crate) fn x(&self) -> &'a [u32] {
+        self.x
+    }
+
+    /// `[units, PANEL]`.
+    pub(crate) fn w(&self) -> &'a [u32] {
+        self.w
+    }
+
+    pub(crate) fn units(&self) -> usize {
+        self.units
+    }
+
+    pub(crate) fn add(&self) -> bool {
+        self.add
+    }
+
+    /// `[tokens, rows]`.
+    pub(crate) fn out(&mut self) -> &mut Window<'o> {
+        &mut self.out
+    }
+}
