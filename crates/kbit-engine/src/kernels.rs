@@ -4,7 +4,7 @@ use crate::arch::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::{avx2::Avx2, avx512::Avx512};
 use crate::buffer::{Rows, RowsMut};
-use crate::packed::{Tile, Units};
+use crate::packed::{IntegerTile, Tile, Units};
 
 /// Instruction sets that have kernels of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,6 +116,11 @@ impl Kernels {
     /// subnormal. A sum that is (below 1.2e-38) may become zero, depending on the instruction set.
     pub(crate) fn tile_bf16(&self, tile: Tile<'_, '_>) {
         with!(self.tile_bf16(tile));
+    }
+
+    /// Products of integers: see [`Terms`](kbit_types::Terms). Equal bits with every instruction set.
+    pub(crate) fn tile_integers(&self, tile: IntegerTile<'_, '_>) {
+        with!(self.tile_integers(tile));
     }
 
     /// True where stored bf16 may be multiplied as they are: where subnormal ones count as zero, as [`Kernels::round_bf16`] makes

@@ -23,6 +23,7 @@ mod buffer;
 mod cache;
 mod compute;
 mod error;
+mod integer;
 mod kernels;
 mod mode;
 mod model;

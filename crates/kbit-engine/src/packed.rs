@@ -5,6 +5,7 @@
 //! is an output, and nothing has to be added up across lanes. Activations are packed alike, [`TOKENS`] rows at a time, and broadcast.
 
 use crate::buffer::Window;
+use kbit_types::IntegerLayout;
 
 /// Rows of weights in a panel: two vectors of 16 lanes, or four of 8.
 pub(crate) const PANEL: usize = 32;
@@ -106,6 +107,93 @@ impl<'a, 'o> Tile<'a, 'o> {
 
     pub(crate) fn units(&self) -> usize {
         self.units
+    }
+
+    pub(crate) fn add(&self) -> bool {
+        self.add
+    }
+
+    /// `[tokens, rows]`.
+    pub(crate) fn out(&mut self) -> &mut Window<'o> {
+        &mut self.out
+    }
+}
+
+/// Activations in a full tile of integers: sums of integers and of floats need two registers an output, or three.
+pub(crate) const INTEGER_TOKENS: usize = 6;
+/// Columns of a panel of integers that are unpacked at a time: 16 KiB of levels.
+pub(crate) const INTEGER_COLS: usize = 512;
+
+/// Activations as integers, up to [`INTEGER_TOKENS`] of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IntegerTokens<'a> {
+    /// `[cols / 4, tokens]`: four levels.
+    pub(crate) levels: &'a [u32],
+    /// `[cols / block, tokens]`.
+    pub(crate) scales: &'a [f32],
+    /// `[cols / part, tokens]`: what the offset of the weights adds to the sum of a part, times -1.
+    pub(crate) corrections: &'a [i32],
+    /// `[cols / part / 2, tokens]`, rounded up: sums of the levels of two neighbouring parts, 16 bits each, the first in the low half.
+    pub(crate) sums: &'a [u32],
+}
+
+/// A panel of weights as integers: as [`IntegerPanel`](kbit_types::IntegerPanel), to be read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IntegerRows<'a> {
+    pub(crate) levels: &'a [u32],
+    pub(crate) scales: &'a [f32],
+    pub(crate) part_scales: &'a [i32],
+    pub(crate) minimum_scales: &'a [f32],
+    pub(crate) minimums: &'a [u32],
+}
+
+/// As [`Tile`], of integers.
+pub(crate) struct IntegerTile<'a, 'o> {
+    layout: IntegerLayout,
+    blocks: usize,
+    x: IntegerTokens<'a>,
+    w: IntegerRows<'a>,
+    out: Window<'o>,
+    add: bool,
+}
+
+impl<'a, 'o> IntegerTile<'a, 'o> {
+    /// `out` `[tokens, rows]`. Sums go on from what `out` holds if `add`, else start from zero.
+    pub(crate) fn new(
+        layout: IntegerLayout,
+        x: IntegerTokens<'a>,
+        w: IntegerRows<'a>,
+        out: Window<'o>,
+        add: bool,
+    ) -> Self {
+        let (tokens, rows, blocks) = (out.rows(), out.cols(), w.scales.len() / PANEL);
+        assert!((1..=INTEGER_TOKENS).contains(&tokens) && (1..=PANEL).contains(&rows), "size of the tile");
+        let (units, parts) = (blocks * layout.block / 4, blocks * (layout.block / layout.part));
+        let of = |is: bool, len: usize| if is { len } else { 0 };
+        let (scaled, minimums) = (layout.terms.has_parts(), layout.terms.has_minimums());
+        let found = [w.levels.len(), w.scales.len(), w.part_scales.len(), w.minimum_scales.len(), w.minimums.len()];
+        let needed = [units, blocks, of(scaled, parts), of(minimums, blocks), of(minimums, parts / 2)];
+        assert_eq!(found, needed.map(|len| len * PANEL), "size of the weights");
+        let found = [x.levels.len(), x.scales.len(), x.corrections.len(), x.sums.len()];
+        assert_eq!(found, [units, blocks, parts, parts.div_ceil(2)].map(|len| len * tokens), "size of the activations");
+        Self { layout, blocks, x, w, out, add }
+    }
+
+    pub(crate) fn layout(&self) -> IntegerLayout {
+        self.layout
+    }
+
+    /// Blocks of a row.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    pub(crate) fn x(&self) -> IntegerTokens<'a> {
+        self.x
+    }
+
+    pub(crate) fn w(&self) -> IntegerRows<'a> {
+        self.w
     }
 
     pub(crate) fn add(&self) -> bool {

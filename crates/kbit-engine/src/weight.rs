@@ -7,6 +7,7 @@
 use crate::buffer::{Rows, RowsMut, Window, padded};
 use crate::compute::Compute;
 use crate::error::Shape;
+use crate::integer;
 use crate::mode::{Mode, Rounding};
 use crate::packed::{BLOCK, PANEL, TOKENS, Tile, Units};
 use crate::{EngineError, Kernels};
@@ -89,6 +90,11 @@ impl Weight {
         assert_eq!((out.rows(), out.cols(), x.cols()), (x.rows(), self.rows, self.cols), "shapes");
         if self.rows == 0 || x.rows() == 0 {
             return Ok(());
+        }
+        if compute.mode == Mode::Int8
+            && let Some(integers) = self.codec.integers()
+        {
+            return integer::multiply(compute, integers, self.task_rows(compute.threads()), x, out);
         }
         let kind = match compute.mode {
             Mode::F32 => Some(ActivationKind::F32),

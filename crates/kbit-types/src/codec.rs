@@ -1,6 +1,6 @@
 //! How the engine sees an encoded matrix: rows that decode to f32, and optionally a fused dot product.
 
-use crate::MatrixShape;
+use crate::{IntegerBlocks, MatrixShape};
 use std::ops::Range;
 
 /// Why a codec could not decode rows or multiply.
@@ -48,6 +48,11 @@ pub trait Codec: Send + Sync {
 
     /// The scheme's fused kernel, if it brings one.
     fn fused(&self) -> Option<&dyn FusedDot> {
+        None
+    }
+
+    /// The matrix as small integers with scales, if it is stored so.
+    fn integers(&self) -> Option<&dyn IntegerBlocks> {
         None
     }
 

@@ -12,6 +12,7 @@ use super::shared_kernels;
 use crate::buffer::{Rows, RowsMut};
 use std::arch::x86_64::*;
 
+mod integers;
 mod tile;
 
 /// Proof that the CPU has AVX-512F, VL and DQ, AVX2 and FMA.
@@ -31,7 +32,8 @@ impl Avx512 {
     pub(crate) fn new() -> Option<Self> {
         let avx2 = Avx2::new()?;
         let bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
-        let vnni = std::arch::is_x86_feature_detected!("avx512vnni");
+        let vnni = std::arch::is_x86_feature_detected!("avx512vnni")
+            && std::arch::is_x86_feature_detected!("avx512bw");
         (std::arch::is_x86_feature_detected!("avx512f")
             && std::arch::is_x86_feature_detected!("avx512vl")
             && std::arch::is_x86_feature_detected!("avx512dq"))

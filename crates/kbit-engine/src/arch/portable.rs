@@ -5,7 +5,7 @@
 
 use super::generic::{self, Arithmetic, LANES};
 use crate::buffer::{Rows, RowsMut};
-use crate::packed::{PANEL, Tile, Units};
+use crate::packed::{IntegerTile, PANEL, Tile, Units};
 
 #[cfg(any(target_arch = "aarch64", target_feature = "fma"))]
 type Native = generic::Fused;
@@ -20,6 +20,11 @@ impl Portable {
     /// See [`Kernels::interleave`](crate::Kernels::interleave).
     pub(crate) fn interleave(self, from: Units<'_>, width: usize, to: &mut [u32]) {
         generic::interleave(from, width, to, 0);
+    }
+
+    /// See [`generic::tile_integers`].
+    pub(crate) fn tile_integers(self, mut tile: IntegerTile<'_, '_>) {
+        generic::tile_integers(&mut tile);
     }
 
     /// See [`generic::round_bf16`].

@@ -3,7 +3,7 @@
 
 use super::Avx2;
 use crate::arch::generic;
-use crate::packed::{PANEL, Tile, Units};
+use crate::packed::{IntegerTile, PANEL, Tile, Units};
 use std::arch::x86_64::*;
 
 /// Lanes of a vector.
@@ -22,6 +22,16 @@ impl Avx2 {
     pub(crate) fn tile_f32(self, mut tile: Tile<'_, '_>) {
         // SAFETY: the CPU has the features.
         unsafe { tiles_f32(&mut tile) }
+    }
+
+    /// See [`generic::tile_integers`].
+    pub(crate) fn tile_integers(self, mut tile: IntegerTile<'_, '_>) {
+        #[target_feature(enable = "avx2,fma")]
+        fn run(tile: &mut IntegerTile<'_, '_>) {
+            generic::tile_integers(tile);
+        }
+        // SAFETY: the CPU has the features.
+        unsafe { run(&mut tile) }
     }
 
     /// See [`Kernels::tile_bf16`](crate::Kernels::tile_bf16).
