@@ -3,7 +3,7 @@
 use crate::{BlockError, Kernels, activation_type, can_decode, panel, row_bytes, unknown};
 use kbit_types::{
     ActivationKind, Codec, CodecError, FusedDot, GgmlType, IntegerActivations, IntegerBlocks, IntegerLayout,
-    IntegerPanel, MatrixShape,
+    IntegerPanel, MatrixShape, PackedActivation,
 };
 use std::ops::Range;
 
@@ -142,6 +142,15 @@ impl<B: AsRef<[u8]> + Send + Sync> IntegerBlocks for BlockCodec<B> {
         assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
         self.kernels.unpack(self.ty, self.rows(&rows), self.row_bytes, cols, panel);
         Ok(())
+    }
+
+    fn dot(
+        &self,
+        rows: Range<u64>,
+        x: PackedActivation<'_>,
+        out: &mut [f32],
+    ) -> Option<Result<(), CodecError>> {
+        self.kernels.dot_integers(self.ty, self.rows(&rows), self.row_bytes, x, out).then_some(Ok(()))
     }
 
     fn round(&self, x: &[f32], out: IntegerActivations<'_>) -> Result<(), CodecError> {

@@ -271,7 +271,10 @@ pub(crate) fn float(x: i32) -> f32 {
 
 /// Levels of 32 weights: of the low halves of 16 bytes, then of the high halves. `level` gets the index, too.
 #[inline(always)]
-pub(crate) fn nibbles<const H: usize, const N: usize>(q: &[u8; H], level: impl Fn(usize, u8) -> i8) -> [i8; N] {
+pub(crate) fn nibbles<const H: usize, const N: usize>(
+    q: &[u8; H],
+    level: impl Fn(usize, u8) -> i8,
+) -> [i8; N] {
     const { assert!(N == 2 * H) };
     let mut out = [0; N];
     let (low, high) = out.split_at_mut(H);

@@ -9,7 +9,7 @@ use crate::dot::{fifth, nibbles, pairs_of_bits, scales_and_minimums};
 use crate::fp4::{half_e8m0, level};
 use crate::{Kernels, iq4};
 use bytemuck::Pod;
-use kbit_types::{GgmlType, IntegerActivations, IntegerLayout, IntegerPanel, Terms};
+use kbit_types::{GgmlType, IntegerActivations, IntegerLayout, IntegerPanel, PackedActivation, Terms};
 use std::ops::Range;
 
 const ROWS: usize = IntegerPanel::ROWS;
@@ -17,7 +17,7 @@ const ROWS: usize = IntegerPanel::ROWS;
 /// Rows of blocks to unpack, checked: columns of them are blocks `first..first + blocks`.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
-    /// `[rows, row_bytes]`, 1 to 32 rows.
+    /// `[rows, row_bytes]`, at least one row.
     pub(crate) bytes: &'a [u8],
     pub(crate) row_bytes: usize,
     pub(crate) rows: usize,
@@ -87,17 +87,40 @@ impl Kernels {
     }
 }
 
+impl Kernels {
+    /// Products of rows of `blocks` blocks of type `ty` with one activation, as unpacked rows would give them; false where there is no
+    /// faster way than to unpack.
+    pub(crate) fn dot_integers(
+        self,
+        ty: GgmlType,
+        bytes: &[u8],
+        row_bytes: usize,
+        x: PackedActivation<'_>,
+        out: &mut [f32],
+    ) -> bool {
+        let Some(layout) = layout(ty) else { return false };
+        let (rows, blocks) = (bytes.len() / row_bytes, x.scales.len());
+        assert_eq!(rows, out.len(), "a product for each row");
+        assert!(ty.bytes_for((blocks * layout.block) as u64) == Some(row_bytes as u64), "blocks of a row");
+        let parts = blocks * (layout.block / layout.part);
+        let found = [x.levels.len(), x.corrections.len(), x.sums.len()];
+        assert_eq!(
+            found,
+            [blocks * layout.block / 4, parts, parts.div_ceil(2)],
+            "an activation of {blocks} blocks"
+        );
+        self.dot_rows_of_integers(ty, Source { bytes, row_bytes, rows, first: 0, blocks }, x, out)
+    }
+}
+
 /// Blocks of activations as [`Kernels::encode_activations`] makes them, taken apart.
 pub(crate) fn split(ty: Option<GgmlType>, packed: &[u8], out: IntegerActivations<'_>) {
-    fn each<A: Pod>(
-        packed: &[u8],
-        out: IntegerActivations<'_>,
-        parts: impl Fn(&A) -> (&[i8], f32),
-    ) {
+    fn each<A: Pod>(packed: &[u8], out: IntegerActivations<'_>, parts: impl Fn(&A) -> (&[i8], f32)) {
         let blocks = bytemuck::cast_slice::<u8, A>(packed);
         assert_eq!(blocks.len(), out.scales.len(), "scales of an activation");
         let size = out.levels.len() / blocks.len().max(1);
-        for ((block, levels), scale) in blocks.iter().zip(out.levels.chunks_mut(size.max(1))).zip(out.scales) {
+        for ((block, levels), scale) in blocks.iter().zip(out.levels.chunks_mut(size.max(1))).zip(out.scales)
+        {
             let (from, d) = parts(block);
             levels.copy_from_slice(from);
             *scale = d;
@@ -332,5 +355,125 @@ impl Integers for IQ4_XS {
     #[inline(always)]
     fn part_scale(&self, part: usize) -> i32 {
         i32::from(Self::scale(self, part))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{InstructionSet, activation_type};
+
+    /// Numbers of a panel, as bits.
+    #[derive(Debug, Default, PartialEq)]
+    struct Numbers {
+        levels: Vec<u32>,
+        scales: Vec<f32>,
+        part_scales: Vec<i32>,
+        minimum_scales: Vec<f32>,
+        minimums: Vec<u32>,
+    }
+
+    fn unpacked(
+        kernels: Kernels,
+        ty: GgmlType,
+        bytes: &[u8],
+        row_bytes: usize,
+        cols: Range<usize>,
+    ) -> Numbers {
+        let layout = layout(ty).unwrap();
+        let (blocks, parts) = (cols.len() / layout.block, cols.len() / layout.part);
+        let scaled = if layout.terms.has_parts() { parts } else { 0 };
+        let minimums = if layout.terms.has_minimums() { (blocks, parts / 2) } else { (0, 0) };
+        let mut numbers = Numbers {
+            levels: vec![u32::MAX; cols.len() / 4 * ROWS],
+            scales: vec![-1.0; blocks * ROWS],
+            part_scales: vec![-1; scaled * ROWS],
+            minimum_scales: vec![-1.0; minimums.0 * ROWS],
+            minimums: vec![u32::MAX; minimums.1 * ROWS],
+        };
+        let panel = IntegerPanel {
+            levels: &mut numbers.levels,
+            scales: &mut numbers.scales,
+            part_scales: &mut numbers.part_scales,
+            minimum_scales: &mut numbers.minimum_scales,
+            minimums: &mut numbers.minimums,
+        };
+        kernels.unpack(ty, bytes, row_bytes, cols, panel);
+        numbers
+    }
+
+    /// Blocks of arbitrary bytes, but with scales that are numbers.
+    fn rows(ty: GgmlType, rows: usize, cols: usize) -> (Vec<u8>, usize) {
+        let weights: Vec<f32> =
+            (0..rows * cols).map(|i| ((i * 7919 + i / 31) % 1009) as f32 * 0.002 - 1.0).collect();
+        let row_bytes = crate::row_bytes(ty, cols).unwrap();
+        let mut bytes = vec![0; rows * row_bytes];
+        crate::encode_row_range(ty, &weights, cols, None, &mut bytes).unwrap();
+        (bytes, row_bytes)
+    }
+
+    #[test]
+    fn levels_and_scales_give_the_decoded_weights() {
+        for (ty, layout, _) in LAYOUTS {
+            let (bytes, row_bytes) = rows(*ty, 3, 768);
+            let numbers = unpacked(Kernels::best(), *ty, &bytes, row_bytes, 256..768);
+            for row in 0..3 {
+                let mut weights = vec![0.0; 768];
+                crate::decode(*ty, &bytes[row * row_bytes..][..row_bytes], &mut weights).unwrap();
+                for (col, weight) in weights[256..].iter().enumerate() {
+                    let unit = numbers.levels[col / 4 * ROWS + row].to_le_bytes();
+                    let level = i32::from(unit[col % 4]) - i32::from(layout.offset);
+                    let (block, part) = (col / layout.block * ROWS + row, col / layout.part);
+                    let scale =
+                        if layout.terms.has_parts() { numbers.part_scales[part * ROWS + row] } else { 1 };
+                    let mut value = f64::from(numbers.scales[block]) * f64::from(scale) * f64::from(level);
+                    if layout.terms.has_minimums() {
+                        let pair = numbers.minimums[part / 2 * ROWS + row] >> (part % 2 * 16) & 0xffff;
+                        value -= f64::from(numbers.minimum_scales[block]) * f64::from(pair);
+                    }
+                    assert!(
+                        (value - f64::from(*weight)).abs() < 1e-5,
+                        "{ty} row {row}, column {col}: {value} {weight}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn panels_do_not_depend_on_the_instruction_set() {
+        for (ty, ..) in LAYOUTS {
+            for count in [1, 15, 16, 31, 32] {
+                let (bytes, row_bytes) = rows(*ty, count, 1024);
+                for cols in [0..1024, 256..768] {
+                    let of = |set| unpacked(Kernels::up_to(set), *ty, &bytes, row_bytes, cols.clone());
+                    let portable = of(InstructionSet::Portable);
+                    for set in [InstructionSet::Avx2, InstructionSet::Avx512] {
+                        assert_eq!(of(set), portable, "{ty}, {count} rows, {set:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_type_of_integers_has_activations_that_can_be_taken_apart() {
+        for (ty, layout, _) in LAYOUTS {
+            let activations = activation_type(*ty).expect("a product");
+            assert_eq!(activations.block_elements(), layout.block as u64, "{ty}");
+            let x: Vec<f32> = (0..512).map(|i| (i % 37) as f32 - 18.0).collect();
+            let mut packed = vec![0; crate::row_bytes(activations, 512).unwrap()];
+            Kernels::best().encode_activations(activations, &x, 512, &mut packed).unwrap();
+            let (mut levels, mut scales) = (vec![0; 512], vec![0.0; 512 / layout.block]);
+            split(
+                Some(activations),
+                &packed,
+                IntegerActivations { levels: &mut levels, scales: &mut scales },
+            );
+            for (i, x) in x.iter().enumerate() {
+                let value = f32::from(levels[i]) * scales[i / layout.block];
+                assert!((value - x).abs() < 0.08, "{ty}: {value} {x}");
+            }
+        }
     }
 }

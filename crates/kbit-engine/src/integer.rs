@@ -8,7 +8,7 @@ use crate::compute::Compute;
 use crate::packed::{
     INTEGER_COLS, INTEGER_TOKENS, IntegerRows, IntegerTile, IntegerTokens, PANEL, Units,
 };
-use kbit_types::{IntegerActivations, IntegerBlocks, IntegerLayout, IntegerPanel};
+use kbit_types::{IntegerActivations, IntegerBlocks, IntegerLayout, IntegerPanel, PackedActivation};
 
 /// How many blocks and parts rows of some columns have, and how large their packed form is.
 #[derive(Clone, Copy)]
@@ -68,6 +68,19 @@ pub(crate) fn multiply(
         pack(compute, weights, sizes, x, cut(packed, lens))?;
         let packed = cut(packed, lens).map(|piece| &*piece);
         compute.for_each(out.windows(task_rows), |task, mut out| {
+            if let [1, count] = [out.rows(), out.cols()] {
+                let first = (task * task_rows) as u64;
+                let [levels, scales, corrections, sums] = packed;
+                let x = PackedActivation {
+                    levels: bytemuck::cast_slice(levels),
+                    scales,
+                    corrections: bytemuck::cast_slice(corrections),
+                    sums: bytemuck::cast_slice(sums),
+                };
+                if let Some(done) = weights.dot(first..first + count as u64, x, out.row_mut(0)) {
+                    return Ok(done?);
+                }
+            }
             for row in (0..out.cols()).step_by(PANEL) {
                 let rows = PANEL.min(out.cols() - row);
                 let first = (task * task_rows + row) as u64;

@@ -118,6 +118,27 @@ impl Kernels {
         with!(self.tile_bf16(tile));
     }
 
+    /// Products of rows with one activation `x` `[units]`, as tiles of blocks of units give them; false, and `out` is as it was, where
+    /// there is no faster way than tiles.
+    pub(crate) fn line_f32(&self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Set::Avx512(kernels) = self.0 {
+            return kernels.line_f32(weights, x, out);
+        }
+        let _ = (weights, x, out);
+        false
+    }
+
+    /// As [`Kernels::line_f32`], of bf16.
+    pub(crate) fn line_bf16(&self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Set::Avx512(kernels) = self.0 {
+            return kernels.line_bf16(weights, x, out);
+        }
+        let _ = (weights, x, out);
+        false
+    }
+
     /// Products of integers: see [`Terms`](kbit_types::Terms). Equal bits with every instruction set.
     pub(crate) fn tile_integers(&self, tile: IntegerTile<'_, '_>) {
         with!(self.tile_integers(tile));

@@ -4,19 +4,21 @@
 //! runs it: there is one forward pass, which asks the description what to do (norm, positions, attention,
 //! feed-forward), so that another architecture is another description. A [`Sampler`] chooses the next token.
 //!
-//! The only computing mode so far is [`Mode::F32`]: weights are decoded to f32 whenever they are used, activations are f32. It measures what
-//! quantization of the *weights* costs, with one arithmetic for all schemes; so a codec's own fused kernel, whose
-//! sums would differ, is not asked in this mode.
+//! A [`Mode`] says how weights and activations are multiplied: as floats (f32, which measures what quantization of the *weights* costs
+//! with one arithmetic for all schemes, or bf16), as integers (llama.cpp's arithmetic), or as floats with rounded activations. Any codec
+//! runs in every mode, since it decodes to f32; one that brings a product of its own in the arithmetic of the mode is asked for that.
 //!
 //! # What results depend on
-//! On the model and the tokens alone: logits have equal bits for any number of threads, for prompts in one batch or
-//! token by token, and for sequences computed alone or together. Instruction sets with fused multiply-add agree too;
-//! an x86 CPU without it differs in the last bits.
+//! On the model, the mode and the tokens alone: logits have equal bits for any number of threads, for prompts in one batch or
+//! token by token, and for sequences computed alone or together. Instruction sets with fused multiply-add agree too, but that a sum of
+//! bf16 products below the smallest normal number (1.2e-38) may be taken for zero by the instructions for bf16; an x86 CPU without fused
+//! multiply-add differs in the last bits. Integer products are equal everywhere: bit for bit those of ggml's generic code, but for Q3_K
+//! to Q6_K and IQ4_XS, where ggml rounds the parts of a super-block one by one and this engine their exact sum.
 //!
 //! # Memory
-//! Activations of [`Session::BATCH`] tokens, keys and values of the tokens so far (f32, in blocks of 128 positions),
-//! a decoded panel of 4 MiB, 256 KiB a thread, and the logits that were asked for. A codec whose rows come in large
-//! groups (one scale for a whole matrix, say) makes the panel as large as one group.
+//! Activations of [`Session::BATCH`] tokens and their packed form, keys and values of the tokens so far (f32, in blocks of 128
+//! positions), 256 KiB of decoded weights a thread with a panel of them, and the logits that were asked for. A codec whose rows come in
+//! large groups (one scale for a whole matrix, say) makes what is decoded as large as one group.
 
 mod arch;
 mod buffer;

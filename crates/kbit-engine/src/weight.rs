@@ -347,6 +347,16 @@ fn multiply_tiles(
         (0..tokens).for_each(|token| out.row_mut(token).fill(0.0));
         return;
     }
+    if tokens == 1 {
+        let out = out.row_mut(0);
+        let done = match format {
+            Format::F32 => kernels.line_f32(weights, packed, out),
+            Format::Bf16 => kernels.line_bf16(weights, packed, out),
+        };
+        if done {
+            return;
+        }
+    }
     for row in (0..weights.rows()).step_by(PANEL) {
         let rows = PANEL.min(weights.rows() - row);
         for unit in (0..units).step_by(BLOCK) {

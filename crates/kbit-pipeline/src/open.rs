@@ -39,6 +39,12 @@ pub struct OpenModel {
 }
 
 impl OpenModel {
+    /// The same model, computed in `mode`.
+    #[must_use]
+    pub fn with_mode(self, mode: kbit_engine::Mode) -> Self {
+        Self { model: self.model.with_mode(mode), ..self }
+    }
+
     /// Opens `path`. `registry` provides the schemes of packed files; `options` say how a folder is read, which may always
     /// be without a tokenizer here: what needs one asks for it.
     ///

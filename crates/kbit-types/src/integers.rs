@@ -17,12 +17,25 @@ pub trait IntegerBlocks: Send + Sync {
     ///
     /// # Panics
     /// If there are no such rows or columns, or the panel is not made for as many columns.
-    fn unpack(
+    fn unpack(&self, rows: Range<u64>, cols: Range<usize>, panel: IntegerPanel<'_>)
+    -> Result<(), CodecError>;
+
+    /// Products of rows `rows` with one activation, one each in `out`: the numbers that unpacked rows give. `None` where there is no
+    /// faster way than to unpack them; `out` is then as it was.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    ///
+    /// # Panics
+    /// If the lengths disagree.
+    fn dot(
         &self,
-        rows: Range<u64>,
-        cols: Range<usize>,
-        panel: IntegerPanel<'_>,
-    ) -> Result<(), CodecError>;
+        _rows: Range<u64>,
+        _x: PackedActivation<'_>,
+        _out: &mut [f32],
+    ) -> Option<Result<(), CodecError>> {
+        None
+    }
 
     /// Rounds one activation `x` `[cols]`.
     ///
@@ -104,7 +117,13 @@ impl IntegerPanel<'_> {
         let parts = if layout.terms.has_parts() { cols / layout.part } else { 0 };
         let minimums = layout.terms.has_minimums();
         let blocks = cols / layout.block;
-        let expected = [cols / 4, blocks, parts, if minimums { blocks } else { 0 }, if minimums { parts / 2 } else { 0 }];
+        let expected = [
+            cols / 4,
+            blocks,
+            parts,
+            if minimums { blocks } else { 0 },
+            if minimums { parts / 2 } else { 0 },
+        ];
         let found = [
             self.levels.len(),
             self.scales.len(),
@@ -123,4 +142,17 @@ pub struct IntegerActivations<'a> {
     pub levels: &'a mut [i8],
     /// `[cols / block]`.
     pub scales: &'a mut [f32],
+}
+
+/// An activation as [`IntegerBlocks::dot`] wants it.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedActivation<'a> {
+    /// `[cols / 4]`: four neighbouring levels, the first in the lowest byte.
+    pub levels: &'a [u32],
+    /// `[cols / block]`.
+    pub scales: &'a [f32],
+    /// `[cols / part]`: sum of the levels of a part times the offset of the weights, times -1.
+    pub corrections: &'a [i32],
+    /// `[cols / part / 2]`, rounded up: sums of the levels of two neighbouring parts, 16 bits each, the first in the low half.
+    pub sums: &'a [u32],
 }

@@ -12,5 +12,5 @@ mod shape;
 pub use codec::{ActivationKind, Codec, CodecError, FusedDot};
 pub use dtype::{Dtype, NarrowError, WidenError};
 pub use ggml::GgmlType;
-pub use integers::{IntegerActivations, IntegerBlocks, IntegerLayout, IntegerPanel, Terms};
+pub use integers::{IntegerActivations, IntegerBlocks, IntegerLayout, IntegerPanel, PackedActivation, Terms};
 pub use shape::MatrixShape;

@@ -1,6 +1,7 @@
 //! The command line, declared once: parsing, `--help`, completions and the reference page read these types.
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use kbit_engine::Mode;
 use kbit_pipeline::edit::SetMetadata;
 use kbit_types::GgmlType;
 use std::path::PathBuf;
@@ -315,13 +316,6 @@ pub enum MetricArg {
     Kl,
 }
 
-/// Computing modes of the engine.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum ModeArg {
-    /// Weights decoded to f32, activations f32
-    F32,
-}
-
 /// `kbit eval`.
 #[derive(Debug, Args)]
 pub struct Eval {
@@ -343,9 +337,9 @@ pub struct Eval {
     /// Number of windows [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub chunks: Option<u32>,
-    /// Arithmetic of the engine
-    #[arg(long, value_enum, default_value_t = ModeArg::F32)]
-    pub mode: ModeArg,
+    /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
+    #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
+    pub mode: Mode,
 }
 
 /// `kbit logits`.
@@ -360,6 +354,9 @@ pub struct Logits {
     /// safetensors file to write: `logits`, f32, [T, vocab]
     #[arg(long, value_name = "F", value_hint = ValueHint::FilePath)]
     pub out: PathBuf,
+    /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
+    #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
+    pub mode: Mode,
 }
 
 /// `kbit tokenize`.
@@ -400,6 +397,9 @@ pub struct Generate {
     /// Seed
     #[arg(long, value_name = "S", default_value_t = 1)]
     pub seed: u64,
+    /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
+    #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
+    pub mode: Mode,
 }
 
 /// `kbit fit`.

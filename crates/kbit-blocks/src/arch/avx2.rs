@@ -16,8 +16,8 @@ use crate::block::{Half, Q4_0, Q8_0};
 use crate::dot::Operands;
 use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
 use crate::legacy::{BELOW_HALF, BLOCK};
-use crate::plain::MAGNITUDE;
 use crate::panel::Source;
+use crate::plain::MAGNITUDE;
 use kbit_types::IntegerPanel;
 use std::arch::x86_64::*;
 

@@ -10,7 +10,8 @@ mod search;
 
 use self::dot::{dot_iq4_nl, dot_iq4_xs, dot_mxfp4, dot_q4_0, dot_q4_k, dot_q8_0};
 use self::panel::{
-    unpack_iq4_nl, unpack_iq4_xs, unpack_mxfp4, unpack_q4_0, unpack_q4_k, unpack_q5_0, unpack_q5_k, unpack_q6_k, unpack_q8_0,
+    unpack_iq4_nl, unpack_iq4_xs, unpack_mxfp4, unpack_q4_0, unpack_q4_k, unpack_q5_0, unpack_q5_k,
+    unpack_q6_k, unpack_q8_0,
 };
 use super::avx2::{Avx2, Floats8, Integers8};
 use super::lanes::Lanes;
@@ -20,7 +21,7 @@ use crate::dot::Operands;
 use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
 use crate::legacy::{BELOW_HALF, BLOCK};
 use crate::panel::Source;
-use kbit_types::IntegerPanel;
+use kbit_types::{GgmlType, IntegerPanel, PackedActivation};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has the features.
@@ -44,6 +45,20 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl"))
         .then_some(Self { avx2, vnni: vnni.then_some(Vnni(())) })
+    }
+}
+
+impl Avx512 {
+    /// See [`panel::dot_integers`].
+    pub(crate) fn dot_integers(
+        self,
+        ty: GgmlType,
+        source: Source<'_>,
+        x: PackedActivation<'_>,
+        out: &mut [f32],
+    ) -> bool {
+        // SAFETY: a `Vnni` exists only where the CPU has the features.
+        self.vnni.is_some() && unsafe { panel::dot_integers(ty, source, x, out) }
     }
 }
 

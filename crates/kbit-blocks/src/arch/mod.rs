@@ -8,7 +8,7 @@
 
 use crate::dot::Operands;
 use crate::panel::Source;
-use kbit_types::IntegerPanel;
+use kbit_types::{GgmlType, IntegerPanel, PackedActivation};
 
 pub(crate) mod lanes;
 pub(crate) mod portable;
@@ -79,6 +79,26 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Set::Avx512(_) => InstructionSet::Avx512,
         }
+    }
+}
+
+impl Kernels {
+    /// Products of rows with one activation; false where there are none for the type, the set, or so few rows.
+    pub(crate) fn dot_rows_of_integers(
+        self,
+        ty: GgmlType,
+        source: Source<'_>,
+        x: PackedActivation<'_>,
+        out: &mut [f32],
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Set::Avx512(kernels) = self.0
+            && source.rows >= 16
+        {
+            return kernels.dot_integers(ty, source, x, out);
+        }
+        let _ = (ty, source, x, out);
+        false
     }
 }
 

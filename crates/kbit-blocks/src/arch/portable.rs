@@ -8,9 +8,9 @@ use crate::dot::{Operands, interleaved, one, products};
 use crate::grid::OneByOne;
 use crate::lanes::{self, Portable, Simd};
 use crate::panel::{Source, unpack};
-use kbit_types::IntegerPanel;
 use crate::plain::{MAGNITUDE, bf16_bits, bf16_value, f16_bits, f16_value};
 pub(crate) use crate::ternary::encode_q1_0;
+use kbit_types::IntegerPanel;
 
 /// The bits of the largest magnitude; from those of infinity up, something is not finite.
 #[inline(always)]

@@ -77,7 +77,8 @@ pub(crate) fn add_lanes_f64(lanes: [f64; LANES]) -> f64 {
 /// Packs units from unit `first` on of all rows: `to[unit * width + row]`. What lies beside the rows is left as it was.
 #[inline(always)]
 pub(crate) fn interleave(from: Units<'_>, width: usize, to: &mut [u32], first: usize) {
-    assert!(from.rows() <= width && to.len() >= from.len() * width, "size of the packed operand");
+    let needed = from.len().saturating_sub(1) * width + from.rows();
+    assert!(from.rows() <= width && to.len() >= needed, "size of the packed operand");
     for row in 0..from.rows() {
         for unit in first..from.len() {
             to[unit * width + row] = from.unit(row, unit);

@@ -15,7 +15,8 @@ use std::time::Instant;
 pub fn generate(session: &Session, arguments: &Generate) -> Result<u8, Failure> {
     let registry = session.registry(&[], None)?;
     let model =
-        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?;
+        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
+            .with_mode(arguments.mode);
     let tokenizer = model.tokenizer()?;
     let prompt = tokenizer.encode(&arguments.prompt, true, true);
     if prompt.is_empty() {

@@ -1,12 +1,13 @@
-//! Blocks unpacked to panels, 16 rows at a time.
+//! Blocks taken apart, 16 rows at a time: to panels, or to be multiplied with one activation at once.
 //!
 //! Four words of each row are loaded as a quarter of a vector, and quarters are transposed, so that a vector holds the same word of 16
 //! rows; what is packed in the words is taken apart only then, for all rows at once.
 
+use crate::arch::portable;
 use crate::block::{IQ4_NL, IQ4_XS, MXFP4, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0};
-use crate::panel::Source;
+use crate::panel::{Integers, Source};
 use crate::{fp4, iq4};
-use kbit_types::IntegerPanel;
+use kbit_types::{GgmlType, IntegerPanel, PackedActivation, Terms};
 use std::arch::x86_64::*;
 use std::mem::offset_of;
 
@@ -15,35 +16,52 @@ const LANES: usize = 16;
 
 /// The same columns of 16 rows.
 ///
-/// Invariant: `bytes` bytes may be read from each start.
+/// Invariant: whole blocks may be read from each of `first`, `first + stride` .. `first + 15 * stride`.
 struct Sixteen {
-    starts: [*const u8; LANES],
-    bytes: usize,
+    /// Rows 0, 4, 8 and 12. So few pointers stay in registers.
+    firsts: [*const u8; 4],
+    stride: usize,
 }
 
 impl Sixteen {
-    /// Rows from `lane` on; lanes without a row repeat the last.
-    fn new<W>(source: Source<'_>, lane: usize) -> Self {
-        let bytes = source.blocks * size_of::<W>();
-        let start = |row: usize| {
-            let start = (lane + row).min(source.rows - 1) * source.row_bytes + source.first * size_of::<W>();
-            source.bytes[start..][..bytes].as_ptr()
-        };
-        Self { starts: std::array::from_fn(start), bytes }
+    /// Rows from `row` on, all of which there are.
+    fn new<W>(source: Source<'_>, row: usize) -> Self {
+        assert!(row + LANES <= source.rows, "16 rows");
+        let start = |row: usize| row * source.row_bytes + source.first * size_of::<W>();
+        let last = start(row + LANES - 1) + source.blocks * size_of::<W>();
+        assert!(last <= source.bytes.len(), "the last row lies inside");
+        let first = source.bytes[start(row)..].as_ptr();
+        Self {
+            firsts: [0, 4, 8, 12].map(|row| first.wrapping_add(row * source.row_bytes)),
+            stride: source.row_bytes,
+        }
     }
 
-    /// Words `at / 4 .. at / 4 + 4` of each row, a vector a word; `at` is a number of bytes.
+    /// Asks for as many bytes of the 16 rows after these as columns `at..at + len`, in bytes, of these have.
     #[inline]
     #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    fn words(&self, at: usize) -> [__m512i; 4] {
-        debug_assert!(at + 16 <= self.bytes, "16 bytes inside the rows");
-        // SAFETY: the callers ask for 16 bytes inside of a block of the row.
-        let quarter = |row: usize| unsafe { _mm_loadu_si128(self.starts[row].add(at).cast()) };
+    fn prefetch(&self, at: usize, len: usize) {
+        for line in (LANES * at..LANES * (at + len)).step_by(64) {
+            let address = self.firsts[0].wrapping_add(LANES * self.stride + line);
+            _mm_prefetch::<_MM_HINT_T1>(address.cast());
+        }
+    }
+}
+
+/// Words `at / 4 .. at / 4 + 4` of each row, a vector a word; `at` is a number of bytes, 16 of which lie inside a block. A macro, so that
+/// vectors stay in registers.
+macro_rules! words {
+    ($rows:expr, $at:expr) => {{
+        let (rows, at): (&Sixteen, usize) = ($rows, $at);
         let lines: [__m512i; 4] = std::array::from_fn(|i| {
-            let line = _mm512_castsi128_si512(quarter(i));
-            let line = _mm512_inserti32x4::<1>(line, quarter(4 + i));
-            let line = _mm512_inserti32x4::<2>(line, quarter(8 + i));
-            _mm512_inserti32x4::<3>(line, quarter(12 + i))
+            // SAFETY: 16 bytes inside of a block of the row.
+            let quarter = |four: usize| unsafe {
+                _mm_loadu_si128(rows.firsts[four].wrapping_add(at + i * rows.stride).cast())
+            };
+            let line = _mm512_castsi128_si512(quarter(0));
+            let line = _mm512_inserti32x4::<1>(line, quarter(1));
+            let line = _mm512_inserti32x4::<2>(line, quarter(2));
+            _mm512_inserti32x4::<3>(line, quarter(3))
         });
         let low = [_mm512_unpacklo_epi32(lines[0], lines[1]), _mm512_unpacklo_epi32(lines[2], lines[3])];
         let high = [_mm512_unpackhi_epi32(lines[0], lines[1]), _mm512_unpackhi_epi32(lines[2], lines[3])];
@@ -53,7 +71,183 @@ impl Sixteen {
             _mm512_unpacklo_epi64(high[0], high[1]),
             _mm512_unpackhi_epi64(high[0], high[1]),
         ]
+    }};
+}
+
+/// What is done with the numbers of 16 rows, which are read once ([`Sink::ONCE`]) or are near anyway. Parts come before the block that they belong to; indices count from the first column.
+trait Sink {
+    const ONCE: bool;
+    /// # Safety
+    /// The CPU has the features.
+    unsafe fn part<const U: usize>(&mut self, part: usize, levels: [__m512i; U], scale: Option<__m512i>);
+    /// # Safety
+    /// As above.
+    unsafe fn minimums(&mut self, pair: usize, words: __m512i);
+    /// # Safety
+    /// As above.
+    unsafe fn block(&mut self, block: usize, scale: __m512, minimum_scale: Option<__m512>);
+}
+
+/// Lanes `lane..lane + 16` of a panel.
+struct Lanes<'a, 'p> {
+    panel: &'a mut IntegerPanel<'p>,
+    lane: usize,
+}
+
+impl Sink for Lanes<'_, '_> {
+    const ONCE: bool = false;
+
+    #[inline(always)]
+    unsafe fn part<const U: usize>(&mut self, part: usize, levels: [__m512i; U], scale: Option<__m512i>) {
+        // SAFETY: the CPU has the features.
+        unsafe {
+            for (unit, words) in levels.into_iter().enumerate() {
+                put(self.panel.levels, part * U + unit, self.lane, words);
+            }
+            if let Some(scale) = scale {
+                put(self.panel.part_scales, part, self.lane, scale);
+            }
+        }
     }
+
+    #[inline(always)]
+    unsafe fn minimums(&mut self, pair: usize, words: __m512i) {
+        // SAFETY: as above.
+        unsafe { put(self.panel.minimums, pair, self.lane, words) };
+    }
+
+    #[inline(always)]
+    unsafe fn block(&mut self, block: usize, scale: __m512, minimum_scale: Option<__m512>) {
+        // SAFETY: as above.
+        unsafe {
+            put(self.panel.scales, block, self.lane, _mm512_castps_si512(scale));
+            if let Some(scale) = minimum_scale {
+                put(self.panel.minimum_scales, block, self.lane, _mm512_castps_si512(scale));
+            }
+        }
+    }
+}
+
+/// Products of 16 rows with an activation, whose numbers the first block and part of the rows belong to.
+struct Product<'a> {
+    x: PackedActivation<'a>,
+    terms: Terms,
+    sums: __m512,
+    total: __m512i,
+    least: __m512i,
+}
+
+impl Sink for Product<'_> {
+    const ONCE: bool = true;
+
+    #[inline(always)]
+    unsafe fn part<const U: usize>(&mut self, part: usize, levels: [__m512i; U], scale: Option<__m512i>) {
+        let x = &self.x.levels[part * U..][..U];
+        // SAFETY: the CPU has the features.
+        unsafe {
+            // Two chains, since each has to wait for the one before.
+            let mut chains = [_mm512_set1_epi32(self.x.corrections[part]), _mm512_setzero_si512()];
+            for (unit, words) in levels.into_iter().enumerate() {
+                let x = _mm512_set1_epi32(x[unit].cast_signed());
+                chains[unit % 2] = _mm512_dpbusd_epi32(chains[unit % 2], words, x);
+            }
+            let sum = _mm512_add_epi32(chains[0], chains[1]);
+            let scaled = if let Some(scale) = scale { _mm512_mullo_epi32(sum, scale) } else { sum };
+            self.total = _mm512_add_epi32(self.total, scaled);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn minimums(&mut self, pair: usize, words: __m512i) {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm512_set1_epi32(self.x.sums[pair].cast_signed());
+            self.least = _mm512_dpwssd_epi32(self.least, words, x);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn block(&mut self, block: usize, scale: __m512, minimum_scale: Option<__m512>) {
+        // SAFETY: as above.
+        unsafe {
+            let (y, total) = (_mm512_set1_ps(self.x.scales[block]), _mm512_cvtepi32_ps(self.total));
+            let mut term = match self.terms {
+                Terms::ScalesInTurn => _mm512_mul_ps(_mm512_mul_ps(total, scale), y),
+                _ => _mm512_mul_ps(total, _mm512_mul_ps(scale, y)),
+            };
+            if let Some(scale) = minimum_scale {
+                let least = _mm512_cvtepi32_ps(self.least);
+                term = _mm512_sub_ps(term, _mm512_mul_ps(least, _mm512_mul_ps(scale, y)));
+            }
+            self.sums = _mm512_add_ps(self.sums, term);
+            (self.total, self.least) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+        }
+    }
+}
+
+/// Asks for rows to come where these are read once.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn next<S: Sink>(rows: &Sixteen, at: usize, len: usize, _: &S) {
+    if S::ONCE {
+        rows.prefetch(at, len);
+    }
+}
+
+/// For each type: how 16 rows are taken apart, as a panel is filled, and as rows are multiplied.
+macro_rules! types {
+    ($($ty:ident: $unpack:ident $dot:ident $rows:ident;)*) => {
+        $(
+            #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+            pub(super) fn $unpack(source: Source<'_>, mut panel: IntegerPanel<'_>) {
+                if source.rows < ROWS {
+                    return portable::$unpack(source, panel);
+                }
+                for lane in [0, LANES] {
+                    let rows = Sixteen::new::<$ty>(source, lane);
+                    $rows(&rows, source.blocks, &mut Lanes { panel: &mut panel, lane });
+                }
+            }
+
+            /// 16 rows at a time; the last 16 may have some in common with those before.
+            #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+            fn $dot(source: Source<'_>, x: PackedActivation<'_>, out: &mut [f32]) {
+                for row in (0..source.rows).step_by(LANES) {
+                    let row = row.min(source.rows - LANES);
+                    let rows = Sixteen::new::<$ty>(source, row);
+                    let zero = _mm512_setzero_si512();
+                    let terms = const { <$ty as Integers>::LAYOUT.terms };
+                    let mut product = Product { x, terms, sums: _mm512_setzero_ps(), total: zero, least: zero };
+                    $rows(&rows, source.blocks, &mut product);
+                    let out = &mut out[row..row + LANES];
+                    // SAFETY: writes 16 floats.
+                    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), product.sums) };
+                }
+            }
+        )*
+
+        /// Products of whole rows, at least 16, with one activation; false where there are none for the type.
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+        pub(super) fn dot_integers(ty: GgmlType, source: Source<'_>, x: PackedActivation<'_>, out: &mut [f32]) -> bool {
+            match ty {
+                $(GgmlType::$ty => $dot(source, x, out),)*
+                _ => return false,
+            }
+            true
+        }
+    };
+}
+
+types! {
+    Q8_0: unpack_q8_0 dot_q8_0 rows_of_q8_0;
+    Q4_0: unpack_q4_0 dot_q4_0 rows_of_q4_0;
+    Q5_0: unpack_q5_0 dot_q5_0 rows_of_q5_0;
+    IQ4_NL: unpack_iq4_nl dot_iq4_nl rows_of_iq4_nl;
+    MXFP4: unpack_mxfp4 dot_mxfp4 rows_of_mxfp4;
+    Q4_K: unpack_q4_k dot_q4_k rows_of_q4_k;
+    Q5_K: unpack_q5_k dot_q5_k rows_of_q5_k;
+    Q6_K: unpack_q6_k dot_q6_k rows_of_q6_k;
+    IQ4_XS: unpack_iq4_xs dot_iq4_xs rows_of_iq4_xs;
 }
 
 /// Half-precision numbers in the low halves of the lanes.
@@ -71,12 +265,6 @@ fn put<T>(part: &mut [T], index: usize, lane: usize, words: __m512i) {
     let to = &mut part[index * ROWS + lane..][..LANES];
     // SAFETY: 16 lanes of 4 bytes, any of which are a T: an integer or a float.
     unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) };
-}
-
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn put_floats(part: &mut [f32], index: usize, lane: usize, floats: __m512) {
-    put(part, index, lane, _mm512_castps_si512(floats));
 }
 
 #[inline]
@@ -116,237 +304,254 @@ fn table(levels: &[i8; 16], offset: u8) -> __m512i {
     _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(shifted.as_ptr().cast()) })
 }
 
+#[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn unpack_q8_0(source: Source<'_>, panel: IntegerPanel<'_>) {
-    for lane in (0..ROWS).step_by(LANES) {
-        let rows = Sixteen::new::<Q8_0>(source, lane);
-        for block in 0..source.blocks {
-            let at = block * size_of::<Q8_0>();
-            put_floats(panel.scales, block, lane, halves(rows.words(at)[0]));
-            for half in 0..2 {
-                for (word, q) in rows.words(at + offset_of!(Q8_0, q) + 16 * half).into_iter().enumerate() {
-                    put(panel.levels, 8 * block + 4 * half + word, lane, _mm512_xor_si512(q, bytes(128)));
-                }
-            }
+fn rows_of_q8_0(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+    for block in 0..blocks {
+        let at = block * size_of::<Q8_0>();
+        next(rows, at, size_of::<Q8_0>(), sink);
+        let scale = halves(words!(rows, at)[0]);
+        let [a, b, c, d] = words!(rows, at + offset_of!(Q8_0, q));
+        let [e, f, g, h] = words!(rows, at + offset_of!(Q8_0, q) + 16);
+        let sign = bytes(128);
+        let levels = [a, b, c, d, e, f, g, h].map(|q| _mm512_xor_si512(q, sign));
+        // SAFETY: the CPU has the features.
+        unsafe {
+            sink.part(block, levels, None);
+            sink.block(block, scale, None);
         }
     }
 }
 
+#[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn unpack_q4_0(source: Source<'_>, panel: IntegerPanel<'_>) {
-    for lane in (0..ROWS).step_by(LANES) {
-        let rows = Sixteen::new::<Q4_0>(source, lane);
-        for block in 0..source.blocks {
-            let at = block * size_of::<Q4_0>();
-            put_floats(panel.scales, block, lane, halves(rows.words(at)[0]));
-            for (word, q) in rows.words(at + offset_of!(Q4_0, q)).into_iter().enumerate() {
-                put(panel.levels, 8 * block + word, lane, low(q));
-                put(panel.levels, 8 * block + 4 + word, lane, high(q));
-            }
+fn rows_of_q4_0(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+    for block in 0..blocks {
+        let at = block * size_of::<Q4_0>();
+        next(rows, at, size_of::<Q4_0>(), sink);
+        let scale = halves(words!(rows, at)[0]);
+        let [a, b, c, d] = words!(rows, at + offset_of!(Q4_0, q));
+        let levels = [low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)];
+        // SAFETY: the CPU has the features.
+        unsafe {
+            sink.part(block, levels, None);
+            sink.block(block, scale, None);
         }
     }
 }
 
+#[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn unpack_q5_0(source: Source<'_>, panel: IntegerPanel<'_>) {
+fn rows_of_q5_0(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
     // Four bits, a byte each: copies of them 7 bits apart do not overlap.
-    let spread = |bits: __m512i| {
+    let spread = |bits: __m512i, shift: i32| {
+        let bits = _mm512_srlv_epi32(bits, _mm512_set1_epi32(shift));
         let bits = _mm512_and_si512(bits, _mm512_set1_epi32(15));
         let copies = _mm512_mullo_epi32(bits, _mm512_set1_epi32(0x0020_4081));
         _mm512_slli_epi16::<4>(_mm512_and_si512(copies, bytes(1)))
     };
-    for lane in (0..ROWS).step_by(LANES) {
-        let rows = Sixteen::new::<Q5_0>(source, lane);
-        for block in 0..source.blocks {
-            let at = block * size_of::<Q5_0>();
-            let [first, second, ..] = rows.words(at);
-            put_floats(panel.scales, block, lane, halves(first));
-            let bits = _mm512_or_si512(_mm512_srli_epi32::<16>(first), _mm512_slli_epi32::<16>(second));
-            for (word, q) in rows.words(at + offset_of!(Q5_0, q)).into_iter().enumerate() {
-                let shifted = _mm512_srlv_epi32(bits, _mm512_set1_epi32(4 * word as i32));
-                let levels = _mm512_or_si512(low(q), spread(shifted));
-                put(panel.levels, 8 * block + word, lane, levels);
-                let levels = _mm512_or_si512(high(q), spread(_mm512_srli_epi32::<16>(shifted)));
-                put(panel.levels, 8 * block + 4 + word, lane, levels);
-            }
+    for block in 0..blocks {
+        let at = block * size_of::<Q5_0>();
+        next(rows, at, size_of::<Q5_0>(), sink);
+        let [first, second, ..] = words!(rows, at);
+        let scale = halves(first);
+        let bits = _mm512_or_si512(_mm512_srli_epi32::<16>(first), _mm512_slli_epi32::<16>(second));
+        let [a, b, c, d] = words!(rows, at + offset_of!(Q5_0, q));
+        let q = [low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)];
+        let levels = std::array::from_fn::<_, 8, _>(|i| _mm512_or_si512(q[i], spread(bits, 4 * i as i32)));
+        // SAFETY: the CPU has the features.
+        unsafe {
+            sink.part(block, levels, None);
+            sink.block(block, scale, None);
         }
     }
 }
 
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn unpack_iq4_nl(source: Source<'_>, panel: IntegerPanel<'_>) {
-    let table = table(&iq4::LEVELS, 127);
-    for lane in (0..ROWS).step_by(LANES) {
-        let rows = Sixteen::new::<IQ4_NL>(source, lane);
-        for block in 0..source.blocks {
-            let at = block * size_of::<IQ4_NL>();
-            put_floats(panel.scales, block, lane, halves(rows.words(at)[0]));
-            for (word, q) in rows.words(at + offset_of!(IQ4_NL, q)).into_iter().enumerate() {
-                put(panel.levels, 8 * block + word, lane, _mm512_shuffle_epi8(table, low(q)));
-                put(panel.levels, 8 * block + 4 + word, lane, _mm512_shuffle_epi8(table, high(q)));
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn unpack_mxfp4(source: Source<'_>, panel: IntegerPanel<'_>) {
-    let table = table(&fp4::LEVELS, 12);
-    for lane in (0..ROWS).step_by(LANES) {
-        let rows = Sixteen::new::<MXFP4>(source, lane);
-        for block in 0..source.blocks {
-            let at = block * size_of::<MXFP4>();
-            // As `half_e8m0`: half of the power of two, which is subnormal for the two least exponents.
-            let e = _mm512_and_si512(rows.words(at)[0], _mm512_set1_epi32(255));
-            let small = _mm512_sllv_epi32(_mm512_set1_epi32(0x0020_0000), e);
-            let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(e, _mm512_set1_epi32(1)));
-            let least = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
-            put(panel.scales, block, lane, _mm512_mask_blend_epi32(least, normal, small));
-            for (word, q) in rows.words(at + offset_of!(MXFP4, q)).into_iter().enumerate() {
-                put(panel.levels, 8 * block + word, lane, _mm512_shuffle_epi8(table, low(q)));
-                put(panel.levels, 8 * block + 4 + word, lane, _mm512_shuffle_epi8(table, high(q)));
-            }
-        }
-    }
-}
-
-/// Scales and minimums of Q4_K and Q5_K: a word of four for parts 0 to 3, and one for parts 4 to 7.
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn put_scales_and_minimums(panel: &mut IntegerPanel<'_>, block: usize, lane: usize, header: [__m512i; 4]) {
-    let [d, a, b, c] = header;
-    put_floats(panel.scales, block, lane, halves(d));
-    put_floats(panel.minimum_scales, block, lane, halves(_mm512_srli_epi32::<16>(d)));
+fn rows_of_iq4_nl(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+    let table = table(&iq4::LEVELS, 127);
+    for block in 0..blocks {
+        let at = block * size_of::<IQ4_NL>();
+        next(rows, at, size_of::<IQ4_NL>(), sink);
+        let scale = halves(words!(rows, at)[0]);
+        let [a, b, c, d] = words!(rows, at + offset_of!(IQ4_NL, q));
+        let levels = [low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)]
+            .map(|code| _mm512_shuffle_epi8(table, code));
+        // SAFETY: the CPU has the features.
+        unsafe {
+            sink.part(block, levels, None);
+            sink.block(block, scale, None);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn rows_of_mxfp4(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+    let table = table(&fp4::LEVELS, 12);
+    for block in 0..blocks {
+        let at = block * size_of::<MXFP4>();
+        next(rows, at, size_of::<MXFP4>(), sink);
+        // As `half_e8m0`: half of the power of two, which is subnormal for the two least exponents.
+        let e = _mm512_and_si512(words!(rows, at)[0], _mm512_set1_epi32(255));
+        let small = _mm512_sllv_epi32(_mm512_set1_epi32(0x0020_0000), e);
+        let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(e, _mm512_set1_epi32(1)));
+        let least = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
+        let scale = _mm512_castsi512_ps(_mm512_mask_blend_epi32(least, normal, small));
+        let [a, b, c, d] = words!(rows, at + offset_of!(MXFP4, q));
+        let levels = [low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)]
+            .map(|code| _mm512_shuffle_epi8(table, code));
+        // SAFETY: the CPU has the features.
+        unsafe {
+            sink.part(block, levels, None);
+            sink.block(block, scale, None);
+        }
+    }
+}
+
+/// Scales of the parts of a block of Q4_K or Q5_K; what comes with them goes to the sink. The header has the scales of the block, and a
+/// word of four for parts 0 to 3, and one for parts 4 to 7.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn header(words: [__m512i; 4], block: usize, sink: &mut impl Sink) -> ([__m512i; 8], [__m512; 2]) {
+    let [d, a, b, c] = words;
     let six = |words: __m512i| _mm512_and_si512(words, bytes(0x3f));
-    let top = |words: __m512i| {
-        _mm512_slli_epi32::<4>(_mm512_and_si512(_mm512_srli_epi32::<6>(words), bytes(3)))
-    };
+    let top =
+        |words: __m512i| _mm512_slli_epi32::<4>(_mm512_and_si512(_mm512_srli_epi32::<6>(words), bytes(3)));
     let scales = [six(a), _mm512_or_si512(low(c), top(a))];
     let minimums = [six(b), _mm512_or_si512(high(c), top(b))];
     let byte = _mm512_set1_epi32(255);
-    for half in 0..2 {
-        for part in 0..4 {
-            let shift = _mm512_set1_epi32(8 * part as i32);
-            let scale = _mm512_and_si512(_mm512_srlv_epi32(scales[half], shift), byte);
-            put(panel.part_scales, 8 * block + 4 * half + part, lane, scale);
-        }
+    for (half, words) in minimums.into_iter().enumerate() {
         // Two bytes become two halves.
-        let pairs = [minimums[half], _mm512_srli_epi32::<16>(minimums[half])];
-        for (pair, words) in pairs.into_iter().enumerate() {
+        for (pair, words) in [words, _mm512_srli_epi32::<16>(words)].into_iter().enumerate() {
             let first = _mm512_and_si512(words, byte);
             let second = _mm512_and_si512(_mm512_slli_epi32::<8>(words), _mm512_set1_epi32(0x00ff_0000));
-            put(panel.minimums, 4 * block + 2 * half + pair, lane, _mm512_or_si512(first, second));
+            // SAFETY: the CPU has the features.
+            unsafe { sink.minimums(4 * block + 2 * half + pair, _mm512_or_si512(first, second)) };
         }
+    }
+    let scale = |part: usize| {
+        let shift = _mm512_set1_epi32(8 * (part % 4) as i32);
+        _mm512_and_si512(_mm512_srlv_epi32(scales[part / 4], shift), byte)
+    };
+    (std::array::from_fn(scale), [halves(d), halves(_mm512_srli_epi32::<16>(d))])
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn rows_of_q4_k(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+    for block in 0..blocks {
+        let at = block * size_of::<Q4_K>();
+        next(rows, at, size_of::<Q4_K>(), sink);
+        let (scales, [scale, minimum_scale]) = header(words!(rows, at), block, sink);
+        for pair in 0..4 {
+            let [a, b, c, d] = words!(rows, at + offset_of!(Q4_K, q) + 32 * pair);
+            let [e, f, g, h] = words!(rows, at + offset_of!(Q4_K, q) + 32 * pair + 16);
+            let q = [a, b, c, d, e, f, g, h];
+            // SAFETY: the CPU has the features.
+            unsafe {
+                sink.part(8 * block + 2 * pair, q.map(|q| low(q)), Some(scales[2 * pair]));
+                sink.part(8 * block + 2 * pair + 1, q.map(|q| high(q)), Some(scales[2 * pair + 1]));
+            }
+        }
+        // SAFETY: as above.
+        unsafe { sink.block(block, scale, Some(minimum_scale)) };
     }
 }
 
+#[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn unpack_q4_k(source: Source<'_>, mut panel: IntegerPanel<'_>) {
-    for lane in (0..ROWS).step_by(LANES) {
-        let rows = Sixteen::new::<Q4_K>(source, lane);
-        for block in 0..source.blocks {
-            let at = block * size_of::<Q4_K>();
-            put_scales_and_minimums(&mut panel, block, lane, rows.words(at));
-            for pair in 0..4 {
-                for half in 0..2 {
-                    let q = rows.words(at + offset_of!(Q4_K, q) + 32 * pair + 16 * half);
-                    for (word, q) in q.into_iter().enumerate() {
-                        let unit = 64 * block + 16 * pair + 4 * half + word;
-                        put(panel.levels, unit, lane, low(q));
-                        put(panel.levels, unit + 8, lane, high(q));
-                    }
-                }
+fn rows_of_q5_k(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+    for block in 0..blocks {
+        let at = block * size_of::<Q5_K>();
+        next(rows, at, size_of::<Q5_K>(), sink);
+        let (scales, [scale, minimum_scale]) = header(words!(rows, at), block, sink);
+        let [a, b, c, d] = words!(rows, at + offset_of!(Q5_K, high));
+        let [e, f, g, h] = words!(rows, at + offset_of!(Q5_K, high) + 16);
+        let bits = [a, b, c, d, e, f, g, h];
+        for pair in 0..4 {
+            let [a, b, c, d] = words!(rows, at + offset_of!(Q5_K, q) + 32 * pair);
+            let [e, f, g, h] = words!(rows, at + offset_of!(Q5_K, q) + 32 * pair + 16);
+            let q = [a, b, c, d, e, f, g, h];
+            let shift = 2 * pair as u32;
+            let first = std::array::from_fn::<_, 8, _>(|i| _mm512_or_si512(low(q[i]), fifth(bits[i], shift)));
+            let second =
+                std::array::from_fn::<_, 8, _>(|i| _mm512_or_si512(high(q[i]), fifth(bits[i], shift + 1)));
+            // SAFETY: the CPU has the features.
+            unsafe {
+                sink.part(8 * block + 2 * pair, first, Some(scales[2 * pair]));
+                sink.part(8 * block + 2 * pair + 1, second, Some(scales[2 * pair + 1]));
             }
         }
+        // SAFETY: as above.
+        unsafe { sink.block(block, scale, Some(minimum_scale)) };
     }
 }
 
+#[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn unpack_q5_k(source: Source<'_>, mut panel: IntegerPanel<'_>) {
-    for lane in (0..ROWS).step_by(LANES) {
-        let rows = Sixteen::new::<Q5_K>(source, lane);
-        for block in 0..source.blocks {
-            let at = block * size_of::<Q5_K>();
-            put_scales_and_minimums(&mut panel, block, lane, rows.words(at));
-            for half in 0..2 {
-                let bits = rows.words(at + offset_of!(Q5_K, high) + 16 * half);
-                for pair in 0..4 {
-                    let q = rows.words(at + offset_of!(Q5_K, q) + 32 * pair + 16 * half);
-                    for (word, (q, bits)) in q.into_iter().zip(bits).enumerate() {
-                        let unit = 64 * block + 16 * pair + 4 * half + word;
-                        let shift = 2 * pair as u32;
-                        put(panel.levels, unit, lane, _mm512_or_si512(low(q), fifth(bits, shift)));
-                        put(panel.levels, unit + 8, lane, _mm512_or_si512(high(q), fifth(bits, shift + 1)));
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn unpack_q6_k(source: Source<'_>, panel: IntegerPanel<'_>) {
-    for lane in (0..ROWS).step_by(LANES) {
-        let rows = Sixteen::new::<Q6_K>(source, lane);
-        for block in 0..source.blocks {
-            let at = block * size_of::<Q6_K>();
-            let last = rows.words(at + size_of::<Q6_K>() - 16)[3];
-            put_floats(panel.scales, block, lane, halves(_mm512_srli_epi32::<16>(last)));
-            let scales = rows.words(at + offset_of!(Q6_K, scales));
-            for (four, scales) in scales.into_iter().enumerate() {
-                for part in 0..4 {
-                    let up = _mm512_sllv_epi32(scales, _mm512_set1_epi32(24 - 8 * part as i32));
-                    put(panel.part_scales, 16 * block + 4 * four + part, lane, _mm512_srai_epi32::<24>(up));
-                }
-            }
-            for half in 0..2 {
-                for quarter in 0..2 {
-                    let from = at + offset_of!(Q6_K, high) + 32 * half + 16 * quarter;
-                    let bits = rows.words(from);
-                    for which in 0..2 {
-                        // 16 bytes hold, in their halves, 16 levels of run `which` and as many of run `which + 2`.
-                        let from = at + offset_of!(Q6_K, low) + 64 * half + 32 * which + 16 * quarter;
-                        for (word, (q, bits)) in rows.words(from).into_iter().zip(bits).enumerate() {
-                            let unit = 64 * block + 32 * half + 8 * which + 4 * quarter + word;
-                            let top = |shift: i32| {
-                                let bits = _mm512_srlv_epi32(bits, _mm512_set1_epi32(shift));
-                                _mm512_slli_epi16::<4>(_mm512_and_si512(bits, bytes(3)))
-                            };
-                            let shift = 2 * which as i32;
-                            put(panel.levels, unit, lane, _mm512_or_si512(low(q), top(shift)));
-                            put(panel.levels, unit + 16, lane, _mm512_or_si512(high(q), top(shift + 4)));
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn unpack_iq4_xs(source: Source<'_>, panel: IntegerPanel<'_>) {
-    let table = table(&iq4::LEVELS, 127);
-    for lane in (0..ROWS).step_by(LANES) {
-        let rows = Sixteen::new::<IQ4_XS>(source, lane);
-        for block in 0..source.blocks {
-            let at = block * size_of::<IQ4_XS>();
-            let [first, scales, ..] = rows.words(at);
-            put_floats(panel.scales, block, lane, halves(first));
-            let tops = _mm512_srli_epi32::<16>(first);
-            for part in 0..8 {
-                let of = |words: __m512i, bits: usize| {
-                    let shifted = _mm512_srlv_epi32(words, _mm512_set1_epi32((bits * part) as i32));
-                    _mm512_and_si512(shifted, _mm512_set1_epi32((1 << bits) - 1))
+fn rows_of_q6_k(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+    for block in 0..blocks {
+        let at = block * size_of::<Q6_K>();
+        next(rows, at, size_of::<Q6_K>(), sink);
+        let last = words!(rows, at + size_of::<Q6_K>() - 16)[3];
+        let scales = words!(rows, at + offset_of!(Q6_K, scales));
+        let scale = |part: usize| {
+            let up = _mm512_set1_epi32(24 - 8 * (part % 4) as i32);
+            _mm512_srai_epi32::<24>(_mm512_sllv_epi32(scales[part / 4], up))
+        };
+        for half in 0..2 {
+            for quarter in 0..2 {
+                let bits = words!(rows, at + offset_of!(Q6_K, high) + 32 * half + 16 * quarter);
+                let top = |word: usize, shift: i32| {
+                    let bits = _mm512_srlv_epi32(bits[word], _mm512_set1_epi32(shift));
+                    _mm512_slli_epi16::<4>(_mm512_and_si512(bits, bytes(3)))
                 };
-                let scale = _mm512_or_si512(of(scales, 4), _mm512_slli_epi32::<4>(of(tops, 2)));
-                put(panel.part_scales, 8 * block + part, lane, _mm512_sub_epi32(scale, _mm512_set1_epi32(32)));
-                let q = rows.words(at + offset_of!(IQ4_XS, q) + 16 * part);
-                for (word, q) in q.into_iter().enumerate() {
-                    let unit = 64 * block + 8 * part + word;
-                    put(panel.levels, unit, lane, _mm512_shuffle_epi8(table, low(q)));
-                    put(panel.levels, unit + 4, lane, _mm512_shuffle_epi8(table, high(q)));
+                for which in 0..2 {
+                    // 16 bytes hold, in their halves, 16 levels of run `which` and as many of run `which + 2`.
+                    let q = words!(rows, at + offset_of!(Q6_K, low) + 64 * half + 32 * which + 16 * quarter);
+                    let shift = 2 * which as i32;
+                    let first = std::array::from_fn::<_, 4, _>(|i| _mm512_or_si512(low(q[i]), top(i, shift)));
+                    let second =
+                        std::array::from_fn::<_, 4, _>(|i| _mm512_or_si512(high(q[i]), top(i, shift + 4)));
+                    let part = 8 * half + 2 * which + quarter;
+                    // SAFETY: the CPU has the features.
+                    unsafe {
+                        sink.part(16 * block + part, first, Some(scale(part)));
+                        sink.part(16 * block + part + 4, second, Some(scale(part + 4)));
+                    }
                 }
             }
         }
+        // SAFETY: as above.
+        unsafe { sink.block(block, halves(_mm512_srli_epi32::<16>(last)), None) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn rows_of_iq4_xs(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+    let table = table(&iq4::LEVELS, 127);
+    for block in 0..blocks {
+        let at = block * size_of::<IQ4_XS>();
+        next(rows, at, size_of::<IQ4_XS>(), sink);
+        let [first, scales, ..] = words!(rows, at);
+        let tops = _mm512_srli_epi32::<16>(first);
+        for part in 0..8 {
+            let of = |words: __m512i, bits: usize| {
+                let shifted = _mm512_srlv_epi32(words, _mm512_set1_epi32((bits * part) as i32));
+                _mm512_and_si512(shifted, _mm512_set1_epi32((1 << bits) - 1))
+            };
+            let scale = _mm512_or_si512(of(scales, 4), _mm512_slli_epi32::<4>(of(tops, 2)));
+            let [a, b, c, d] = words!(rows, at + offset_of!(IQ4_XS, q) + 16 * part);
+            let levels = [low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)]
+                .map(|code| _mm512_shuffle_epi8(table, code));
+            let scale = _mm512_sub_epi32(scale, _mm512_set1_epi32(32));
+            // SAFETY: the CPU has the features.
+            unsafe { sink.part(8 * block + part, levels, Some(scale)) };
+        }
+        // SAFETY: as above.
+        unsafe { sink.block(block, halves(first), None) };
     }
 }

@@ -53,8 +53,8 @@ fn tiles(tile: &mut IntegerTile<'_, '_>) {
 #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
 unsafe fn of<const M: usize, const U: usize, const T: u8>(tile: &mut IntegerTile<'_, '_>) {
     let (x, w) = (tile.x(), tile.w());
-    let parts = tile.layout().block / (4 * U);
     let scaled = const { T == Terms::Parts as u8 || T == Terms::PartsAndMinimums as u8 };
+    let parts = if scaled { tile.layout().block / (4 * U) } else { 1 };
     let minimums = const { T == Terms::PartsAndMinimums as u8 };
     let mut sums = load::<M>(tile);
     // SAFETY: for every block, part and unit of the tile there are PANEL numbers of `w` and M of `x`.
@@ -121,7 +121,7 @@ unsafe fn of<const M: usize, const U: usize, const T: u8>(tile: &mut IntegerTile
             }
         }
     }
-    store(&sums, tile);
+    store(sums, tile);
 }
 
 /// # Safety
@@ -163,7 +163,7 @@ fn load<const M: usize>(tile: &mut IntegerTile<'_, '_>) -> Pairs<__m512, M> {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-fn store<const M: usize>(sums: &Pairs<__m512, M>, tile: &mut IntegerTile<'_, '_>) {
+fn store<const M: usize>(sums: Pairs<__m512, M>, tile: &mut IntegerTile<'_, '_>) {
     let rows = tile.out().cols();
     for (m, sums) in sums.iter().enumerate() {
         let out = tile.out().row_mut(m).as_mut_ptr();

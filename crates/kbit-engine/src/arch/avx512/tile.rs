@@ -5,7 +5,7 @@
 
 use super::{Avx512, first};
 use crate::arch::generic;
-use crate::packed::{PANEL, Tile, Units};
+use crate::packed::{BLOCK, PANEL, Tile, Units};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -35,6 +35,18 @@ impl Avx512 {
         }
     }
 
+    /// See [`Kernels::line_f32`](crate::Kernels::line_f32).
+    pub(crate) fn line_f32(self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
+        // SAFETY: the CPU has the features.
+        weights.rows() >= LANES && unsafe { line_f32(weights, x, out) }
+    }
+
+    /// See [`Kernels::line_bf16`](crate::Kernels::line_bf16).
+    pub(crate) fn line_bf16(self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
+        // SAFETY: the CPU has the features.
+        self.bf16 && weights.rows() >= LANES && unsafe { line_bf16(weights, x, out) }
+    }
+
     /// As [`Avx512::busy_bf16`], of 8-bit integers.
     pub(crate) fn busy_int8(self, rounds: u64, factor: f32) -> (u64, f32) {
         if self.vnni {
@@ -57,50 +69,148 @@ impl Avx512 {
     }
 }
 
-/// 16 rows at a time: four units of each are loaded as a quarter of a vector, and quarters are transposed.
+/// Columns of four units of 16 rows, of which rows 0, 4, 8 and 12 begin at `firsts`: quarters of vectors are loaded, and transposed.
+///
+/// # Safety
+/// 16 bytes from `at` on may be read from each row, and the CPU has the features.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
+unsafe fn columns(firsts: [*const u8; 4], stride: usize, at: usize) -> [__m512i; 4] {
+    let lines: [__m512i; 4] = std::array::from_fn(|i| {
+        // SAFETY: as this function's.
+        let quarter = |four: usize| unsafe { _mm_loadu_si128(firsts[four].wrapping_add(at + i * stride).cast()) };
+        let line = _mm512_castsi128_si512(quarter(0));
+        let line = _mm512_inserti32x4::<1>(line, quarter(1));
+        let line = _mm512_inserti32x4::<2>(line, quarter(2));
+        _mm512_inserti32x4::<3>(line, quarter(3))
+    });
+    let low = [_mm512_unpacklo_epi32(lines[0], lines[1]), _mm512_unpacklo_epi32(lines[2], lines[3])];
+    let high = [_mm512_unpackhi_epi32(lines[0], lines[1]), _mm512_unpackhi_epi32(lines[2], lines[3])];
+    [
+        _mm512_unpacklo_epi64(low[0], low[1]),
+        _mm512_unpackhi_epi64(low[0], low[1]),
+        _mm512_unpacklo_epi64(high[0], high[1]),
+        _mm512_unpackhi_epi64(high[0], high[1]),
+    ]
+}
+
+/// 16 rows at a time; of a last group with fewer only whole units one by one.
 #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
 fn interleave(from: Units<'_>, width: usize, to: &mut [u32]) {
-    let (rows, units) = (from.rows(), from.len());
+    let (rows, units, stride) = (from.rows(), from.len(), from.stride());
     assert!(rows <= width && to.len() >= units * width, "size of the packed operand");
     let whole = from.bytes() / 16 * 4;
-    for group in (0..rows).step_by(LANES) {
-        let lanes = (width - group).min(LANES);
-        let mask = first(lanes);
-        // Lanes without a row repeat the last one.
-        let row = |lane: usize| from.data()[(group + lane).min(rows - 1) * from.stride()..].as_ptr();
-        let starts: [*const u8; LANES] = std::array::from_fn(row);
+    let groups = rows / LANES * LANES;
+    for group in (0..groups).step_by(LANES) {
+        let firsts = [0, 4, 8, 12].map(|row| from.data()[(group + row) * stride..].as_ptr());
         for unit in (0..whole).step_by(4) {
             // SAFETY: 16 bytes from unit `unit` on lie inside each row.
-            let quarter = |lane: usize| unsafe { _mm_loadu_si128(starts[lane].add(4 * unit).cast()) };
-            let lines: [__m512i; 4] = std::array::from_fn(|i| {
-                let line = _mm512_castsi128_si512(quarter(i));
-                let line = _mm512_inserti32x4::<1>(line, quarter(4 + i));
-                let line = _mm512_inserti32x4::<2>(line, quarter(8 + i));
-                _mm512_inserti32x4::<3>(line, quarter(12 + i))
-            });
-            let low = [_mm512_unpacklo_epi32(lines[0], lines[1]), _mm512_unpacklo_epi32(lines[2], lines[3])];
-            let high = [_mm512_unpackhi_epi32(lines[0], lines[1]), _mm512_unpackhi_epi32(lines[2], lines[3])];
-            let columns = [
-                _mm512_unpacklo_epi64(low[0], low[1]),
-                _mm512_unpackhi_epi64(low[0], low[1]),
-                _mm512_unpacklo_epi64(high[0], high[1]),
-                _mm512_unpackhi_epi64(high[0], high[1]),
-            ];
-            for (column, lanes_of) in columns.into_iter().enumerate() {
-                let place = (unit + column) * width + group;
-                // SAFETY: the lanes of the mask lie inside: `place + lanes <= units * width`.
-                unsafe {
-                    let to = to.as_mut_ptr().add(place).cast::<i32>();
-                    if lanes == LANES {
-                        _mm512_storeu_epi32(to, lanes_of);
-                    } else {
-                        _mm512_mask_storeu_epi32(to, mask, lanes_of);
-                    }
-                }
+            let columns = unsafe { columns(firsts, stride, 4 * unit) };
+            for (column, words) in columns.into_iter().enumerate() {
+                let to = &mut to[(unit + column) * width + group..][..LANES];
+                // SAFETY: 16 lanes.
+                unsafe { _mm512_storeu_epi32(to.as_mut_ptr().cast(), words) };
             }
+        }
+        generic::interleave(from.window(group, LANES, 0, units), width, &mut to[group..], whole);
+    }
+    if rows > groups {
+        few(from.window(groups, rows - groups, 0, units), width, &mut to[groups..], whole);
+    }
+}
+
+/// As [`interleave`], of fewer than 16 rows: lanes without a row repeat the last one, and are not written.
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
+fn few(from: Units<'_>, width: usize, to: &mut [u32], whole: usize) {
+    let rows = from.rows();
+    let mask = first(rows);
+    let starts: [*const u8; LANES] =
+        std::array::from_fn(|lane| from.data()[lane.min(rows - 1) * from.stride()..].as_ptr());
+    for unit in (0..whole).step_by(4) {
+        // SAFETY: 16 bytes from unit `unit` on lie inside each row.
+        let quarter = |lane: usize| unsafe { _mm_loadu_si128(starts[lane].add(4 * unit).cast()) };
+        let lines: [__m512i; 4] = std::array::from_fn(|i| {
+            let line = _mm512_castsi128_si512(quarter(i));
+            let line = _mm512_inserti32x4::<1>(line, quarter(4 + i));
+            let line = _mm512_inserti32x4::<2>(line, quarter(8 + i));
+            _mm512_inserti32x4::<3>(line, quarter(12 + i))
+        });
+        let low = [_mm512_unpacklo_epi32(lines[0], lines[1]), _mm512_unpacklo_epi32(lines[2], lines[3])];
+        let high = [_mm512_unpackhi_epi32(lines[0], lines[1]), _mm512_unpackhi_epi32(lines[2], lines[3])];
+        let columns = [
+            _mm512_unpacklo_epi64(low[0], low[1]),
+            _mm512_unpackhi_epi64(low[0], low[1]),
+            _mm512_unpacklo_epi64(high[0], high[1]),
+            _mm512_unpackhi_epi64(high[0], high[1]),
+        ];
+        for (column, words) in columns.into_iter().enumerate() {
+            let to = &mut to[(unit + column) * width..][..rows];
+            // SAFETY: the lanes of the mask.
+            unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask, words) };
         }
     }
     generic::interleave(from, width, to, whole);
+}
+
+/// Products of rows with one activation: as tiles give them, but each unit is multiplied where it was transposed. The last 16 rows may
+/// have some in common with those before. `$add` is the sum after one unit.
+macro_rules! lines {
+    ($line:ident, $features:literal, |$sum:ident, $w:ident, $x:ident| $add:expr) => {
+        #[target_feature(enable = $features)]
+        fn $line(from: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
+            let (rows, units, stride) = (from.rows(), from.len(), from.stride());
+            assert!(x.len() == units && out.len() == rows && units > 0, "size of the operands");
+            let whole = from.bytes() / 16 * 4;
+            for row in (0..rows).step_by(LANES) {
+                let row = row.min(rows - LANES);
+                let firsts = [0, 4, 8, 12].map(|four| from.data()[(row + four) * stride..].as_ptr());
+                let mut total = _mm512_setzero_ps();
+                for block in (0..units).step_by(BLOCK) {
+                    let end = (block + BLOCK).min(units);
+                    let mut sum = _mm512_setzero_ps();
+                    let step = |sum: __m512, w: __m512i, unit: usize| {
+                        let ($sum, $w, $x) = (sum, w, _mm512_set1_epi32(x[unit].cast_signed()));
+                        $add
+                    };
+                    for unit in (block..end.min(whole)).step_by(4) {
+                        // The rows to come are asked for meanwhile: as many bytes as are read here.
+                        for line in 0..4 {
+                            let next = LANES * (stride + 4 * unit) + 64 * line;
+                            _mm_prefetch::<_MM_HINT_T1>(firsts[0].wrapping_add(next).cast());
+                        }
+                        // SAFETY: 16 bytes from unit `unit` on lie inside each row.
+                        let columns = unsafe { columns(firsts, stride, 4 * unit) };
+                        for (column, w) in columns.into_iter().enumerate() {
+                            sum = step(sum, w, unit + column);
+                        }
+                    }
+                    for unit in end.min(whole).max(block)..end {
+                        let words: [u32; LANES] = std::array::from_fn(|lane| from.unit(row + lane, unit));
+                        // SAFETY: 16 words.
+                        let w = unsafe { _mm512_loadu_epi32(words.as_ptr().cast()) };
+                        sum = step(sum, w, unit);
+                    }
+                    total = if block > 0 { _mm512_add_ps(total, sum) } else { sum };
+                }
+                let out = &mut out[row..row + LANES];
+                // SAFETY: 16 floats.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), total) };
+            }
+            true
+        }
+    };
+}
+
+lines! {
+    line_f32, "avx512f,avx512vl,avx512dq,avx2,fma",
+    |sum, w, x| _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), sum)
+}
+lines! {
+    line_bf16, "avx512bf16,avx512f,avx512vl,avx512dq,avx2,fma",
+    // SAFETY: vectors of integers and of bf16 are the same bits.
+    |sum, w, x| unsafe {
+        _mm512_dpbf16_ps(sum, transmute::<__m512i, __m512bh>(w), transmute::<__m512i, __m512bh>(x))
+    }
 }
 
 /// A function that computes a tile, and the one for a fixed number of activations that it calls: `$add` is the sum after one unit.
