@@ -614,15 +614,22 @@ impl SliceWork<'_> {
             self.run.writer.write_at(self.tensor.first_stored + body, offset, bytes)?;
         }
         let Some(codec) = codec else { return Ok(ErrorSums::default()) };
-        let mut decoded = vec![0.0; values.len()];
-        codec.decode(rows, &mut decoded, bounded(self.tensor.shape.cols))?;
-        Ok(ErrorSums::of(values, &decoded))
+        let mut decoded = DECODED.take();
+        if decoded.len() < values.len() {
+            decoded.resize(values.len(), 0.0);
+        }
+        let decode = codec.decode(rows, &mut decoded[..values.len()], bounded(self.tensor.shape.cols));
+        let sums = decode.map(|()| ErrorSums::of(values, &decoded[..values.len()]));
+        DECODED.set(decoded);
+        Ok(sums?)
     }
 }
 
 thread_local! {
     /// The weights of the chunk that this thread encodes.
     static CHUNK_VALUES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// What they became.
+    static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Bytes of memory that writing `tensor` takes for slabs: two of them with their encoded bytes, statistics, or a whole slice.
