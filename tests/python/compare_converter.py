@@ -72,6 +72,15 @@ MODELS = {
     "deepseek-v2": ("DeepseekV2", "bpe", dict(LATENT, q_lora_rank=None)),
     "deepseek-v3": ("DeepseekV3", "bpe", dict(LATENT, q_lora_rank=20)),
     "command-r": ("Cohere", "bpe", dict(GATED, pad_token_id=0)),
+    # The converter needs "rotary_pct" here and "n_ctx" of GPT-2, which transformers does not write by itself.
+    "cohere2": ("Cohere2", "bpe", dict(GATED, num_hidden_layers=4, pad_token_id=0, sliding_window=16, rotary_pct=1.0)),
+    "llama-wide-heads": ("Llama", "spm", dict(GATED, head_dim=24, attention_bias=True, mlp_bias=True)),
+    "mixtral-window": ("Mixtral", "spm", dict(GATED, num_local_experts=4, num_experts_per_tok=2, sliding_window=32)),
+    "qwen3": ("Qwen3", "bpe", dict(GATED, head_dim=24)),
+    "qwen3moe": ("Qwen3Moe", "bpe", dict(GATED, head_dim=16, num_experts=4, **EXPERTS)),
+    "olmo2": ("Olmo2", "bpe", dict(GATED, pad_token_id=0)),
+    "gpt2": ("GPT2LMHead", "bpe", dict(vocab_size=512, n_embd=64, n_layer=2, n_head=4, n_positions=256, n_ctx=256)),
+    "bloom": ("Bloom", "bpe", dict(vocab_size=512, hidden_size=64, n_layer=2, n_head=4, pad_token_id=0)),
     "command-r-norms": ("Cohere", "bpe", dict(GATED, pad_token_id=0, use_qk_norm=True)),
     "phimoe": (
         "Phimoe", "spm", dict(GATED, num_local_experts=4, num_experts_per_tok=2, attention_bias=True, lm_head_bias=True,
@@ -125,6 +134,22 @@ def internlm2(path):
     by_hand(path, settings, tensors)
 
 
+def deepseek(path):
+    settings = dict(
+        GATED, architectures=["DeepseekForCausalLM"], model_type="deepseek_raw", num_key_value_heads=4, rms_norm_eps=1e-6,
+        rope_theta=10000.0, tie_word_embeddings=False, n_routed_experts=4, n_shared_experts=2, first_k_dense_replace=1, **EXPERTS,
+    )
+    tensors = {"model.embed_tokens.weight": random(512, 64), "lm_head.weight": random(512, 64), "model.norm.weight": random(64)}
+    shapes = {f"self_attn.{name}_proj": (64, 64) for name in "qkvo"} | {"input_layernorm": (64,), "post_attention_layernorm": (64,)}
+    gated = lambda name, width: {f"{name}gate_proj": (width, 64), f"{name}up_proj": (width, 64), f"{name}down_proj": (64, width)}
+    experts = {"mlp.gate": (4, 64)} | gated("mlp.shared_experts.", 96)
+    for index in range(4):
+        experts |= gated(f"mlp.experts.{index}.", 48)
+    for layer, more in enumerate([gated("mlp.", 96), experts]):
+        tensors.update({f"model.layers.{layer}.{name}.weight": random(*shape) for name, shape in (shapes | more).items()})
+    by_hand(path, settings, tensors)
+
+
 def gptneox(path):
     settings = dict(
         BASE, architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox_raw", intermediate_size=256, layer_norm_eps=1e-5, rotary_pct=0.25,
@@ -155,13 +180,13 @@ model_creator: Somebody
 # A card
 """
 
-HAND_MADE = {"minicpm": (minicpm, "spm"), "internlm2": (internlm2, "spm"), "gptneox": (gptneox, "bpe")}
+HAND_MADE = {"minicpm": (minicpm, "spm"), "deepseek": (deepseek, "bpe"), "internlm2": (internlm2, "spm"), "gptneox": (gptneox, "bpe")}
 
 
 def from_transformers(path, kind, settings):
     prefix = "Gemma3Text" if kind == "Gemma3" else kind
-    config = getattr(transformers, f"{prefix}Config")(**settings)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    config = getattr(transformers, f"{prefix.removesuffix('LMHead')}Config")(**settings)
+    model = getattr(transformers, f"{kind}Model" if kind.endswith("LMHead") else f"{kind}ForCausalLM")(config)
     for parameter in model.parameters():
         parameter.data.normal_()
     model.to(torch.bfloat16).save_pretrained(path)
