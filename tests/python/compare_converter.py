@@ -160,6 +160,87 @@ def gptneox(path):
     by_hand(path, settings, {name: tensor.clone() for name, tensor in tensors.items()})
 
 
+def quantized(settings, encode):
+    """A maker of a checkpoint whose matrices in blocks are stored as `encode` makes them of their rows and columns."""
+
+    def make(path):
+        plain = dict(
+            GATED, architectures=["LlamaForCausalLM"], model_type="llama", rms_norm_eps=1e-6, rope_theta=10000.0,
+            tie_word_embeddings=False, quantization_config=settings,
+        )
+        tensors = {"model.embed_tokens.weight": random(512, 64), "lm_head.weight": random(512, 64), "model.norm.weight": random(64)}
+        shapes = {
+            "self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "self_attn.v_proj": (32, 64), "self_attn.o_proj": (64, 64),
+            "mlp.gate_proj": (96, 64), "mlp.up_proj": (96, 64), "mlp.down_proj": (64, 96),
+        }
+        for layer in range(2):
+            for name, (rows, cols) in shapes.items():
+                tensors.update({f"model.layers.{layer}.{name}.{part}": data for part, data in encode(rows, cols).items()})
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                tensors[f"model.layers.{layer}.{name}.weight"] = random(64)
+        by_hand(path, plain, tensors)
+
+    return make
+
+
+def words(*shape):
+    return torch.randint(-(2**31), 2**31, shape).to(torch.int32)
+
+
+def gptq_parts(rows, cols):
+    groups = torch.arange(cols, dtype=torch.int32)[torch.randperm(cols)] // 32
+    scales = torch.rand(cols // 32, rows).half()
+    return {"qweight": words(cols // 8, rows), "qzeros": words(cols // 32, rows // 8), "scales": scales, "g_idx": groups}
+
+
+def packed_parts(rows, cols):
+    return {
+        "weight_packed": words(rows, cols // 8), "weight_scale": torch.rand(rows, cols // 32).bfloat16(),
+        "weight_shape": torch.tensor([rows, cols]), "weight_zero_point": words(rows // 8, cols // 32),
+    }
+
+
+def fp8_parts(rows, cols):
+    scale = torch.rand(-(-rows // 24), -(-cols // 40))
+    return {"weight": torch.randn(rows, cols).to(torch.float8_e4m3fn), "weight_scale_inv": scale}
+
+
+def int8_parts(rows, cols):
+    return {"weight": torch.randint(-128, 128, (rows, cols), dtype=torch.int8), "weight_scale": torch.rand(rows, 1)}
+
+
+def bitnet_parts(rows, cols):
+    codes = torch.randint(0, 3, (rows // 4, cols, 4)) << torch.tensor([0, 2, 4, 6])
+    return {"weight": codes.sum(-1).to(torch.uint8), "weight_scale": torch.rand(1).bfloat16()}
+
+
+def compressed(format, **weights):
+    return {"quant_method": "compressed-tensors", "format": format, "config_groups": {"group_0": {"weights": weights}}}
+
+
+def gpt_oss(path):
+    settings = dict(
+        GATED, architectures=["GptOssForCausalLM"], model_type="gpt_oss", intermediate_size=64, head_dim=16, rms_norm_eps=1e-5,
+        rope_theta=150000.0, num_local_experts=4, num_experts_per_tok=2, sliding_window=16, tie_word_embeddings=False,
+        quantization_config={"quant_method": "mxfp4"},
+    )
+    tensors = {"model.embed_tokens.weight": random(512, 64), "lm_head.weight": random(512, 64), "model.norm.weight": random(64)}
+    shapes = {
+        "self_attn.q_proj.weight": (64, 64), "self_attn.k_proj.weight": (32, 64), "self_attn.v_proj.weight": (32, 64),
+        "self_attn.o_proj.weight": (64, 64), "self_attn.q_proj.bias": (64,), "self_attn.k_proj.bias": (32,),
+        "self_attn.v_proj.bias": (32,), "self_attn.o_proj.bias": (64,), "self_attn.sinks": (4,), "input_layernorm.weight": (64,),
+        "post_attention_layernorm.weight": (64,), "mlp.router.weight": (4, 64), "mlp.router.bias": (4,),
+        "mlp.experts.gate_up_proj_bias": (4, 128), "mlp.experts.down_proj_bias": (4, 64),
+    }
+    for layer in range(2):
+        tensors.update({f"model.layers.{layer}.{name}": random(*shape) for name, shape in shapes.items()})
+        for name, rows in (("gate_up", 128), ("down", 64)):
+            stem = f"model.layers.{layer}.mlp.experts.{name}_proj"
+            tensors[f"{stem}_blocks"] = torch.randint(0, 256, (4, rows, 2, 16), dtype=torch.uint8)
+            tensors[f"{stem}_scales"] = torch.randint(110, 130, (4, rows, 2), dtype=torch.uint8)
+    by_hand(path, settings, tensors)
+
+
 # The head of a README.md, which one of the checkpoints has.
 CARD = """---
 license: other
@@ -180,7 +261,20 @@ model_creator: Somebody
 # A card
 """
 
-HAND_MADE = {"minicpm": (minicpm, "spm"), "deepseek": (deepseek, "bpe"), "internlm2": (internlm2, "spm"), "gptneox": (gptneox, "bpe")}
+HAND_MADE = {
+    "minicpm": (minicpm, "spm"),
+    "deepseek": (deepseek, "bpe"),
+    "internlm2": (internlm2, "spm"),
+    "gptneox": (gptneox, "bpe"),
+    "gpt-oss-mxfp4": (gpt_oss, "bpe"),
+    "llama-gptq": (quantized({"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True}, gptq_parts), "spm"),
+    "llama-fp8": (quantized({"quant_method": "fp8", "weight_block_size": [24, 40]}, fp8_parts), "spm"),
+    "llama-bitnet": (quantized({"quant_method": "bitnet"}, bitnet_parts), "spm"),
+    "llama-int4": (
+        quantized(compressed("pack-quantized", num_bits=4, type="int", strategy="group", group_size=32), packed_parts), "spm",
+    ),
+    "llama-int8": (quantized(compressed("int-quantized", num_bits=8, type="int", strategy="channel"), int8_parts), "spm"),
+}
 
 
 def from_transformers(path, kind, settings):

@@ -41,9 +41,9 @@ pub struct WholeScale {
     pub divides: bool,
 }
 
-/// Values of E2M1 codes, doubled.
+/// Values of E2M1 codes, doubled. -0 is 0, as it is for ggml.
 const E2M1_DOUBLED: [f32; 16] =
-    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
 /// Half of the scale that an exponent stands for, `2^(exponent - 128)`; subnormal for the two smallest.
 fn half_scale(exponent: u8) -> f32 {

@@ -51,19 +51,23 @@ pub(super) fn sources(
                 let source = Source { name: decoded.name, shape: decoded.shape, expr: decoded.expr };
                 match decoded.place {
                     Place::First => first.push(source),
-                    Place::Own => plain.push(source),
+                    Place::Own => plain.push((tensor, Some(source))),
                     Place::Last => last.push(source),
                 }
             }
             None if scales.is_companion(&tensor.name) => {}
-            None => {
-                let expr = scales.apply(checkpoint, tensor)?;
-                plain.push(Source { name: tensor.name.clone(), shape: tensor.shape.clone(), expr });
-            }
+            None => plain.push((tensor, None)),
         }
     }
-    plain.retain(|source| !parts.contains(&source.name));
-    first.extend(plain);
+    for (tensor, decoded) in plain {
+        if !parts.contains(&tensor.name) {
+            let own = || -> Result<Source, ModelError> {
+                let expr = scales.apply(checkpoint, tensor)?;
+                Ok(Source { name: tensor.name.clone(), shape: tensor.shape.clone(), expr })
+            };
+            first.push(decoded.map_or_else(own, Ok)?);
+        }
+    }
     first.extend(last);
     Ok(first)
 }
@@ -459,11 +463,13 @@ struct Scales {
     companions: HashSet<String>,
     /// Rows and columns that share a scale, where config.json says.
     block: Option<[u64; 2]>,
+    /// Weights of 8 bits mean nothing without a scale.
+    needed: bool,
 }
 
 impl Scales {
     fn find(checkpoint: &Checkpoint, block: Option<[u64; 2]>) -> Self {
-        let mut scales = Self { block, ..Self::default() };
+        let mut scales = Self { block, needed: true, ..Self::default() };
         const ACTIVATIONS: &[&str] = &[
             ".activation_scale",
             "_activation_scale",
@@ -496,6 +502,10 @@ impl Scales {
     /// The tensor's values, scaled where it has a scale.
     fn apply(&self, checkpoint: &Checkpoint, tensor: &SourceTensor) -> Result<SourceExpr, ModelError> {
         let Some(scale) = self.of.get(&tensor.name).and_then(|name| checkpoint.tensor(name)) else {
+            let narrow = matches!(tensor.element, Element::Plain(Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::I8));
+            if self.needed && narrow {
+                return Err(ModelError::MissingTensors { names: vec![format!("{}_scale", tensor.name)] });
+            }
             return Ok(SourceExpr::tensor(tensor));
         };
         let shape = matrix_shape(&tensor.shape);
