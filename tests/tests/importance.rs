@@ -132,7 +132,7 @@ fn a_scheme_that_cannot_do_without_importance_is_refused_before_work_starts() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
     let model = repository("assets/family/s3");
-    for scheme in ["ggml:iq2_xxs", "ggml:iq2_xs", "ggml:iq2_s", "ggml:iq1_s", "ggml:iq1_m"] {
+    for scheme in ["ggml:iq2_xxs", "ggml:iq2_xs", "ggml:iq1_s"] {
         for more in [&[][..], &["--dry-run"]] {
             let arguments = ["convert", &model, "q.gguf", "--scheme", scheme];
             let message = kbit_fails(at, 1, &[&arguments[..], more].concat());
