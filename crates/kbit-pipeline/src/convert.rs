@@ -14,7 +14,7 @@ use kbit_formats::gguf::{GgufWriter, WriteOptions};
 use kbit_formats::hash::{Checksum, Sha256};
 use kbit_host::{AuxData, Bytes, Job, MatrixInfo, OpenScheme, PluginCodec, TensorBytes, TensorPlan};
 use kbit_models::{Conversion, OutputTensor};
-use kbit_types::{Codec, GgmlType};
+use kbit_types::{Codec, GgmlType, MatrixShape};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -210,6 +210,9 @@ impl FileRun<'_> {
         tensor: &PlannedTensor,
         ty: GgmlType,
     ) -> Result<Hashes, PipelineError> {
+        if output.expr.block_type() == Some(ty) {
+            return self.repacked(output, tensor, ty);
+        }
         let name = output.expr.sources().first().copied().unwrap_or_default().to_owned();
         let Some(source) = self.checkpoint.tensor(&name) else {
             return Err(kbit_models::ModelError::MissingTensors { names: vec![name] }.into());
@@ -226,6 +229,33 @@ impl FileRun<'_> {
             self.writer.write_at(tensor.first_stored, range.start, &bytes)?;
         }
         self.bar.advance(elements.saturating_mul(4));
+        let hash = hash.hex();
+        Ok((vec![hash.clone()], self.plan.provenance.then_some(hash), None))
+    }
+
+    /// Takes over the codes and scales of the source as blocks of `ty`.
+    fn repacked(
+        &self,
+        output: &OutputTensor,
+        tensor: &PlannedTensor,
+        ty: GgmlType,
+    ) -> Result<Hashes, PipelineError> {
+        let MatrixShape { rows, cols, slices } = tensor.shape;
+        let a_row = cols / ty.block_elements() * ty.block_bytes();
+        let mut hash = self.checksum();
+        let mut bytes = Vec::new();
+        let mut offset = 0;
+        for slice in 0..slices {
+            for rows in ranges(0..rows, (COPY_BYTES / a_row.max(1)).max(1)) {
+                self.check_cancelled()?;
+                bytes.resize(bounded((rows.end - rows.start) * a_row), 0);
+                output.expr.read_blocks(self.checkpoint, slice, rows.clone(), &mut bytes)?;
+                hash.update(&bytes);
+                self.writer.write_at(tensor.first_stored, offset, &bytes)?;
+                offset += bytes.len() as u64;
+                self.bar.advance((rows.end - rows.start).saturating_mul(cols).saturating_mul(4));
+            }
+        }
         let hash = hash.hex();
         Ok((vec![hash.clone()], self.plan.provenance.then_some(hash), None))
     }
