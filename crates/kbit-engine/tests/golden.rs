@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::{load_folder, load_gguf, logits, shared};
+use common::{bits, load_folder, load_gguf, logits, shared};
+use kbit_engine::Model;
 use safetensors::SafeTensors;
 use std::path::Path;
 
@@ -26,16 +27,44 @@ fn difference(got: &[f32], want: &[f32]) -> f64 {
     worst / variance.sqrt()
 }
 
+/// Largest difference of the logits of a model, computed in one batch, token by token and in pieces of several lengths.
+fn worst(model: &Model, ids: &[u32], expected: &[f32]) -> f64 {
+    let whole = logits(model, ids);
+    let lengths: [&[usize]; 2] = [&[1], &[3, 1, 7, 2, 16]];
+    for lengths in lengths {
+        let mut session = model.session(ids.len());
+        let (mut pieces, mut rest) = (Vec::new(), ids);
+        for &length in lengths.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let (piece, others) = rest.split_at(length.min(rest.len()));
+            let mut part = Vec::new();
+            session.forward(piece, 0, &mut part).unwrap();
+            pieces.extend(part);
+            rest = others;
+        }
+        assert_eq!(bits(&whole), bits(&pieces), "pieces of {lengths:?}");
+    }
+    difference(&whole, expected)
+}
+
 #[test]
 fn logits_agree_with_transformers() {
-    for name in ["llama", "llama3-rope", "mistral"] {
-        let Some(folder) = shared(&format!("reference/hf/{name}")) else { return };
+    let Some(folder) = shared("reference/hf") else { return };
+    let mut names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.retain(|path| path.is_dir());
+    names.sort();
+    for folder in names {
+        let name = folder.file_name().unwrap().to_str().unwrap();
         let (ids, expected) = reference(&folder);
-        for (form, model) in [
-            ("the converter's GGUF", load_gguf(&folder.join("expected-f32.gguf")).0),
-            ("the checkpoint", load_folder(&folder, None).0),
-        ] {
-            let difference = difference(&logits(&model, &ids), &expected);
+        let gguf = folder.join("expected-f32.gguf");
+        let mut forms = vec![("the checkpoint", load_folder(&folder, None).0)];
+        if gguf.exists() {
+            forms.push(("the converter's GGUF", load_gguf(&gguf).0));
+        }
+        for (form, model) in forms {
+            let difference = worst(&model, &ids, &expected);
             println!("{name} from {form}: {difference:.1e} of the logits' deviation");
             assert!(difference < 1e-4, "{name} from {form}: {difference}");
         }
