@@ -345,7 +345,7 @@ impl Keys<'_> {
         let nope = width.checked_sub(rope).filter(|nope| *nope > 0 && value > 0);
         let nope = nope.ok_or_else(|| self.bad(key, &format!("is {width}, where {rope} dimensions turn")))?;
         let rank = self.count("attention.kv_lora_rank", MAX_WIDTH)?;
-        if heads.checked_mul(rank + width.max(value)).is_none_or(|all| all > 16 * MAX_WIDTH) {
+        if heads.checked_mul(rank + width.max(value)).is_none_or(|all| all > MAX_WIDTH) {
             return Err(self.bad("attention.kv_lora_rank", &format!("is {rank}, too much for {heads} heads")));
         }
         let query_rank = if has_tensor("blk.0.attn_q.weight") {
@@ -751,6 +751,103 @@ mod tests {
             let error = described(key, value.clone()).expect_err(key).to_string();
             assert!(error.contains("llama."), "{key} {value:?}: {error}");
         }
+    }
+
+    /// Sizes of an early file under another architecture's name.
+    fn early_of(architecture: &str) -> Metadata {
+        let mut metadata = Metadata::new();
+        for (key, value) in early().iter() {
+            metadata.insert(key.replace("llama", architecture), value.clone());
+        }
+        metadata.insert("general.architecture", Value::String(architecture.to_owned()));
+        metadata
+    }
+
+    #[test]
+    fn experts_are_read_with_their_groups() {
+        let mut metadata = early_of("deepseek2");
+        for (key, value) in [
+            ("expert_count", 8),
+            ("expert_used_count", 3),
+            ("expert_feed_forward_length", 24),
+            ("expert_shared_count", 2),
+            ("expert_group_count", 4),
+            ("expert_group_used_count", 2),
+            ("leading_dense_block_count", 1),
+            ("attention.kv_lora_rank", 12),
+            ("attention.key_length_mla", 10),
+            ("attention.value_length_mla", 6),
+            ("rope.dimension_count", 4),
+        ] {
+            metadata.insert(format!("deepseek2.{key}"), Value::U32(value));
+        }
+        metadata.insert("deepseek2.expert_weights_scale", Value::F32(2.5));
+        let model = describe(&metadata, &usual).unwrap();
+        let experts = Experts {
+            count: 8,
+            used: 3,
+            width: 24,
+            gating: Gating::Softmax,
+            normalised: false,
+            scale: 2.5,
+            groups: Some(ExpertGroups { count: 4, used: 2, best: 1 }),
+            shared: Some(SharedExpert { width: 48, gated: false }),
+        };
+        assert_eq!(model.experts, Some(experts));
+        assert!(!model.blocks[0].experts && model.blocks[1].experts);
+        assert_eq!((model.kv_heads, model.head_dim, model.value_dim), (1, 16, 12));
+        // A bias for the choice goes with sigmoids, and groups go by their best two.
+        let biased = describe(&metadata, &|name| name.ends_with("exp_probs_b.bias") || usual(name)).unwrap();
+        let found = biased.experts.map(|experts| (experts.gating, experts.groups.map(|groups| groups.best)));
+        assert_eq!(found, Some((Gating::Sigmoid, Some(2))));
+
+        for (key, value) in [
+            ("expert_used_count", 9),
+            ("expert_used_count", 5),
+            ("expert_group_count", 3),
+            ("expert_group_used_count", 5),
+            ("expert_gating_func", 9),
+            ("expert_shared_count", 1 << 24),
+            ("attention.kv_lora_rank", 1 << 24),
+            ("attention.key_length_mla", 4),
+            ("attention.value_length_mla", 0),
+        ] {
+            let mut metadata = metadata.clone();
+            metadata.insert(format!("deepseek2.{key}"), Value::U32(value));
+            let error = describe(&metadata, &usual).expect_err(key).to_string();
+            assert!(error.contains("deepseek2."), "{key}: {error}");
+        }
+    }
+
+    #[test]
+    fn windows_follow_the_pattern_of_the_architecture_or_of_the_file() {
+        let mut metadata = early_of("cohere2");
+        metadata.insert("cohere2.attention.layer_norm_epsilon", Value::F32(1e-5));
+        metadata.insert("cohere2.block_count", Value::U32(5));
+        metadata.insert("cohere2.attention.sliding_window", Value::U32(7));
+        let windows = |metadata: &Metadata| -> Vec<bool> {
+            let model = describe(metadata, &usual).unwrap();
+            // Blocks without a window have no positions either.
+            assert!(model.blocks.iter().all(|b| b.window.is_some() == (b.position != Position::None)));
+            model.blocks.iter().map(|block| block.window == Some(7)).collect()
+        };
+        assert_eq!(windows(&metadata), [true, true, true, false, true]);
+        const KEY: &str = "cohere2.attention.sliding_window_pattern";
+        metadata.insert(KEY, Value::U32(2));
+        assert_eq!(windows(&metadata), [true, false, true, false, true]);
+        let pattern = vec![false, true, false, false, true];
+        metadata.insert(KEY, Value::Array(Array::Bool(pattern.clone())));
+        assert_eq!(windows(&metadata), pattern);
+        metadata.insert(KEY, Value::Array(Array::Bool(vec![true])));
+        assert!(describe(&metadata, &usual).unwrap_err().to_string().contains(KEY));
+        metadata.insert(KEY, Value::U32(0));
+        assert!(describe(&metadata, &usual).unwrap_err().to_string().contains(KEY));
+    }
+
+    #[test]
+    fn rejects_a_file_without_what_its_architecture_needs() {
+        let error = describe(&early_of("gemma2"), &usual).unwrap_err().to_string();
+        assert!(error.contains("gemma2.attn_logit_softcapping is missing"), "{error}");
     }
 
     #[test]

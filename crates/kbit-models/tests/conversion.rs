@@ -371,7 +371,9 @@ fn expert_tensors() -> Vec<Tensor> {
 #[test]
 fn experts_are_stacked() {
     let tensors = expert_tensors();
-    let folder = folder(&with("num_local_experts", json!(2)), &tensors);
+    let mut config = with("num_local_experts", json!(2));
+    config["num_experts_per_tok"] = json!(1);
+    let folder = folder(&config, &tensors);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let conversion = convert(&checkpoint, &without_tokenizer()).unwrap();
     let model = conversion.description.unwrap();

@@ -5,10 +5,10 @@ use kbit_blocks::BlockCodec;
 use kbit_engine::{Description, Model};
 use kbit_formats::Checkpoint;
 use kbit_formats::gguf::{Gguf, Metadata};
-use kbit_models::{ConvertOptions, Role};
+use kbit_models::{Conversion, ConvertOptions, Role};
 use kbit_types::{Codec, CodecError, GgmlType, MatrixShape};
 use safetensors::SafeTensors;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +37,12 @@ pub struct Plain {
     pub group: u64,
     /// Whether it shows its floats, or only decodes them.
     pub open: bool,
+}
+
+impl Plain {
+    pub fn new(rows: usize, cols: usize, data: Vec<f32>) -> Self {
+        Self { rows, cols, data, group: 1, open: true }
+    }
 }
 
 impl Codec for Plain {
@@ -89,29 +95,33 @@ pub fn load_gguf(path: &Path) -> (Model, Metadata) {
 
 /// A Hugging Face folder, its matrices encoded as `ty` (or left in f32).
 pub fn load_folder(path: &Path, ty: Option<GgmlType>) -> (Model, Metadata) {
+    let (conversion, tensors) = folder_tensors(path, ty);
+    (model(&conversion.description.unwrap(), &tensors), conversion.metadata)
+}
+
+/// As [`load_folder`], before they become a model.
+pub fn folder_tensors(path: &Path, ty: Option<GgmlType>) -> (Conversion, Tensors) {
     let checkpoint = Checkpoint::open(path).unwrap();
     let options = ConvertOptions { without_tokenizer: true, ..ConvertOptions::default() };
     let conversion = kbit_models::convert(&checkpoint, &options).unwrap();
     let mut tensors = Tensors::new();
     for tensor in &conversion.tensors {
         let MatrixShape { rows, cols, slices } = tensor.expr.shape();
-        let (rows, cols) = (rows as usize, cols as usize);
-        let codec = |slice| {
-            let mut data = vec![0.0; rows * cols];
-            tensor.expr.read_rows(&checkpoint, slice, 0..rows as u64, &mut data).unwrap();
-            let codec: Arc<dyn Codec> = match ty.filter(|_| tensor.role != Role::Vector) {
+        let codec = |slice| -> Arc<dyn Codec> {
+            let mut data = vec![0.0; (rows * cols) as usize];
+            tensor.expr.read_rows(&checkpoint, slice, 0..rows, &mut data).unwrap();
+            match ty.filter(|_| tensor.role != Role::Vector) {
                 Some(ty) => {
-                    let mut bytes = vec![0; ty.bytes_for((rows * cols) as u64).unwrap() as usize];
-                    kbit_blocks::encode_row_range(ty, &data, cols, None, &mut bytes).unwrap();
-                    Arc::new(BlockCodec::new(&tensor.name, ty, rows as u64, cols as u64, bytes).unwrap())
+                    let mut bytes = vec![0; ty.bytes_for(rows * cols).unwrap() as usize];
+                    kbit_blocks::encode_row_range(ty, &data, cols as usize, None, &mut bytes).unwrap();
+                    Arc::new(BlockCodec::new(&tensor.name, ty, rows, cols, bytes).unwrap())
                 }
-                None => Arc::new(Plain { rows, cols, data, group: 1, open: true }),
-            };
-            codec
+                None => Arc::new(Plain::new(rows as usize, cols as usize, data)),
+            }
         };
         tensors.insert(tensor.name.clone(), (0..slices).map(codec).collect());
     }
-    (model(&conversion.description.unwrap(), &tensors), conversion.metadata)
+    (conversion, tensors)
 }
 
 /// Numbers between -1 and 1, the same for the same seed.
@@ -194,13 +204,6 @@ pub fn logits(model: &Model, tokens: &[u32]) -> Vec<f32> {
 /// Runs `work` in a pool of that many threads.
 pub fn with_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
-}
-
-/// GGUF names of the tensors of a Hugging Face folder.
-pub fn names(folder: &Path) -> BTreeSet<String> {
-    let options = ConvertOptions { without_tokenizer: true, ..ConvertOptions::default() };
-    let conversion = kbit_models::convert(&Checkpoint::open(folder).unwrap(), &options).unwrap();
-    conversion.tensors.into_iter().map(|tensor| tensor.name).collect()
 }
 
 /// `input_ids` and `logits` of Hugging Face transformers.
