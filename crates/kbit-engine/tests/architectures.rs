@@ -3,16 +3,19 @@
 #![expect(clippy::print_stdout, reason = "tests say what they measured")]
 
 mod common;
+#[path = "common/reference.rs"]
+mod reference;
 
 use common::{
-    Plain, Tensors, bits, difference, folder_tensors, in_every_way, load_folder, logits, model,
-    random_tensors, reference, repository, with_threads,
+    Plain, Tensors, bits, folder_tensors, load_folder, logits, model, random_tensors, repository,
+    with_threads,
 };
 use kbit_engine::{Description, EngineError};
 use kbit_formats::gguf::{Metadata, Value};
 use kbit_models::architecture::ARCHITECTURES;
 use kbit_models::description::Position;
 use kbit_types::{Codec, GgmlType};
+use reference::{difference, in_every_way, reference};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;

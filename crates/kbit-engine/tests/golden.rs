@@ -2,8 +2,11 @@
 #![expect(clippy::print_stdout, reason = "tests say what they measured and what they skipped")]
 
 mod common;
+#[path = "common/reference.rs"]
+mod reference;
 
-use common::{difference, in_every_way, load_folder, load_gguf, reference, shared};
+use common::{load_folder, load_gguf, shared};
+use reference::{difference, in_every_way, reference};
 
 #[test]
 fn logits_agree_with_transformers() {
