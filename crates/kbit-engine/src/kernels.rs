@@ -158,6 +158,47 @@ impl Kernels {
         with!(self.silu(x));
     }
 
+    /// `x[i] <- e^(x[i] - max)`; returns the sum of the new values.
+    pub fn exp_below(&self, x: &mut [f32], max: f32) -> f32 {
+        with!(self.exp_below(x, max))
+    }
+
+    /// Largest element; NaN where there is one, negative infinity of none.
+    #[must_use]
+    pub fn max(&self, x: &[f32]) -> f32 {
+        with!(self.max(x))
+    }
+
+    /// `x[i] <- max(x[i], 0)`.
+    pub fn relu(&self, x: &mut [f32]) {
+        with!(self.relu(x));
+    }
+
+    /// `x[i] <- x[i] * (1 + erf(x[i] / sqrt(2))) / 2`.
+    pub fn gelu(&self, x: &mut [f32]) {
+        with!(self.gelu(x));
+    }
+
+    /// `x[i] <- x[i] * (1 + tanh(sqrt(2 / pi) * (x[i] + 0.044715 x[i]^3))) / 2`.
+    pub fn gelu_tanh(&self, x: &mut [f32]) {
+        with!(self.gelu_tanh(x));
+    }
+
+    /// `gate[i] <- g / (1 + e^(-alpha g)) * (u + 1)`, where `g = min(gate[i], limit)` and `u` is `up[i]` within
+    /// `-limit..limit`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn clamped_swiglu(&self, gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
+        assert_eq!(gate.len(), up.len(), "lengths of gate and up");
+        with!(self.clamped_swiglu(gate, up, alpha, limit));
+    }
+
+    /// `x[i] <- cap * tanh(x[i] / cap)`.
+    pub fn soft_cap(&self, x: &mut [f32], cap: f32) {
+        with!(self.soft_cap(x, cap));
+    }
+
     /// `out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i]`, the mean in double precision.
     ///
     /// # Panics

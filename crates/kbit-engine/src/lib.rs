@@ -23,6 +23,7 @@ mod buffer;
 mod cache;
 mod compute;
 mod error;
+mod experts;
 mod kernels;
 mod model;
 mod rope;

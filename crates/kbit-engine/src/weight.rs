@@ -56,6 +56,10 @@ impl Weight {
         self.rows
     }
 
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// `out = x * weight^T`: `x` `[n, cols]`, `out` `[n, rows]`.
     pub(crate) fn multiply(
         &self,

@@ -44,6 +44,36 @@ impl Portable {
         generic::silu::<Native>(x);
     }
 
+    /// See [`generic::exp_below`].
+    pub(crate) fn exp_below(self, x: &mut [f32], max: f32) -> f32 {
+        generic::exp_below::<Native>(x, max)
+    }
+
+    /// See [`generic::relu`].
+    pub(crate) fn relu(self, x: &mut [f32]) {
+        generic::relu(x);
+    }
+
+    /// See [`generic::gelu`].
+    pub(crate) fn gelu(self, x: &mut [f32]) {
+        generic::gelu::<Native>(x);
+    }
+
+    /// See [`generic::gelu_tanh`].
+    pub(crate) fn gelu_tanh(self, x: &mut [f32]) {
+        generic::gelu_tanh::<Native>(x);
+    }
+
+    /// See [`generic::clamped_swiglu`].
+    pub(crate) fn clamped_swiglu(self, gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
+        generic::clamped_swiglu::<Native>(gate, up, alpha, limit);
+    }
+
+    /// See [`generic::soft_cap`].
+    pub(crate) fn soft_cap(self, x: &mut [f32], cap: f32) {
+        generic::soft_cap::<Native>(x, cap);
+    }
+
     /// See [`generic::rms_norm`].
     pub(crate) fn rms_norm(self, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
         generic::rms_norm::<Native>(x, weight, epsilon, out);
