@@ -1,7 +1,10 @@
 //! Stored blocks of a matrix as a [`Codec`].
 
-use crate::{BlockError, Kernels, activation_type, can_decode, row_bytes, unknown};
-use kbit_types::{ActivationKind, Codec, CodecError, FusedDot, GgmlType, MatrixShape};
+use crate::{BlockError, Kernels, activation_type, can_decode, panel, row_bytes, unknown};
+use kbit_types::{
+    ActivationKind, Codec, CodecError, FusedDot, GgmlType, IntegerActivations, IntegerBlocks, IntegerLayout,
+    IntegerPanel, MatrixShape,
+};
 use std::ops::Range;
 
 /// A matrix of ggml blocks; `B` holds the bytes, a map for instance.
@@ -100,12 +103,52 @@ impl<B: AsRef<[u8]> + Send + Sync> Codec for BlockCodec<B> {
         activation_type(self.ty).map(|_| self as &dyn FusedDot)
     }
 
+    fn integers(&self) -> Option<&dyn IntegerBlocks> {
+        panel::layout(self.ty).map(|_| self as &dyn IntegerBlocks)
+    }
+
+    fn holds_floats(&self) -> bool {
+        !self.ty.is_quantized()
+    }
+
     fn as_f32(&self) -> Option<&[f32]> {
         if self.ty != GgmlType::F32 || cfg!(target_endian = "big") {
             return None;
         }
         // `None` where the bytes are not aligned.
         bytemuck::try_cast_slice(self.bytes.as_ref()).ok()
+    }
+
+    fn as_bf16(&self) -> Option<&[u16]> {
+        if self.ty != GgmlType::BF16 || cfg!(target_endian = "big") {
+            return None;
+        }
+        bytemuck::try_cast_slice(self.bytes.as_ref()).ok()
+    }
+}
+
+/// Given out by [`Codec::integers`] where blocks of the type can be unpacked to integers.
+impl<B: AsRef<[u8]> + Send + Sync> IntegerBlocks for BlockCodec<B> {
+    fn layout(&self) -> IntegerLayout {
+        panel::layout(self.ty).unwrap_or_else(|| unreachable!("only given out for types with a layout"))
+    }
+
+    fn unpack(
+        &self,
+        rows: Range<u64>,
+        cols: Range<usize>,
+        panel: IntegerPanel<'_>,
+    ) -> Result<(), CodecError> {
+        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        self.kernels.unpack(self.ty, self.rows(&rows), self.row_bytes, cols, panel);
+        Ok(())
+    }
+
+    fn round(&self, x: &[f32], out: IntegerActivations<'_>) -> Result<(), CodecError> {
+        let mut packed = vec![0; self.activation_bytes()];
+        self.pack(x, &mut packed)?;
+        panel::split(activation_type(self.ty), &packed, out);
+        Ok(())
     }
 }
 

@@ -271,7 +271,10 @@ pub(crate) fn float(x: i32) -> f32 {
 
 /// Levels of 32 weights: of the low halves of 16 bytes, then of the high halves. `level` gets the index, too.
 #[inline(always)]
-fn nibbles<const H: usize, const N: usize>(q: &[u8; H], level: impl Fn(usize, u8) -> i8) -> [i8; N] {
+pub(crate) fn nibbles<const H: usize, const N: usize>(
+    q: &[u8; H],
+    level: impl Fn(usize, u8) -> i8,
+) -> [i8; N] {
     const { assert!(N == 2 * H) };
     let mut out = [0; N];
     let (low, high) = out.split_at_mut(H);
@@ -403,7 +406,7 @@ impl IQ4_XS {
 
 /// The fifth bit of weight `j`, in its place.
 #[inline(always)]
-fn fifth(bits: u32, j: usize) -> u8 {
+pub(crate) fn fifth(bits: u32, j: usize) -> u8 {
     u8::from(bits >> j & 1 != 0) << 4
 }
 
@@ -418,7 +421,7 @@ fn trits<const N: usize>(bytes: &[u8; N], levels: &mut [i8]) {
 
 /// Codes of two bits: 32 bytes hold four runs of 32.
 #[inline(always)]
-fn pairs_of_bits(q: &[[u8; 32]; 2]) -> [u8; 256] {
+pub(crate) fn pairs_of_bits(q: &[[u8; 32]; 2]) -> [u8; 256] {
     let mut out = [0; 256];
     for (run, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         for (q, out) in q[run / 4].iter().zip(out) {
@@ -489,12 +492,9 @@ impl Q3_K {
     }
 }
 
-impl Dot for Q3_K {
-    type Activations = Q8_K;
-    type Sums = Lanes;
-
+impl Q3_K {
     #[inline(always)]
-    fn add(&self, y: &Q8_K, sums: &mut Lanes) {
+    pub(crate) fn levels(&self) -> [i8; 256] {
         let mut levels = [0; 256];
         for (run, (levels, low)) in levels
             .as_chunks_mut::<32>()
@@ -507,12 +507,33 @@ impl Dot for Q3_K {
                 *level = (low | (high >> run & 1) << 2).cast_signed() - 4;
             }
         }
-        sums.add::<16>(&levels, y, |part| i32::from(self.scale(part)), self.d.get() * y.scale());
+        levels
+    }
+}
+
+impl Dot for Q3_K {
+    type Activations = Q8_K;
+    type Sums = Lanes;
+
+    #[inline(always)]
+    fn add(&self, y: &Q8_K, sums: &mut Lanes) {
+        sums.add::<16>(&self.levels(), y, |part| i32::from(self.scale(part)), self.d.get() * y.scale());
     }
 
     #[inline(always)]
     fn total(sums: Lanes) -> f32 {
         sums.total()
+    }
+}
+
+impl Q4_K {
+    #[inline(always)]
+    pub(crate) fn levels(&self) -> [i8; 256] {
+        let mut levels = [0; 256];
+        for (q, levels) in self.q.iter().zip(levels.as_chunks_mut::<64>().0) {
+            *levels = nibbles(q, |_, q| q.cast_signed());
+        }
+        levels
     }
 }
 
@@ -522,18 +543,28 @@ impl Dot for Q4_K {
 
     #[inline(always)]
     fn add(&self, y: &Q8_K, sums: &mut Lanes) {
-        let mut levels = [0; 256];
-        for (q, levels) in self.q.iter().zip(levels.as_chunks_mut::<64>().0) {
-            *levels = nibbles(q, |_, q| q.cast_signed());
-        }
         let (scales, mins) = scales_and_minimums(&self.scales);
-        sums.add::<32>(&levels, y, |part| i32::from(scales[part]), self.d.get() * y.scale());
+        sums.add::<32>(&self.levels(), y, |part| i32::from(scales[part]), self.d.get() * y.scale());
         sums.minimums -= self.dmin.get() * y.scale() * float(minimums(mins, y));
     }
 
     #[inline(always)]
     fn total(sums: Lanes) -> f32 {
         sums.total()
+    }
+}
+
+impl Q5_K {
+    #[inline(always)]
+    pub(crate) fn levels(&self) -> [i8; 256] {
+        let mut levels = [0; 256];
+        for (pair, (q, levels)) in self.q.iter().zip(levels.as_chunks_mut::<64>().0).enumerate() {
+            *levels = nibbles(q, |j, q| {
+                let (part, index) = (2 * pair + j / 32, j % 32);
+                (q | (self.high[index] >> part & 1) << 4).cast_signed()
+            });
+        }
+        levels
     }
 }
 
@@ -543,15 +574,8 @@ impl Dot for Q5_K {
 
     #[inline(always)]
     fn add(&self, y: &Q8_K, sums: &mut Lanes) {
-        let mut levels = [0; 256];
-        for (pair, (q, levels)) in self.q.iter().zip(levels.as_chunks_mut::<64>().0).enumerate() {
-            *levels = nibbles(q, |j, q| {
-                let (part, index) = (2 * pair + j / 32, j % 32);
-                (q | (self.high[index] >> part & 1) << 4).cast_signed()
-            });
-        }
         let (scales, mins) = scales_and_minimums(&self.scales);
-        sums.add::<32>(&levels, y, |part| i32::from(scales[part]), self.d.get() * y.scale());
+        sums.add::<32>(&self.levels(), y, |part| i32::from(scales[part]), self.d.get() * y.scale());
         sums.minimums -= self.dmin.get() * y.scale() * float(minimums(mins, y));
     }
 
@@ -561,12 +585,9 @@ impl Dot for Q5_K {
     }
 }
 
-impl Dot for Q6_K {
-    type Activations = Q8_K;
-    type Sums = Lanes;
-
+impl Q6_K {
     #[inline(always)]
-    fn add(&self, y: &Q8_K, sums: &mut Lanes) {
+    pub(crate) fn levels(&self) -> [i8; 256] {
         let mut levels = [0; 256];
         for (run, levels) in levels.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let (half, run) = (run / 4, run % 4);
@@ -575,7 +596,17 @@ impl Dot for Q6_K {
                 *level = (low >> (run / 2 * 4) & 15 | (high >> (run * 2) & 3) << 4).cast_signed() - 32;
             }
         }
-        sums.add::<16>(&levels, y, |part| i32::from(self.scales[part]), self.d.get() * y.scale());
+        levels
+    }
+}
+
+impl Dot for Q6_K {
+    type Activations = Q8_K;
+    type Sums = Lanes;
+
+    #[inline(always)]
+    fn add(&self, y: &Q8_K, sums: &mut Lanes) {
+        sums.add::<16>(&self.levels(), y, |part| i32::from(self.scales[part]), self.d.get() * y.scale());
     }
 
     #[inline(always)]

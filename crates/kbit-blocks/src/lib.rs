@@ -36,6 +36,7 @@ mod iquants;
 mod kquants;
 mod lanes;
 mod legacy;
+mod panel;
 mod plain;
 mod search;
 mod ternary;

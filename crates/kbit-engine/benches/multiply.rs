@@ -1,72 +1,117 @@
-//! Matrix multiply and matrix-vector multiply, beside the highest rate of multiply-adds of one core in the same run.
+//! Matrix multiplication in every mode, beside the highest rate of multiply-adds of the same threads in the same run.
 //!
-//! `cargo bench -p kbit-engine` prints for each shape the share of that peak.
+//! `cargo bench -p kbit-engine` prints for each shape the rate and the share of that peak. Arguments are words that the lines must
+//! have, as `bf16 1024`; `--threads N` sets the number of threads, of which there is one else.
 #![expect(clippy::print_stdout, reason = "a bench, whose ratios are its result")]
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use kbit_engine::{InstructionSet, Kernels, Rows, RowsMut};
+use kbit_blocks::BlockCodec;
+use kbit_engine::{InstructionSet, Kernels, Mode, Rows, RowsMut, multiply};
+use kbit_types::{Codec, GgmlType};
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// (tokens, rows, columns): the layers of SmolLM2-135M, of the embedded family, and of a large model.
-const SHAPES: [(usize, usize, usize); 6] =
-    [(512, 1536, 576), (512, 576, 1536), (512, 768, 256), (256, 192, 64), (120, 1024, 4096), (1, 1536, 576)];
+/// (tokens, rows, columns): a cube, the layers of SmolLM2-135M, of the embedded family, and of a large model.
+const SHAPES: [(usize, usize, usize); 7] = [
+    (1024, 1024, 1024),
+    (512, 1536, 576),
+    (512, 576, 1536),
+    (512, 768, 256),
+    (120, 1024, 4096),
+    (1, 1536, 576),
+    (1, 8192, 2048),
+];
+
+/// What weights are stored as, and what they are multiplied in.
+const KINDS: [(GgmlType, Mode); 9] = [
+    (GgmlType::F32, Mode::F32),
+    (GgmlType::Q4_K, Mode::F32),
+    (GgmlType::BF16, Mode::Bf16),
+    (GgmlType::F16, Mode::Bf16),
+    (GgmlType::Q8_0, Mode::Int8),
+    (GgmlType::Q4_0, Mode::Int8),
+    (GgmlType::Q4_K, Mode::Int8),
+    (GgmlType::Q6_K, Mode::Int8),
+    (GgmlType::IQ4_XS, Mode::Int8),
+];
 
 /// Best of several tries of `work`, in seconds.
 fn best(mut work: impl FnMut()) -> f64 {
-    (0..30)
-        .map(|_| {
-            let start = Instant::now();
-            work();
-            start.elapsed()
-        })
-        .min()
-        .unwrap_or(Duration::MAX)
-        .as_secs_f64()
+    let start = Instant::now();
+    let mut best = Duration::MAX;
+    let mut tries = 0;
+    while tries < 5 || (tries < 200 && start.elapsed() < Duration::from_millis(300)) {
+        let start = Instant::now();
+        work();
+        best = best.min(start.elapsed());
+        tries += 1;
+    }
+    best.as_secs_f64()
 }
 
-fn multiply(c: &mut Criterion) {
-    for set in InstructionSet::ALL {
+/// Multiply-adds a second of one thread.
+fn peak(busy: impl Fn(u64, f32) -> (u64, f32)) -> f64 {
+    const ROUNDS: u64 = 100_000;
+    let (count, _) = busy(ROUNDS, 0.5);
+    count as f64
+        / best(|| {
+            black_box(busy(ROUNDS, black_box(0.5)));
+        })
+}
+
+fn main() {
+    let mut words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let threads = words.iter().position(|word| word == "--threads").and_then(|at| {
+        words.remove(at);
+        (at < words.len()).then(|| words.remove(at).parse().ok()).flatten()
+    });
+    let threads = threads.unwrap_or(1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of threads");
+    for set in InstructionSet::ALL.into_iter().rev() {
         let Some(kernels) = Kernels::of(set) else { continue };
-        let peak = {
-            let seconds = best(|| {
-                black_box(kernels.busy(100_000, black_box(0.5)));
-            });
-            kernels.busy(100_000, 0.5).0 as f64 / seconds
-        };
-        println!("{set}: peak {:.1} GFLOPS", peak * 2e-9);
-        let mut group = c.benchmark_group(set.to_string());
-        for (n, rows, cols) in SHAPES {
-            let stride = if cols.is_multiple_of(512) { cols + 16 } else { cols };
-            let x = vec![0.25; n * stride];
-            let w = vec![0.5; rows * stride];
-            let mut out = vec![0.0; n * rows];
-            let operations = (n * rows * cols) as u64;
-            let mut run = || {
-                kernels.dots(
-                    Rows::new(&x, n, cols, stride),
-                    Rows::new(&w, rows, cols, stride),
-                    RowsMut::new(&mut out, n, rows, rows),
+        let peaks = [
+            peak(|rounds, factor| kernels.busy(rounds, factor)),
+            peak(|rounds, factor| kernels.busy_bf16(rounds, factor)),
+            peak(|rounds, factor| kernels.busy_int8(rounds, factor)),
+        ];
+        println!("{set}: peaks of a thread {:.1?} GFLOPS", peaks.map(|peak| peak * 2e-9));
+        for (ty, mode) in KINDS {
+            for (n, rows, cols) in SHAPES {
+                let name = format!("{set} {ty} {mode} [{n}, {cols}] x [{rows}, {cols}]");
+                if !words.iter().all(|word| name.contains(word.as_str())) {
+                    continue;
+                }
+                let values =
+                    |len: usize| (0..len).map(|i| (i * 7919 % 1009) as f32 * 0.001 - 0.5).collect::<Vec<_>>();
+                let x = values(n * cols);
+                let mut bytes = vec![0; ty.bytes_for((rows * cols) as u64).expect("whole blocks") as usize];
+                if kbit_blocks::encode_row_range(ty, &values(rows * cols), cols, None, &mut bytes).is_err() {
+                    continue;
+                }
+                let size = bytes.len();
+                let codec = BlockCodec::new("w", ty, rows as u64, cols as u64, bytes).expect("a matrix");
+                let codec: Arc<dyn Codec> = Arc::new(codec);
+                let mut out = vec![0.0; n * rows];
+                let seconds = pool.install(|| {
+                    best(|| {
+                        let (x, out) = (Rows::new(&x, n, cols, cols), RowsMut::new(&mut out, n, rows, rows));
+                        multiply(Arc::clone(&codec), mode, kernels, x, out).expect("a product");
+                    })
+                });
+                let rate = (n * rows * cols) as f64 / seconds;
+                let peak = threads as f64
+                    * match mode {
+                        Mode::Bf16 => peaks[1],
+                        Mode::Int8 => peaks[2],
+                        _ => peaks[0],
+                    };
+                println!(
+                    "{name}: {:.1} GFLOPS, {:.0} % of the peak, {:.1} GB/s",
+                    rate * 2e-9,
+                    100.0 * rate / peak,
+                    size as f64 / seconds * 1e-9
                 );
-            };
-            let rate = operations as f64 / best(&mut run);
-            println!(
-                "{set}: [{n}, {cols}] x [{rows}, {cols}]: {:.1} GFLOPS, {:.0} % of peak",
-                rate * 2e-9,
-                100.0 * rate / peak
-            );
-            group.throughput(Throughput::Elements(operations));
-            group.bench_function(BenchmarkId::from_parameter(format!("{n}x{rows}x{cols}")), |b| {
-                b.iter(&mut run)
-            });
+            }
         }
-        group.finish();
     }
 }
-
-criterion_group! {
-    name = benches;
-    config = Criterion::default().sample_size(10).measurement_time(Duration::from_millis(500)).warm_up_time(Duration::from_millis(100));
-    targets = multiply
-}
-criterion_main!(benches);

@@ -4,7 +4,10 @@
 //! need no bounds checks of their own. Matrices of the engine keep their rows [`padded`] apart: a whole number of
 //! cache lines, and never a multiple of 2 KiB, so that a few rows side by side do not fall into the same cache sets.
 
+#![expect(unsafe_code, reason = "windows lie side by side in the same rows")]
+
 use crate::EngineError;
+use std::marker::PhantomData;
 
 /// Floats in one cache line.
 pub(crate) const LINE: usize = 16;
@@ -252,7 +255,7 @@ impl<'a> RowsMut<'a> {
     ///
     /// # Panics
     /// If `count` is 0.
-    pub fn bands(self, count: usize) -> impl Iterator<Item = RowsMut<'a>> {
+    pub fn bands(self, count: usize) -> impl ExactSizeIterator<Item = RowsMut<'a>> + Send {
         let (rows, cols, stride) = (self.rows, self.cols, self.stride);
         self.data
             .chunks_mut((count * stride).max(1))
@@ -265,6 +268,77 @@ impl<'a> RowsMut<'a> {
     #[must_use]
     pub fn data_mut(&mut self) -> &mut [f32] {
         self.data
+    }
+}
+
+/// Some columns of all rows of a matrix, whose other columns may be written at the same time.
+///
+/// Invariants: the `cols` floats from `first + row * stride` on may be written for every `row < rows` as long as `'a`, and by nobody
+/// else.
+#[derive(Debug)]
+pub(crate) struct Window<'a> {
+    first: *mut f32,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    floats: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: a window is a mutable borrow of its floats.
+unsafe impl Send for Window<'_> {}
+
+impl<'a> Window<'a> {
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The first float, and how many lie from one row to the next.
+    pub(crate) fn parts(&mut self) -> (*mut f32, usize) {
+        (self.first, self.stride)
+    }
+
+    pub(crate) fn row_mut(&mut self, index: usize) -> &mut [f32] {
+        assert!(index < self.rows, "row {index} of {}", self.rows);
+        // SAFETY: the row is inside, and the window's alone.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(index * self.stride), self.cols) }
+    }
+
+    /// Rows `first..first + rows` of columns `col..col + cols`.
+    pub(crate) fn tile(&mut self, first: usize, rows: usize, col: usize, cols: usize) -> Window<'_> {
+        assert!(first <= self.rows && rows <= self.rows - first, "rows {first}+{rows} of {}", self.rows);
+        assert!(col <= self.cols && cols <= self.cols - col, "columns {col}+{cols} of {}", self.cols);
+        // Where nothing is left the pointer is never followed, so it may lie anywhere.
+        let first = self.first.wrapping_add(first * self.stride + col);
+        Window { first, rows, cols, stride: self.stride, floats: PhantomData }
+    }
+}
+
+impl<'a> RowsMut<'a> {
+    /// All columns, `width` at a time (the last may be fewer).
+    pub(crate) fn windows(self, width: usize) -> impl ExactSizeIterator<Item = Window<'a>> + Send {
+        let (rows, cols, stride) = (self.rows, self.cols, self.stride);
+        let first = Window {
+            first: self.data.as_mut_ptr(),
+            rows,
+            cols,
+            stride,
+            floats: PhantomData::<&'a mut [f32]>,
+        };
+        (0..cols.div_ceil(width)).map(move |index| {
+            // As a whole, so that the pointer is sent as part of the window.
+            let all = &first;
+            Window {
+                first: all.first.wrapping_add(index * width),
+                rows,
+                cols: width.min(cols - index * width),
+                stride,
+                floats: PhantomData,
+            }
+        })
     }
 }
 
@@ -300,6 +374,22 @@ mod tests {
         for cols in 1..5000 {
             let stride = padded(cols);
             assert!(stride >= cols && stride.is_multiple_of(LINE) && !stride.is_multiple_of(512), "{cols}");
+        }
+    }
+
+    #[test]
+    fn windows_cover_all_columns_once() {
+        let mut data = vec![0.0; 3 * 8];
+        for (index, mut window) in RowsMut::new(&mut data, 3, 7, 8).windows(3).enumerate() {
+            for row in 0..3 {
+                window.row_mut(row).fill((10 * row + index + 1) as f32);
+            }
+            assert_eq!(window.tile(1, 2, 0, 1).row_mut(1), [21.0 + index as f32]);
+        }
+        for (row, floats) in data.chunks(8).enumerate() {
+            let value = |index: usize| (10 * row + index + 1) as f32;
+            let [a, b, c] = [value(0), value(1), value(2)];
+            assert_eq!(floats, [a, a, a, b, b, b, c, 0.0]);
         }
     }
 

@@ -11,7 +11,6 @@
 use crate::EngineError;
 use crate::buffer::{Aligned, Rows, RowsMut, padded};
 use crate::compute::Compute;
-use rayon::prelude::*;
 
 /// Positions in a block.
 const BLOCK: usize = 128;
@@ -175,11 +174,10 @@ pub(crate) fn attend(
             row += len;
         }
     }
-    let run = |task: Task<'_>| {
+    compute.for_each(tasks.into_iter(), |_, task| {
         let cache = caches[task.span.sequence];
         task.run(compute, d, queries, cache)
-    };
-    if threads > 1 { tasks.into_par_iter().try_for_each(run) } else { tasks.into_iter().try_for_each(run) }
+    })
 }
 
 impl Task<'_> {

@@ -1,13 +1,10 @@
 //! The kernels of the engine, with the instruction set chosen at run time.
 
-use crate::arch::generic::DOT_BLOCK;
 use crate::arch::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::{avx2::Avx2, avx512::Avx512};
 use crate::buffer::{Rows, RowsMut};
-
-/// Floats of activations in a band: 512 KiB.
-const BAND: usize = 1 << 17;
+use crate::packed::{IntegerTile, Tile, Units};
 
 /// Instruction sets that have kernels of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,34 +95,42 @@ impl Kernels {
         }
     }
 
-    /// `out[i][r] = x[i] . w[r]`: `x` `[n, cols]`, `w` `[rows, cols]`, `out` `[n, rows]`, all row-major.
-    ///
-    /// Columns are taken in blocks of 2048: in each, 16 lanes sum every 16th product by multiply-add and are then
-    /// added halves onto each other; the blocks' sums are added in order.
-    ///
-    /// # Panics
-    /// If the shapes disagree.
-    pub fn dots(&self, x: Rows<'_>, w: Rows<'_>, out: RowsMut<'_>) {
-        assert_eq!(x.cols(), w.cols(), "rows of x and w differ in length");
-        assert_eq!((out.rows(), out.cols()), (x.rows(), w.rows()), "shape of the result");
-        let cols = x.cols();
-        // As many rows of x as the second-level cache holds while all of w passes by, in whole tiles.
-        let band = (BAND / cols.clamp(1, DOT_BLOCK)).clamp(24, 240) / 12 * 12;
-        let mut first = 0;
-        for mut out in out.bands(band) {
-            let x = x.band(first, out.rows());
-            first += out.rows();
-            let mut col = 0;
-            loop {
-                let count = (cols - col).min(DOT_BLOCK);
-                let (x, w) = (x.window(0, x.rows(), col, count), w.window(0, w.rows(), col, count));
-                with!(self.dots(x, w, out.reborrow(), col > 0));
-                col += count;
-                if col >= cols {
-                    break;
-                }
-            }
+    /// Packs rows of units: `to[unit * width + row]`, `width` at least the number of rows. What lies beside the rows is arbitrary.
+    pub(crate) fn interleave(&self, from: Units<'_>, width: usize, to: &mut [u32]) {
+        if from.rows() > 0 {
+            with!(self.interleave(from, width, to));
         }
+    }
+
+    /// `x` rounded to bf16, to nearest even; subnormal numbers become zero.
+    pub(crate) fn round_bf16(&self, x: &[f32], out: &mut [u16]) {
+        with!(self.round_bf16(x, out));
+    }
+
+    /// Products of floats: multiply-adds in the order of the units, from zero.
+    pub(crate) fn tile_f32(&self, tile: Tile<'_, '_>) {
+        with!(self.tile_f32(tile));
+    }
+
+    /// Products of bf16: as [`Kernels::tile_f32`], but of the two products of a unit the second is added first. Operands are never
+    /// subnormal. A sum that is (below 1.2e-38) may become zero, depending on the instruction set.
+    pub(crate) fn tile_bf16(&self, tile: Tile<'_, '_>) {
+        with!(self.tile_bf16(tile));
+    }
+
+    /// Products of integers: see [`Terms`](kbit_types::Terms). Equal bits with every instruction set.
+    pub(crate) fn tile_integers(&self, tile: IntegerTile<'_, '_>) {
+        with!(self.tile_integers(tile));
+    }
+
+    /// True where stored bf16 may be multiplied as they are: where subnormal ones count as zero, as [`Kernels::round_bf16`] makes
+    /// them.
+    pub(crate) fn multiplies_bf16(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Set::Avx512(kernels) = self.0 {
+            return kernels.multiplies_bf16();
+        }
+        false
     }
 
     /// `out[i] = sum(a[i][k] * b[k])` in the order of `k`, added to `out[i]` if `add`: `a` `[m, terms]`,
@@ -247,6 +252,18 @@ impl Kernels {
     pub fn busy(&self, rounds: u64, factor: f32) -> (u64, f32) {
         with!(self.busy(rounds, factor))
     }
+
+    /// As [`Kernels::busy`], of 8-bit integers: those of f32 where there are no kernels for them.
+    #[must_use]
+    pub fn busy_int8(&self, rounds: u64, factor: f32) -> (u64, f32) {
+        with!(self.busy_int8(rounds, factor))
+    }
+
+    /// As [`Kernels::busy`], of bf16: those of f32 where the CPU has no instructions for bf16.
+    #[must_use]
+    pub fn busy_bf16(&self, rounds: u64, factor: f32) -> (u64, f32) {
+        with!(self.busy_bf16(rounds, factor))
+    }
 }
 
 #[cfg(test)]
@@ -254,6 +271,7 @@ mod tests {
     use super::*;
     use crate::arch::generic::{self, Fused, Separate};
     use crate::arch::portable;
+    use crate::packed::{PANEL, TOKENS};
     use proptest::prelude::*;
 
     /// Every set of kernels that this CPU has.
@@ -287,39 +305,114 @@ mod tests {
         x.iter().map(|x| x.to_bits()).collect()
     }
 
-    fn dots_with(kernels: &Kernels, x: Rows<'_>, w: Rows<'_>) -> Vec<f32> {
+    /// The product `[tokens, rows]` of one tile of floats, or of bf16.
+    fn product(
+        kernels: &Kernels,
+        bf16: bool,
+        x: &[f32],
+        w: &[f32],
+        cols: usize,
+        add: Option<f32>,
+    ) -> Vec<f32> {
+        let (tokens, rows) = (x.len() / cols, w.len() / cols);
+        let pack = |from: &[f32], width: usize, fill: u32| {
+            let rounded: Vec<u16> = {
+                let mut rounded = vec![0; from.len()];
+                kernels.round_bf16(from, &mut rounded);
+                rounded
+            };
+            let units = match bf16 {
+                true => Units::new(bytemuck::cast_slice(&rounded), from.len() / cols, 2 * cols, 2 * cols),
+                false => Units::new(bytemuck::cast_slice(from), from.len() / cols, 4 * cols, 4 * cols),
+            };
+            let mut packed = vec![fill; units.len() * width];
+            kernels.interleave(units, width, &mut packed);
+            packed
+        };
+        // NaN beside the rows of a panel must not reach an output.
+        let (x, w) = (pack(x, tokens, 0), pack(w, PANEL, u32::MAX));
         // NaN around and under the result: everything must be written, nothing beside it.
-        let stride = w.rows() + 3;
-        let mut out = vec![f32::NAN; x.rows() * stride];
-        kernels.dots(x, w, RowsMut::new(&mut out, x.rows(), w.rows(), stride));
-        out.chunks(stride)
-            .flat_map(|row| {
-                assert!(row[w.rows()..].iter().all(|x| x.is_nan()), "wrote past the row");
-                row[..w.rows()].to_vec()
-            })
-            .collect()
+        let mut out = vec![add.unwrap_or(f32::NAN); tokens * rows];
+        let mut around = vec![f32::NAN; tokens * (rows + 3)];
+        for (around, out) in around.chunks_mut(rows + 3).zip(out.chunks(rows)) {
+            around[..rows].copy_from_slice(out);
+        }
+        let window = RowsMut::new(&mut around, tokens, rows, rows + 3).windows(rows).next().unwrap();
+        let tile = Tile::new(&x, &w, x.len() / tokens, window, add.is_some());
+        if bf16 {
+            kernels.tile_bf16(tile)
+        } else {
+            kernels.tile_f32(tile)
+        }
+        for (around, out) in around.chunks(rows + 3).zip(out.chunks_mut(rows)) {
+            assert!(around[rows..].iter().all(|x| x.is_nan()), "wrote past the row");
+            out.copy_from_slice(&around[..rows]);
+        }
+        out
+    }
+
+    /// What [`Kernels::round_bf16`] makes of a float.
+    fn bf16(x: f32) -> f32 {
+        if x.is_subnormal() { 0.0 * x } else { half::bf16::from_f32(x).to_f32() }
     }
 
     proptest! {
         #[test]
-        fn dots_agree_with_naive_sums_and_with_each_other(
-            n in 0..14usize, rows in 0..14usize, cols in 0..150usize, extra in 0..4usize, seed: u64,
+        fn products_are_sums_in_order(
+            tokens in 1..=TOKENS, rows in 1..=PANEL, cols in 1..80usize, add: bool, bf16_: bool, seed: u64,
         ) {
-            let stride = cols + extra;
-            let (x, w) = (noise(n * stride, seed), noise(rows * stride, !seed));
-            let (x, w) = (Rows::new(&x, n, cols, stride), Rows::new(&w, rows, cols, stride));
-            let mut fused_out = vec![0.0; n * rows];
-            portable::dots::<Fused>(x, w, RowsMut::new(&mut fused_out, n, rows, rows), false);
+            let (x, w) = (noise(tokens * cols, seed), noise(rows * cols, !seed));
+            let add = add.then_some(0.75);
+            // Of a pair of bf16 the second product is added first.
+            let order: Vec<usize> = (0..cols.next_multiple_of(2)).map(|i| if bf16_ { i ^ 1 } else { i }).filter(|i| *i < cols).collect();
+            let round = if bf16_ { bf16 } else { |x| x };
+            let mut expected = Vec::new();
+            for x in x.chunks(cols) {
+                for w in w.chunks(cols) {
+                    let sum = order.iter().fold(0.0f32, |sum, &i| round(w[i]).mul_add(round(x[i]), sum));
+                    expected.push(add.map_or(sum, |add| add + sum));
+                }
+            }
             for kernels in all() {
-                let out = dots_with(&kernels, x, w);
-                for (i, out) in out.iter().enumerate() {
-                    let (x, w) = (x.row(i / rows), w.row(i % rows));
-                    let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-                    prop_assert!((f64::from(*out) - exact).abs() < 1e-5, "{kernels:?} {out} {exact}");
+                let out = product(&kernels, bf16_, &x, &w, cols, add);
+                for (out, expected) in out.iter().zip(&expected) {
+                    prop_assert!((out - expected).abs() < 1e-5, "{kernels:?} {out} {expected}");
                 }
             }
             for kernels in fused() {
-                prop_assert_eq!(bits(&dots_with(&kernels, x, w)), bits(&fused_out), "{:?}", kernels);
+                prop_assert_eq!(bits(&product(&kernels, bf16_, &x, &w, cols, add)), bits(&expected), "{:?}", kernels);
+            }
+        }
+
+        #[test]
+        fn packed_units_stand_side_by_side(
+            rows in 1..=PANEL, bytes in 1..70usize, extra in 0..9usize, more in 0..4usize, seed: u64,
+        ) {
+            let (stride, width) = (bytes + extra, (rows + more).min(PANEL).max(rows));
+            let data: Vec<u8> = noise(rows * stride, seed).iter().map(|x| (x * 127.0) as i8 as u8).collect();
+            let units = Units::new(&data, rows, bytes, stride);
+            for kernels in all() {
+                let mut packed = vec![0; units.len() * width];
+                kernels.interleave(units, width, &mut packed);
+                for row in 0..rows {
+                    let mut bytes = data[row * stride..][..bytes].to_vec();
+                    bytes.resize(4 * units.len(), 0);
+                    for (unit, bytes) in bytes.chunks(4).enumerate() {
+                        prop_assert_eq!(&packed[unit * width + row].to_ne_bytes()[..], bytes, "{:?}", kernels);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn floats_are_rounded_to_the_nearest_bf16(x in proptest::collection::vec(proptest::num::f32::ANY, 0..50)) {
+            for kernels in all() {
+                let mut rounded = vec![0; x.len()];
+                kernels.round_bf16(&x, &mut rounded);
+                for (x, rounded) in x.iter().zip(rounded) {
+                    let value = half::bf16::from_bits(rounded).to_f32();
+                    prop_assert!(value.to_bits() == bf16(*x).to_bits() || (value.is_nan() && x.is_nan()), "{x} {value}");
+                }
             }
         }
 
@@ -398,24 +491,6 @@ mod tests {
                 }
                 let best = kernels.argmax(&x).unwrap();
                 prop_assert!(x.iter().all(|v| *v <= x[best]) && x[..best].iter().all(|v| *v < x[best]));
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_does_not_depend_on_its_neighbours() {
-        for cols in [1, 16, 33, 2047, 2048, 2049, 5000] {
-            let (x, w) = (noise(7 * cols, 1), noise(9 * cols, 2));
-            let (x, w) = (Rows::new(&x, 7, cols, cols), Rows::new(&w, 9, cols, cols));
-            for kernels in all() {
-                let whole = dots_with(&kernels, x, w);
-                for row in 0..7 {
-                    let alone = dots_with(&kernels, x.band(row, 1), w);
-                    assert_eq!(bits(&alone), bits(&whole[row * 9..][..9]), "{kernels:?} {cols}");
-                }
-                let alone = dots_with(&kernels, x, w.band(8, 1));
-                let last: Vec<f32> = whole.iter().skip(8).step_by(9).copied().collect();
-                assert_eq!(bits(&alone), bits(&last), "{kernels:?} {cols}");
             }
         }
     }

@@ -4,7 +4,7 @@ use crate::cache::{Heads, slopes};
 use crate::error::Shape;
 use crate::rope::RopeTensors;
 use crate::weight::Weight;
-use crate::{EngineError, Kernels, Session};
+use crate::{EngineError, Kernels, Mode, Session};
 use kbit_models::ExpectedTensor;
 use kbit_models::Role;
 use kbit_models::description::{
@@ -14,27 +14,12 @@ use kbit_types::{Codec, CodecError};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Arithmetic of a forward pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// Weights decoded to f32, activations f32: what quantization of the weights costs.
-    #[default]
-    F32,
-}
-
-impl std::fmt::Display for Mode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::F32 => "f32",
-        })
-    }
-}
-
 /// A model that can be run. Sharing it among threads costs nothing; each conversation is a [`Session`].
 #[derive(Debug)]
 pub struct Model {
     description: Description,
     kernels: Kernels,
+    mode: Mode,
     pub(crate) embedding: Weight,
     /// From the width of the embedding to that of the stream, where they differ.
     pub(crate) embedding_projection: Option<Linear>,
@@ -257,6 +242,7 @@ impl Model {
         });
         Ok(Self {
             kernels: Kernels::best(),
+            mode: Mode::F32,
             embedding,
             embedding_projection,
             embedding_norm: d.embedding.norm.then(|| loader.norm("token_embd_norm", d.hidden)).transpose()?,
@@ -305,10 +291,16 @@ impl Model {
         self.kernels
     }
 
+    /// The same model with another arithmetic than [`Mode::F32`].
+    #[must_use]
+    pub fn with_mode(self, mode: Mode) -> Self {
+        Self { mode, ..self }
+    }
+
     /// The arithmetic of its forward pass.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        Mode::F32
+        self.mode
     }
 
     /// What kind of model it is.

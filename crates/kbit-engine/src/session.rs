@@ -11,7 +11,6 @@ use crate::model::{
 };
 use crate::rope::{Angles, Rotation};
 use kbit_models::description::{Activation, Description, Experts, Residual};
-use rayon::prelude::*;
 
 /// A run of a model: the tokens so far, their keys and values, and the memory to compute with.
 ///
@@ -85,7 +84,7 @@ impl<'m> Session<'m> {
         Self {
             model,
             capacity,
-            compute: Compute::new(model.kernels(), true),
+            compute: Compute::new(model.kernels(), model.mode(), true),
             sequences: Vec::new(),
             rotations: model
                 .ropes
@@ -305,12 +304,11 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Runs `work` on a thread of rayon's current pool, so that its parallel loops need not enter it one by one.
+    /// Runs `work` with the threads that share it gathered.
     fn in_pool<T: Send>(&mut self, work: impl FnOnce(&mut Self) -> T + Send) -> T {
-        if self.compute.parallel && rayon::current_thread_index().is_none() {
-            rayon::scope(|_| work(self))
-        } else {
-            work(self)
+        match self.compute.team() {
+            Some(team) => team.gather(|| work(self)),
+            None => work(self),
         }
     }
 
@@ -828,14 +826,11 @@ fn each_row(compute: &Compute, rows: RowsMut<'_>, work: impl Fn(usize, &mut [f32
     /// Floats that are worth a task.
     const TASK: usize = 1 << 13;
     let band = (TASK / rows.cols().max(1)).max(1);
-    let run = |(index, mut rows): (usize, RowsMut<'_>)| {
+    let done = compute.for_each(rows.bands(band), |index, mut rows| {
         for row in 0..rows.rows() {
             work(index * band + row, rows.row_mut(row));
         }
-    };
-    if compute.threads() > 1 && rows.rows() > band {
-        rows.bands(band).enumerate().collect::<Vec<_>>().into_par_iter().for_each(run);
-    } else {
-        rows.bands(band).enumerate().for_each(run);
-    }
+        Ok(())
+    });
+    debug_assert!(done.is_ok(), "the work cannot fail");
 }

@@ -1,23 +1,47 @@
 //! A weight matrix behind its codec, and the ways to multiply by it.
 //!
-//! Weights are decoded per use, a panel of rows at a time. For a batch of tokens a panel is decoded once, rows in
-//! parallel, and then multiplied with the tokens in parallel; for a few tokens each task decodes its own rows and
-//! multiplies them at once. Both give equal bits, since [`Kernels::dots`](crate::Kernels::dots) does.
+//! Weights are decoded per use, some rows at a time, and packed into panels ([`packed`](crate::packed)); a task multiplies each panel
+//! with all activations while it is in the first-level cache. One token goes the same way as a batch: packing keeps up with the
+//! memory that the weights come from. So every output is one sum, whose order depends on nothing but the number of columns.
 
-use crate::EngineError;
-use crate::buffer::{LINE, Rows, RowsMut, padded};
+use crate::buffer::{Rows, RowsMut, Window, padded};
 use crate::compute::Compute;
 use crate::error::Shape;
-use kbit_types::Codec;
-use rayon::prelude::*;
+use crate::integer;
+use crate::mode::{Mode, Rounding};
+use crate::packed::{BLOCK, PANEL, TOKENS, Tile, Units};
+use crate::{EngineError, Kernels};
+use kbit_types::{ActivationKind, Codec, FusedDot};
 use std::sync::Arc;
 
-/// From this many activations on, a decoded panel is shared by all threads.
-const BATCH: usize = 16;
-/// Floats in a shared panel of decoded rows: 4 MiB.
-const PANEL: usize = 1 << 20;
-/// Floats in the rows that one task decodes for itself: 256 KiB.
+/// Floats in the rows that one task decodes: 256 KiB.
 const TASK: usize = 1 << 16;
+
+/// `out = x * weight^T` in a mode, by the threads of rayon's current pool: `x` `[n, cols]`, `out` `[n, rows]`, where `codec` holds
+/// `[rows, cols]`. The product that a [`Model`](crate::Model) computes with.
+///
+/// # Errors
+/// When the matrix cannot be decoded, or memory is short.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn multiply(
+    codec: Arc<dyn Codec>,
+    mode: Mode,
+    kernels: Kernels,
+    x: Rows<'_>,
+    out: RowsMut<'_>,
+) -> Result<(), EngineError> {
+    let (rows, cols) = (out.cols(), x.cols());
+    let weight = Weight::new("weight", codec, rows, cols)?;
+    let compute = Compute::new(kernels, mode, true);
+    let work = || weight.multiply(&compute, x, out);
+    match compute.team() {
+        Some(team) => team.gather(work),
+        None => work(),
+    }
+}
+
 /// A matrix `[rows, cols]` that multiplies activations `[n, cols]` to `[n, rows]`.
 #[derive(Clone)]
 pub(crate) struct Weight {
@@ -60,7 +84,7 @@ impl Weight {
         self.cols
     }
 
-    /// `out = x * weight^T`: `x` `[n, cols]`, `out` `[n, rows]`.
+    /// `out = x * weight^T` in the mode of `compute`: `x` `[n, cols]`, `out` `[n, rows]`.
     pub(crate) fn multiply(
         &self,
         compute: &Compute,
@@ -68,129 +92,155 @@ impl Weight {
         out: RowsMut<'_>,
     ) -> Result<(), EngineError> {
         assert_eq!((out.rows(), out.cols(), x.cols()), (x.rows(), self.rows, self.cols), "shapes");
-        if x.rows() < BATCH {
-            self.multiply_few(compute, x, out)
-        } else {
-            self.multiply_batch(compute, x, out)
-        }
-    }
-
-    /// Panels are shared; tasks differ in their tokens.
-    fn multiply_batch(
-        &self,
-        compute: &Compute,
-        x: Rows<'_>,
-        mut out: RowsMut<'_>,
-    ) -> Result<(), EngineError> {
-        let stride = padded(self.cols);
-        let panel_rows = self.rows_for(PANEL, self.rows);
-        let threads = compute.threads();
-        let band = x.rows().div_ceil(2 * threads).next_multiple_of(12).min(120);
-        compute.with_scratch(panel_rows * stride, |panel| {
-            for first in (0..self.rows).step_by(panel_rows) {
-                let count = panel_rows.min(self.rows - first);
-                self.decode(compute, first, count, panel, stride)?;
-                let weights = Rows::new(panel, count, self.cols, stride);
-                let out = out.reborrow().columns(first, count);
-                let multiply = |(index, out): (usize, RowsMut<'_>)| {
-                    compute.kernels.dots(x.band(index * band, out.rows()), weights, out);
-                };
-                if threads > 1 {
-                    out.bands(band).enumerate().collect::<Vec<_>>().into_par_iter().for_each(multiply);
-                } else {
-                    out.bands(band).enumerate().for_each(multiply);
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Tasks differ in their rows; each decodes its own.
-    fn multiply_few(&self, compute: &Compute, x: Rows<'_>, mut out: RowsMut<'_>) -> Result<(), EngineError> {
         if self.rows == 0 || x.rows() == 0 {
             return Ok(());
         }
-        let threads = compute.threads();
-        let most = if threads > 1 { self.rows.div_ceil(4 * threads) } else { self.rows };
-        let task_rows = self.rows_for(TASK, most);
-        let task = |(index, out): (usize, &mut [f32])| -> Result<(), EngineError> {
-            let first = index * task_rows;
-            let count = task_rows.min(self.rows - first);
-            let out = RowsMut::new(out, x.rows(), count, count);
-            if let Some(all) = self.codec.as_f32() {
-                let weights = Rows::new(all, self.rows, self.cols, self.cols).band(first, count);
-                compute.kernels.dots(x, weights, out);
-                return Ok(());
-            }
-            let stride = padded(self.cols);
-            compute.with_scratch(count * stride, |panel| {
-                self.decode_here(first, count, panel, stride)?;
-                compute.kernels.dots(x, Rows::new(panel, count, self.cols, stride), out);
-                Ok(())
-            })
-        };
-        let run = |results: &mut [f32]| {
-            let size = task_rows * x.rows();
-            if threads > 1 && self.rows > task_rows {
-                results.par_chunks_mut(size).enumerate().try_for_each(task)
-            } else {
-                results.chunks_mut(size).enumerate().try_for_each(task)
-            }
-        };
-        if x.rows() == 1 {
-            return run(out.row_mut(0));
+        if compute.mode == Mode::Int8
+            && let Some(integers) = self.codec.integers()
+        {
+            return integer::multiply(compute, integers, self.task_rows(compute.threads()), x, out);
         }
-        compute.with_scratch(self.rows * x.rows(), |results| {
-            run(results)?;
-            for (index, block) in results.chunks(task_rows * x.rows()).enumerate() {
-                let count = block.len() / x.rows();
-                for (row, block) in block.chunks(count).enumerate() {
-                    out.row_mut(row)[index * task_rows..][..count].copy_from_slice(block);
+        let kind = match compute.mode {
+            Mode::F32 => Some(ActivationKind::F32),
+            Mode::Bf16 => Some(ActivationKind::Bf16),
+            Mode::Int8 => Some(ActivationKind::Int8),
+            Mode::Activations(_) => None,
+        };
+        if let Some(fused) = self.codec.fused()
+            && kind == Some(fused.activation())
+        {
+            return self.multiply_fused(compute, fused, x, out);
+        }
+        let (format, rounding) = match compute.mode {
+            Mode::F32 => (Format::F32, None),
+            Mode::Bf16 => (Format::Bf16, None),
+            Mode::Int8 if self.codec.as_bf16().is_some() => (Format::Bf16, None),
+            Mode::Int8 if self.codec.holds_floats() => (Format::F32, None),
+            Mode::Int8 => (Format::F32, Some(Rounding::EIGHT)),
+            Mode::Activations(rounding) => (Format::F32, Some(rounding)),
+        };
+        self.multiply_floats(compute, x, out, format, rounding)
+    }
+
+    /// The codec's own product.
+    fn multiply_fused(
+        &self,
+        compute: &Compute,
+        fused: &dyn FusedDot,
+        x: Rows<'_>,
+        out: RowsMut<'_>,
+    ) -> Result<(), EngineError> {
+        let (tokens, bytes) = (x.rows(), fused.activation_bytes());
+        // Whole floats of scratch memory.
+        compute.with_scratch((tokens * bytes).div_ceil(4), |packed| {
+            let packed = &mut bytemuck::cast_slice_mut::<f32, u8>(packed)[..tokens * bytes];
+            compute.for_each(packed.chunks_mut(bytes.max(1)), |token, packed| {
+                Ok(fused.pack(x.row(token), packed)?)
+            })?;
+            let packed = &*packed;
+            let task_rows = self.task_rows(compute.threads());
+            compute.for_each(out.windows(task_rows), |task, mut out| {
+                let (first, count) = (task * task_rows, out.cols());
+                let rows = first as u64..(first + count) as u64;
+                if tokens == 1 {
+                    return Ok(fused.dot(rows, packed, 1, out.row_mut(0), count)?);
                 }
-            }
-            Ok(())
+                compute.with_scratch(tokens * count, |products| {
+                    fused.dot(rows, packed, tokens, products, count)?;
+                    for (token, products) in products.chunks_exact(count).enumerate() {
+                        out.row_mut(token).copy_from_slice(products);
+                    }
+                    Ok(())
+                })
+            })
         })
     }
 
-    /// Whole groups of rows that fill about `floats`, at least one group, at most as many as cover `most` rows.
-    fn rows_for(&self, floats: usize, most: usize) -> usize {
-        let wanted = (floats / padded(self.cols).max(1)).min(most).max(1);
-        // A multiple of the kernels' tiles where the groups allow.
-        let unit = if LINE.is_multiple_of(self.group) { LINE } else { self.group };
-        let down = wanted / unit * unit;
-        if down > 0 { down } else { unit }
+    /// A product of floats. Activations are packed once; tasks differ in their rows, which each decodes and packs for itself.
+    fn multiply_floats(
+        &self,
+        compute: &Compute,
+        x: Rows<'_>,
+        out: RowsMut<'_>,
+        format: Format,
+        rounding: Option<Rounding>,
+    ) -> Result<(), EngineError> {
+        let units = format.units(self.cols);
+        compute.with_scratch(x.rows() * units, |packed| {
+            pack_activations(compute, x, format, rounding, bytemuck::cast_slice_mut(packed))?;
+            let packed: &[u32] = bytemuck::cast_slice(packed);
+            let task_rows = self.task_rows(compute.threads());
+            compute.for_each(out.windows(task_rows), |task, mut out| {
+                self.with_units(compute, task * task_rows, out.cols(), format, |weights| {
+                    compute.with_scratch(BLOCK.min(units) * PANEL, |panel| {
+                        multiply_tiles(
+                            compute.kernels,
+                            format,
+                            packed,
+                            weights,
+                            bytemuck::cast_slice_mut(panel),
+                            &mut out,
+                        );
+                        Ok(())
+                    })
+                })
+            })
+        })
     }
 
-    /// Decodes rows `first..first + count`, in parallel.
-    fn decode(
+    /// Rows of a task: whole panels where groups allow, as many as fill its scratch memory, but several tasks for each thread.
+    fn task_rows(&self, threads: usize) -> usize {
+        let most = if threads > 1 { self.rows.div_ceil(4 * threads) } else { self.rows };
+        let wanted = (TASK / self.cols.max(1)).min(most);
+        let unit = if PANEL.is_multiple_of(self.group) { PANEL } else { self.group };
+        (wanted / unit * unit).max(unit)
+    }
+
+    /// Calls `work` with rows `first..first + count`, as units of the format.
+    fn with_units<T>(
         &self,
         compute: &Compute,
         first: usize,
         count: usize,
-        out: &mut [f32],
-        stride: usize,
-    ) -> Result<(), EngineError> {
-        let threads = compute.threads();
-        let rows = self.rows_for(TASK, count.div_ceil(2 * threads));
-        let out = &mut out[..count * stride];
-        let task = |(index, out): (usize, &mut [f32])| {
-            self.decode_here(first + index * rows, rows.min(count - index * rows), out, stride)
-        };
-        if threads > 1 && count > rows {
-            out.par_chunks_mut(rows * stride).enumerate().try_for_each(task)
-        } else {
-            self.decode_here(first, count, out, stride)
+        format: Format,
+        work: impl FnOnce(Units<'_>) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let cols = self.cols;
+        match format {
+            Format::F32 => {
+                if let Some(all) = self.codec.as_f32() {
+                    let rows = &all[first * cols..(first + count) * cols];
+                    return work(Units::new(bytemuck::cast_slice(rows), count, 4 * cols, 4 * cols));
+                }
+                let stride = padded(cols);
+                compute.with_scratch(count * stride, |rows| {
+                    self.decode(first, count, rows, stride)?;
+                    work(Units::new(bytemuck::cast_slice(rows), count, 4 * cols, 4 * stride))
+                })
+            }
+            Format::Bf16 => {
+                if compute.kernels.multiplies_bf16()
+                    && let Some(all) = self.codec.as_bf16()
+                {
+                    let rows = &all[first * cols..(first + count) * cols];
+                    return work(Units::new(bytemuck::cast_slice(rows), count, 2 * cols, 2 * cols));
+                }
+                let (stride, width) = (padded(cols), format.units(cols));
+                compute.with_scratch(count * stride + count * width, |scratch| {
+                    let (rows, rounded) = scratch.split_at_mut(count * stride);
+                    self.decode(first, count, rows, stride)?;
+                    let rounded = bytemuck::cast_slice_mut::<f32, u16>(rounded);
+                    for (row, rounded) in rows.chunks(stride).zip(rounded.chunks_exact_mut(2 * width)) {
+                        compute.kernels.round_bf16(&row[..cols], &mut rounded[..cols]);
+                    }
+                    work(Units::new(bytemuck::cast_slice(rounded), count, 2 * cols, 4 * width))
+                })
+            }
         }
     }
 
-    /// Decodes rows `first..first + count` on this thread.
-    fn decode_here(
-        &self,
-        first: usize,
-        count: usize,
-        out: &mut [f32],
-        stride: usize,
-    ) -> Result<(), EngineError> {
+    /// Decodes rows `first..first + count`.
+    fn decode(&self, first: usize, count: usize, out: &mut [f32], stride: usize) -> Result<(), EngineError> {
         if let Some(all) = self.codec.as_f32() {
             let rows = Rows::new(all, self.rows, self.cols, self.cols);
             for (row, out) in out.chunks_mut(stride).enumerate().take(count) {
@@ -217,7 +267,7 @@ impl Weight {
             let start = same_group[0].0 / self.group * self.group;
             let count = same_group[same_group.len() - 1].0 + 1 - start;
             compute.with_scratch(count * stride, |rows| {
-                self.decode_here(start, count, rows, stride)?;
+                self.decode(start, count, rows, stride)?;
                 for &(row, place) in same_group {
                     out.row_mut(place).copy_from_slice(&rows[(row - start) * stride..][..self.cols]);
                 }
@@ -225,6 +275,98 @@ impl Weight {
             })?;
         }
         Ok(())
+    }
+}
+
+/// Floats that are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    F32,
+    Bf16,
+}
+
+impl Format {
+    /// Units of `cols` floats.
+    fn units(self, cols: usize) -> usize {
+        match self {
+            Self::F32 => cols,
+            Self::Bf16 => cols.div_ceil(2),
+        }
+    }
+}
+
+/// Packs activations, rounded where that is wanted: `TOKENS` rows after `TOKENS` rows, each time `[units, tokens]`.
+fn pack_activations(
+    compute: &Compute,
+    x: Rows<'_>,
+    format: Format,
+    rounding: Option<Rounding>,
+    packed: &mut [u32],
+) -> Result<(), EngineError> {
+    let (cols, units) = (x.cols(), format.units(x.cols()));
+    if units == 0 {
+        return Ok(());
+    }
+    compute.for_each(packed.chunks_mut(TOKENS * units), |group, packed| {
+        let (first, count) = (group * TOKENS, packed.len() / units);
+        let rows = x.band(first, count);
+        if format == Format::F32 && rounding.is_none() {
+            let units = Units::new(bytemuck::cast_slice(rows.data()), count, 4 * cols, 4 * rows.stride());
+            compute.kernels.interleave(units, count, packed);
+            return Ok(());
+        }
+        compute.with_scratch(count * units + cols, |scratch| {
+            let (rounded, row) = scratch.split_at_mut(count * units);
+            for (index, rounded) in rounded.chunks_exact_mut(units).enumerate() {
+                row.copy_from_slice(rows.row(index));
+                if let Some(rounding) = rounding {
+                    rounding.apply(row);
+                }
+                match format {
+                    Format::F32 => rounded.copy_from_slice(row),
+                    Format::Bf16 => {
+                        compute.kernels.round_bf16(row, &mut bytemuck::cast_slice_mut(rounded)[..cols]);
+                    }
+                }
+            }
+            let bytes = if format == Format::F32 { 4 } else { 2 };
+            let units = Units::new(bytemuck::cast_slice(rounded), count, bytes * cols, 4 * units);
+            compute.kernels.interleave(units, count, packed);
+            Ok(())
+        })
+    })
+}
+
+/// `out = x * weights^T`: panel by panel, and of each panel block by block. `panel` is scratch memory for one block of a panel.
+fn multiply_tiles(
+    kernels: Kernels,
+    format: Format,
+    packed: &[u32],
+    weights: Units<'_>,
+    panel: &mut [u32],
+    out: &mut Window<'_>,
+) {
+    let (tokens, units) = (out.rows(), weights.len());
+    if units == 0 {
+        (0..tokens).for_each(|token| out.row_mut(token).fill(0.0));
+        return;
+    }
+    for row in (0..weights.rows()).step_by(PANEL) {
+        let rows = PANEL.min(weights.rows() - row);
+        for unit in (0..units).step_by(BLOCK) {
+            let block = BLOCK.min(units - unit);
+            let panel = &mut panel[..block * PANEL];
+            kernels.interleave(weights.window(row, rows, unit, block), PANEL, panel);
+            for token in (0..tokens).step_by(TOKENS) {
+                let count = TOKENS.min(tokens - token);
+                let x = &packed[token * units + unit * count..][..block * count];
+                let tile = Tile::new(x, panel, block, out.tile(token, count, row, rows), unit > 0);
+                match format {
+                    Format::F32 => kernels.tile_f32(tile),
+                    Format::Bf16 => kernels.tile_bf16(tile),
+                }
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! How the engine sees an encoded matrix: rows that decode to f32, and optionally a fused dot product.
 
-use crate::MatrixShape;
+use crate::{IntegerBlocks, MatrixShape};
 use std::ops::Range;
 
 /// Why a codec could not decode rows or multiply.
@@ -51,8 +51,23 @@ pub trait Codec: Send + Sync {
         None
     }
 
+    /// The matrix as small integers with scales, if it is stored so.
+    fn integers(&self) -> Option<&dyn IntegerBlocks> {
+        None
+    }
+
+    /// True where the weights are stored as floats, one by one: where nothing was quantized to few bits.
+    fn holds_floats(&self) -> bool {
+        self.as_f32().is_some() || self.as_bf16().is_some()
+    }
+
     /// The whole matrix as contiguous f32 `[rows, cols]` in memory, if it happens to be stored so.
     fn as_f32(&self) -> Option<&[f32]> {
+        None
+    }
+
+    /// The whole matrix as contiguous bf16 `[rows, cols]` in memory, as bits, if it happens to be stored so.
+    fn as_bf16(&self) -> Option<&[u16]> {
         None
     }
 }

@@ -6,9 +6,11 @@
 mod codec;
 mod dtype;
 mod ggml;
+mod integers;
 mod shape;
 
 pub use codec::{ActivationKind, Codec, CodecError, FusedDot};
 pub use dtype::{Dtype, NarrowError, WidenError};
 pub use ggml::GgmlType;
+pub use integers::{IntegerActivations, IntegerBlocks, IntegerLayout, IntegerPanel, Terms};
 pub use shape::MatrixShape;

@@ -16,7 +16,9 @@ use crate::block::{Half, Q4_0, Q8_0};
 use crate::dot::Operands;
 use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
 use crate::legacy::{BELOW_HALF, BLOCK};
+use crate::panel::Source;
 use crate::plain::MAGNITUDE;
+use kbit_types::IntegerPanel;
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and F16C.
@@ -81,6 +83,17 @@ shared_kernels! {
     dot_iq1_m(operands: Operands<'_, '_>);
     decode_iq4_nl(bytes: &[u8], out: &mut [f32]);
     decode_iq4_xs(bytes: &[u8], out: &mut [f32]);
+    unpack_q8_0(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q4_0(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q5_0(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_iq4_nl(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_mxfp4(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q2_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q3_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q4_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q5_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q6_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_iq4_xs(source: Source<'_>, panel: IntegerPanel<'_>);
 }
 
 lane_kernels! {

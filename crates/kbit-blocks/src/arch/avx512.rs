@@ -5,9 +5,14 @@
 #![expect(unsafe_code, reason = "vector instructions and loads")]
 
 mod dot;
+mod panel;
 mod search;
 
 use self::dot::{dot_iq4_nl, dot_iq4_xs, dot_mxfp4, dot_q4_0, dot_q4_k, dot_q8_0};
+use self::panel::{
+    unpack_iq4_nl, unpack_iq4_xs, unpack_mxfp4, unpack_q4_0, unpack_q4_k, unpack_q5_0, unpack_q5_k,
+    unpack_q6_k, unpack_q8_0,
+};
 use super::avx2::{Avx2, Floats8, Integers8};
 use super::lanes::Lanes;
 use super::{lane_kernels, own_kernels, portable, searching_kernels, shared_kernels};
@@ -15,6 +20,8 @@ use crate::block::{Half, Q4_0, Q8_0};
 use crate::dot::Operands;
 use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
 use crate::legacy::{BELOW_HALF, BLOCK};
+use crate::panel::Source;
+use kbit_types::IntegerPanel;
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has the features.
@@ -131,6 +138,8 @@ shared_kernels! {
     dot_iq1_m(operands: Operands<'_, '_>);
     decode_iq4_nl(bytes: &[u8], out: &mut [f32]);
     decode_iq4_xs(bytes: &[u8], out: &mut [f32]);
+    unpack_q2_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q3_k(source: Source<'_>, panel: IntegerPanel<'_>);
 }
 
 lane_kernels! {
@@ -183,6 +192,15 @@ own_kernels! {
     decode_f16(bytes: &[u8], out: &mut [f32]);
     encode_q8_0(x: &[f32], out: &mut [u8]);
     encode_q4_0(x: &[f32], out: &mut [u8]);
+    unpack_q8_0(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q4_0(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q5_0(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_iq4_nl(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_mxfp4(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q4_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q5_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q6_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_iq4_xs(source: Source<'_>, panel: IntegerPanel<'_>);
 }
 
 #[inline]

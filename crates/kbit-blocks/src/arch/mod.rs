@@ -7,6 +7,8 @@
 //! Searches run one block a lane ([`crate::lanes`]) over vectors that each set implements ([`lane_kernels`]).
 
 use crate::dot::Operands;
+use crate::panel::Source;
+use kbit_types::IntegerPanel;
 
 pub(crate) mod lanes;
 pub(crate) mod portable;
@@ -197,6 +199,17 @@ dispatch! {
     weighted_iq1_m(rows: &[f32], importance: &[f32], out: &mut [u8]);
     decode_iq4_nl(bytes: &[u8], out: &mut [f32]);
     decode_iq4_xs(bytes: &[u8], out: &mut [f32]);
+    unpack_q8_0(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q4_0(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q5_0(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_iq4_nl(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_mxfp4(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q2_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q3_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q4_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q5_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_q6_k(source: Source<'_>, panel: IntegerPanel<'_>);
+    unpack_iq4_xs(source: Source<'_>, panel: IntegerPanel<'_>);
 }
 
 /// Methods that run the portable loops, compiled with the features of a set.

@@ -7,8 +7,10 @@ use crate::block::{
 use crate::dot::{Operands, interleaved, one, products};
 use crate::grid::OneByOne;
 use crate::lanes::{self, Portable, Simd};
+use crate::panel::{Source, unpack};
 use crate::plain::{MAGNITUDE, bf16_bits, bf16_value, f16_bits, f16_value};
 pub(crate) use crate::ternary::encode_q1_0;
+use kbit_types::IntegerPanel;
 
 /// The bits of the largest magnitude; from those of infinity up, something is not finite.
 #[inline(always)]
@@ -91,7 +93,12 @@ macro_rules! of_blocks {
         encode: { $($encode:ident $a:ty,)* }
         decode: { $($decode:ident $c:ty,)* }
         dot: { $($dot:ident $e:ty,)* }
+        unpack: { $($unpack:ident $f:ty,)* }
     ) => {
+        $(#[inline(always)]
+        pub(crate) fn $unpack(source: Source<'_>, panel: IntegerPanel<'_>) {
+            unpack::<$f>(source, panel);
+        })*
         $(#[inline(always)]
         pub(crate) fn $dot(operands: Operands<'_, '_>) {
             products(operands, interleaved::<$e, 4>, one::<$e>);
@@ -144,6 +151,19 @@ of_blocks! {
         dot_iq3_s IQ3_S,
         dot_iq1_s IQ1_S,
         dot_iq1_m IQ1_M,
+    }
+    unpack: {
+        unpack_q8_0 Q8_0,
+        unpack_q4_0 Q4_0,
+        unpack_q5_0 Q5_0,
+        unpack_iq4_nl IQ4_NL,
+        unpack_mxfp4 MXFP4,
+        unpack_q2_k Q2_K,
+        unpack_q3_k Q3_K,
+        unpack_q4_k Q4_K,
+        unpack_q5_k Q5_K,
+        unpack_q6_k Q6_K,
+        unpack_iq4_xs IQ4_XS,
     }
 }
 

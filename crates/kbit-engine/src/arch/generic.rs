@@ -4,13 +4,11 @@
 //! [`Arithmetic`], which says whether `a * b + c` rounds once or twice, and do everything else in a fixed order with
 //! 16 partial sums; so all CPUs with fused multiply-add get equal bits, whatever the width of their vectors.
 
+use crate::packed::{IntegerTile, PANEL, Units};
+use kbit_types::Terms;
+
 /// Partial sums of every reduction; lane `i` sums the elements with index `i` modulo 16, in order.
 pub(crate) const LANES: usize = 16;
-
-/// Elements of a dot product that are summed in lanes before the lanes are added up: see [`Kernels::dots`].
-///
-/// [`Kernels::dots`]: crate::Kernels::dots
-pub(crate) const DOT_BLOCK: usize = 2048;
 
 /// How `a * b + c` rounds.
 pub(crate) trait Arithmetic {
@@ -74,6 +72,97 @@ pub(crate) fn add_lanes_f64(lanes: [f64; LANES]) -> f64 {
         width /= 2;
     }
     sums[0]
+}
+
+/// Packs units from unit `first` on of all rows: `to[unit * width + row]`. What lies beside the rows is left as it was.
+#[inline(always)]
+pub(crate) fn interleave(from: Units<'_>, width: usize, to: &mut [u32], first: usize) {
+    assert!(from.rows() <= width && to.len() >= from.len() * width, "size of the packed operand");
+    for row in 0..from.rows() {
+        for unit in first..from.len() {
+            to[unit * width + row] = from.unit(row, unit);
+        }
+    }
+}
+
+/// See [`Kernels::tile_integers`](crate::Kernels::tile_integers).
+#[inline(always)]
+pub(crate) fn tile_integers(tile: &mut IntegerTile<'_, '_>) {
+    let (layout, blocks, x, w) = (tile.layout(), tile.blocks(), tile.x(), tile.w());
+    let (tokens, rows) = (tile.out().rows(), tile.out().cols());
+    let (units, parts) = (layout.part / 4, layout.block / layout.part);
+    let row = |index: usize| index * PANEL..(index + 1) * PANEL;
+    for token in 0..tokens {
+        let mut sums = [0.0; PANEL];
+        if tile.add() {
+            sums[..rows].copy_from_slice(tile.out().row_mut(token));
+        }
+        for block in 0..blocks {
+            let mut totals = [0_i32; PANEL];
+            for part in block * parts..(block + 1) * parts {
+                let mut products = [x.corrections[part * tokens + token]; PANEL];
+                for unit in part * units..(part + 1) * units {
+                    let levels = x.levels[unit * tokens + token]
+                        .to_le_bytes()
+                        .map(|level| i32::from(level.cast_signed()));
+                    for (product, w) in products.iter_mut().zip(&w.levels[row(unit)]) {
+                        let w = [w & 255, w >> 8 & 255, w >> 16 & 255, w >> 24].map(u32::cast_signed);
+                        *product += w[0] * levels[0] + w[1] * levels[1] + w[2] * levels[2] + w[3] * levels[3];
+                    }
+                }
+                if layout.terms.has_parts() {
+                    for ((total, product), scale) in
+                        totals.iter_mut().zip(products).zip(&w.part_scales[row(part)])
+                    {
+                        *total += product * scale;
+                    }
+                } else {
+                    totals = products;
+                }
+            }
+            let mut least = [0_i32; PANEL];
+            if layout.terms.has_minimums() {
+                for pair in block * parts / 2..(block + 1) * parts / 2 {
+                    let halves = |pair: u32| {
+                        [pair as u16, (pair >> 16) as u16].map(|half| i32::from(half.cast_signed()))
+                    };
+                    let x = halves(x.sums[pair * tokens + token]);
+                    for (least, w) in least.iter_mut().zip(&w.minimums[row(pair)]) {
+                        let w = halves(*w);
+                        *least += w[0] * x[0] + w[1] * x[1];
+                    }
+                }
+            }
+            let y = x.scales[block * tokens + token];
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                let (total, scale) = (totals[lane] as f32, w.scales[block * PANEL + lane]);
+                *sum += match layout.terms {
+                    Terms::ScalesInTurn => total * scale * y,
+                    Terms::Scales | Terms::Parts => total * (scale * y),
+                    Terms::PartsAndMinimums => {
+                        total * (scale * y)
+                            - least[lane] as f32 * (w.minimum_scales[block * PANEL + lane] * y)
+                    }
+                };
+            }
+        }
+        tile.out().row_mut(token).copy_from_slice(&sums[..rows]);
+    }
+}
+
+/// `x` rounded to bf16, to nearest even. Subnormal numbers become zero, since the instructions that multiply bf16 take them for it.
+#[inline(always)]
+pub(crate) fn round_bf16(x: &[f32], out: &mut [u16]) {
+    assert!(x.len() == out.len(), "{} floats, {} bf16", x.len(), out.len());
+    for (x, out) in x.iter().zip(out) {
+        let bits = x.to_bits();
+        let magnitude = bits & 0x7fff_ffff;
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        let number = if magnitude < 0x0080_0000 { bits & 0x8000_0000 } else { rounded };
+        // A NaN keeps a bit of its payload, whatever is cut off.
+        let any = if magnitude > 0x7f80_0000 { bits | 0x0040_0000 } else { number };
+        *out = (any >> 16) as u16;
+    }
 }
 
 /// The last, incomplete group of a slice, filled up to 16.

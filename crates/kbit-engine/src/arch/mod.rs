@@ -24,6 +24,16 @@ macro_rules! shared_kernels {
                 unsafe { run(x) }
             }
 
+            /// See [`generic::round_bf16`].
+            pub(crate) fn round_bf16(self, x: &[f32], out: &mut [u16]) {
+                #[target_feature(enable = $feature)]
+                fn run(x: &[f32], out: &mut [u16]) {
+                    generic::round_bf16(x, out);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x, out) }
+            }
+
             /// See [`generic::silu_mul`].
             pub(crate) fn silu_mul(self, gate: &mut [f32], up: &[f32]) {
                 #[target_feature(enable = $feature)]

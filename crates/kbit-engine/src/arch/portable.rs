@@ -5,6 +5,7 @@
 
 use super::generic::{self, Arithmetic, LANES};
 use crate::buffer::{Rows, RowsMut};
+use crate::packed::{IntegerTile, PANEL, Tile, Units};
 
 #[cfg(any(target_arch = "aarch64", target_feature = "fma"))]
 type Native = generic::Fused;
@@ -15,13 +16,40 @@ type Native = generic::Separate;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Portable;
 
-/// Rows of `w` that share one pass over a row of `x`.
-const TILE_W: usize = 2;
-
 impl Portable {
-    /// See [`Kernels::dots`](crate::Kernels::dots), for up to `DOT_BLOCK` columns.
-    pub(crate) fn dots(self, x: Rows<'_>, w: Rows<'_>, out: RowsMut<'_>, add: bool) {
-        dots::<Native>(x, w, out, add);
+    /// See [`Kernels::interleave`](crate::Kernels::interleave).
+    pub(crate) fn interleave(self, from: Units<'_>, width: usize, to: &mut [u32]) {
+        generic::interleave(from, width, to, 0);
+    }
+
+    /// See [`generic::tile_integers`].
+    pub(crate) fn tile_integers(self, mut tile: IntegerTile<'_, '_>) {
+        generic::tile_integers(&mut tile);
+    }
+
+    /// See [`generic::round_bf16`].
+    pub(crate) fn round_bf16(self, x: &[f32], out: &mut [u16]) {
+        generic::round_bf16(x, out);
+    }
+
+    /// See [`Kernels::tile_f32`](crate::Kernels::tile_f32).
+    pub(crate) fn tile_f32(self, tile: Tile<'_, '_>) {
+        tile_f32::<Native>(tile);
+    }
+
+    /// See [`Kernels::tile_bf16`](crate::Kernels::tile_bf16).
+    pub(crate) fn tile_bf16(self, tile: Tile<'_, '_>) {
+        tile_bf16::<Native>(tile);
+    }
+
+    /// As [`Portable::busy`]: there are no kernels for integers.
+    pub(crate) fn busy_int8(self, rounds: u64, factor: f32) -> (u64, f32) {
+        self.busy(rounds, factor)
+    }
+
+    /// As `busy`: there are no instructions for bf16.
+    pub(crate) fn busy_bf16(self, rounds: u64, factor: f32) -> (u64, f32) {
+        self.busy(rounds, factor)
     }
 
     /// See [`Kernels::combine`](crate::Kernels::combine).
@@ -111,43 +139,33 @@ impl Portable {
     }
 }
 
-/// [`Portable::dots`] with a choice of arithmetic.
-pub(crate) fn dots<A: Arithmetic>(x: Rows<'_>, w: Rows<'_>, mut out: RowsMut<'_>, add: bool) {
-    assert_eq!((x.cols(), x.rows(), w.rows()), (w.cols(), out.rows(), out.cols()));
-    for a in 0..x.rows() {
-        let x = x.row(a);
-        let out = out.row_mut(a);
-        for (tile, out) in out.chunks_mut(TILE_W).enumerate() {
-            let first = tile * TILE_W;
-            let second = (first + 1).min(w.rows() - 1);
-            let totals = two_dots::<A>(x, w.row(first), w.row(second));
-            for (out, total) in out.iter_mut().zip(totals) {
-                *out = if add { *out + total } else { total };
+/// [`Portable::tile_f32`] with a choice of arithmetic.
+pub(crate) fn tile_f32<A: Arithmetic>(tile: Tile<'_, '_>) {
+    tile_with(tile, |sum, w, x| A::mul_add(f32::from_bits(w), f32::from_bits(x), sum));
+}
+
+/// [`Portable::tile_bf16`] with a choice of arithmetic: of a pair the second product is added first, as `VDPBF16PS` does.
+pub(crate) fn tile_bf16<A: Arithmetic>(tile: Tile<'_, '_>) {
+    let first = |pair: u32| f32::from_bits(pair << 16);
+    let second = |pair: u32| f32::from_bits(pair & 0xffff_0000);
+    tile_with(tile, |sum, w, x| A::mul_add(first(w), first(x), A::mul_add(second(w), second(x), sum)));
+}
+
+/// `add(sum, w, x)` is the sum after one unit.
+#[inline(always)]
+fn tile_with(mut tile: Tile<'_, '_>, add: impl Fn(f32, u32, u32) -> f32) {
+    let (tokens, rows) = (tile.out().rows(), tile.out().cols());
+    for token in 0..tokens {
+        let mut sums = [0.0; PANEL];
+        for (w, x) in tile.w().as_chunks::<PANEL>().0.iter().zip(tile.x().chunks_exact(tokens)) {
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = add(*sum, *w, x[token]);
             }
         }
-    }
-}
-
-/// Two dot products with the same `x`.
-fn two_dots<A: Arithmetic>(x: &[f32], v: &[f32], w: &[f32]) -> [f32; TILE_W] {
-    let mut v_sums = [0.0; LANES];
-    let mut w_sums = [0.0; LANES];
-    let ((x, x_rest), (v, v_rest), (w, w_rest)) = (x.as_chunks(), v.as_chunks(), w.as_chunks());
-    for ((x, v), w) in x.iter().zip(v).zip(w) {
-        accumulate::<A>(&mut v_sums, x, v);
-        accumulate::<A>(&mut w_sums, x, w);
-    }
-    for (i, x) in x_rest.iter().enumerate() {
-        v_sums[i] = A::mul_add(*x, v_rest[i], v_sums[i]);
-        w_sums[i] = A::mul_add(*x, w_rest[i], w_sums[i]);
-    }
-    [generic::add_lanes(v_sums), generic::add_lanes(w_sums)]
-}
-
-#[inline(always)]
-fn accumulate<A: Arithmetic>(sums: &mut [f32; LANES], x: &[f32; LANES], w: &[f32; LANES]) {
-    for i in 0..LANES {
-        sums[i] = A::mul_add(x[i], w[i], sums[i]);
+        let more = tile.add();
+        for (out, sum) in tile.out().row_mut(token).iter_mut().zip(&sums[..rows]) {
+            *out = if more { *out + sum } else { *sum };
+        }
     }
 }
 

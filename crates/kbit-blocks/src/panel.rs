@@ -1,0 +1,333 @@
+//! Blocks unpacked to panels of integers with their scales ([`IntegerPanel`]), for the engine's matrix multiply.
+//!
+//! Levels, scales and minimums are those of [`dot`](crate::dot). Where ggml's generic code sums floats from block to block one by one,
+//! so does [`Terms`], and products have its bits. For Q3_K to Q6_K it sums in eight lanes, and for IQ4_XS it sums parts; there the
+//! integers of a super-block are the same, but are added up before they become one float ([`Terms::Parts`]), which rounds less often.
+
+use crate::block::{IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0, Q8_K};
+use crate::dot::{fifth, nibbles, pairs_of_bits, scales_and_minimums};
+use crate::fp4::{half_e8m0, level};
+use crate::{Kernels, iq4};
+use bytemuck::Pod;
+use kbit_types::{GgmlType, IntegerActivations, IntegerLayout, IntegerPanel, Terms};
+use std::ops::Range;
+
+const ROWS: usize = IntegerPanel::ROWS;
+
+/// Rows of blocks to unpack, checked: columns of them are blocks `first..first + blocks`.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// `[rows, row_bytes]`, 1 to 32 rows.
+    pub(crate) bytes: &'a [u8],
+    pub(crate) row_bytes: usize,
+    pub(crate) rows: usize,
+    pub(crate) first: usize,
+    pub(crate) blocks: usize,
+}
+
+impl<'a> Source<'a> {
+    /// The blocks of row `row`.
+    #[inline(always)]
+    fn row<W: Pod>(&self, row: usize) -> &'a [W] {
+        let start = row * self.row_bytes + self.first * size_of::<W>();
+        bytemuck::cast_slice(&self.bytes[start..][..self.blocks * size_of::<W>()])
+    }
+}
+
+type Unpack = fn(Kernels, Source<'_>, IntegerPanel<'_>);
+
+macro_rules! layouts {
+    ($($ty:ident: $unpack:ident;)*) => {
+        /// The only list of types that can be unpacked.
+        const LAYOUTS: &[(GgmlType, IntegerLayout, Unpack)] =
+            &[$((GgmlType::$ty, <$ty as Integers>::LAYOUT, Kernels::$unpack),)*];
+    };
+}
+
+layouts! {
+    Q8_0: unpack_q8_0;
+    Q4_0: unpack_q4_0;
+    Q5_0: unpack_q5_0;
+    IQ4_NL: unpack_iq4_nl;
+    MXFP4: unpack_mxfp4;
+    Q2_K: unpack_q2_k;
+    Q3_K: unpack_q3_k;
+    Q4_K: unpack_q4_k;
+    Q5_K: unpack_q5_k;
+    Q6_K: unpack_q6_k;
+    IQ4_XS: unpack_iq4_xs;
+}
+
+/// Shape of the integers of a type; `None` where its blocks cannot be unpacked to integers.
+pub(crate) fn layout(ty: GgmlType) -> Option<IntegerLayout> {
+    LAYOUTS.iter().find(|entry| entry.0 == ty).map(|entry| entry.1)
+}
+
+impl Kernels {
+    /// Unpacks columns `cols` of rows of blocks of type `ty`, which has a [`layout`]. Numbers do not depend on the instruction set.
+    pub(crate) fn unpack(
+        self,
+        ty: GgmlType,
+        bytes: &[u8],
+        row_bytes: usize,
+        cols: Range<usize>,
+        panel: IntegerPanel<'_>,
+    ) {
+        let Some((_, layout, unpack)) = LAYOUTS.iter().find(|entry| entry.0 == ty) else {
+            unreachable!("{ty} has no layout");
+        };
+        let whole = cols.start.is_multiple_of(layout.block) && cols.end.is_multiple_of(layout.block);
+        assert!(whole, "columns {cols:?} are not whole blocks of {ty}");
+        panel.check(*layout, cols.len());
+        let rows = bytes.len() / row_bytes;
+        assert!((1..=ROWS).contains(&rows) && bytes.len().is_multiple_of(row_bytes), "rows of a panel");
+        let (first, blocks) = (cols.start / layout.block, cols.len() / layout.block);
+        assert!(ty.bytes_for(cols.end as u64).is_some_and(|bytes| bytes <= row_bytes as u64), "columns");
+        unpack(self, Source { bytes, row_bytes, rows, first, blocks }, panel);
+    }
+}
+
+/// Blocks of activations as [`Kernels::encode_activations`] makes them, taken apart.
+pub(crate) fn split(ty: Option<GgmlType>, packed: &[u8], out: IntegerActivations<'_>) {
+    fn each<A: Pod>(packed: &[u8], out: IntegerActivations<'_>, parts: impl Fn(&A) -> (&[i8], f32)) {
+        let blocks = bytemuck::cast_slice::<u8, A>(packed);
+        assert_eq!(blocks.len(), out.scales.len(), "scales of an activation");
+        let size = out.levels.len() / blocks.len().max(1);
+        for ((block, levels), scale) in blocks.iter().zip(out.levels.chunks_mut(size.max(1))).zip(out.scales)
+        {
+            let (from, d) = parts(block);
+            levels.copy_from_slice(from);
+            *scale = d;
+        }
+    }
+    match ty {
+        Some(GgmlType::Q8_0) => each::<Q8_0>(packed, out, |block| (&block.q, block.d.get())),
+        Some(GgmlType::Q8_K) => each::<Q8_K>(packed, out, |block| (&block.q, block.scale())),
+        other => unreachable!("no layout has activations of type {other:?}"),
+    }
+}
+
+/// A block of integers.
+pub(crate) trait Integers: Pod {
+    const LAYOUT: IntegerLayout;
+    /// `[u8; block]`.
+    type Levels: Pod;
+    /// The scale of the block.
+    fn scale(&self) -> f32;
+    /// Levels plus the offset.
+    fn levels(&self) -> Self::Levels;
+    /// Scale of a part, where parts have any.
+    #[inline(always)]
+    fn part_scale(&self, _part: usize) -> i32 {
+        1
+    }
+    /// Scale of the minimums, and the minimum of a part, where there are any.
+    #[inline(always)]
+    fn minimum_scale(&self) -> f32 {
+        0.0
+    }
+    #[inline(always)]
+    fn minimum(&self, _part: usize) -> u8 {
+        0
+    }
+}
+
+/// Unpacks block by block and row by row.
+#[inline(always)]
+pub(crate) fn unpack<W: Integers>(source: Source<'_>, panel: IntegerPanel<'_>) {
+    let IntegerLayout { block: size, part, terms, .. } = W::LAYOUT;
+    let (units, parts) = (size / 4, size / part);
+    for lane in 0..ROWS {
+        let row = source.row::<W>(lane.min(source.rows - 1));
+        for (index, block) in row.iter().enumerate() {
+            let levels = block.levels();
+            let levels = bytemuck::bytes_of(&levels).as_chunks::<4>().0;
+            for (unit, levels) in levels.iter().enumerate() {
+                panel.levels[(index * units + unit) * ROWS + lane] = u32::from_le_bytes(*levels);
+            }
+            panel.scales[index * ROWS + lane] = block.scale();
+            if terms.has_parts() {
+                for part in 0..parts {
+                    panel.part_scales[(index * parts + part) * ROWS + lane] = block.part_scale(part);
+                }
+            }
+            if terms.has_minimums() {
+                panel.minimum_scales[index * ROWS + lane] = block.minimum_scale();
+                for pair in 0..parts / 2 {
+                    let both = [2 * pair, 2 * pair + 1].map(|part| u32::from(block.minimum(part)));
+                    panel.minimums[(index * parts / 2 + pair) * ROWS + lane] = both[0] | both[1] << 16;
+                }
+            }
+        }
+    }
+}
+
+/// Blocks of 32 with one scale.
+macro_rules! single_scales {
+    ($($block:ident $terms:ident $offset:literal: $scale:expr, $levels:expr;)*) => {
+        $(impl Integers for $block {
+            const LAYOUT: IntegerLayout =
+                IntegerLayout { block: 32, part: 32, offset: $offset, terms: Terms::$terms };
+            type Levels = [u8; 32];
+
+            #[inline(always)]
+            fn scale(&self) -> f32 {
+                let scale: fn(&Self) -> f32 = $scale;
+                scale(self)
+            }
+
+            #[inline(always)]
+            fn levels(&self) -> [u8; 32] {
+                let levels: fn(&Self) -> [i8; 32] = $levels;
+                levels(self).map(|level| level.cast_unsigned().wrapping_add($offset))
+            }
+        })*
+    };
+}
+
+single_scales! {
+    Q8_0 Scales 128: |x| x.d.get(), |x| x.q;
+    Q4_0 ScalesInTurn 8: |x| x.d.get(), |x| nibbles(&x.q, |_, q| q.cast_signed() - 8);
+    Q5_0 Scales 16: |x| x.d.get(), |x| {
+        let bits = u32::from_le_bytes(x.high);
+        nibbles(&x.q, |j, q| (q | fifth(bits, j)).cast_signed() - 16)
+    };
+    IQ4_NL Scales 127: |x| x.d.get(), |x| nibbles(&x.q, |_, q| iq4::LEVELS[usize::from(q)]);
+    MXFP4 Scales 12: |x| half_e8m0(x.e), |x| nibbles(&x.q, |_, q| level(q));
+}
+
+const fn parts(part: usize, offset: u8, terms: Terms) -> IntegerLayout {
+    IntegerLayout { block: 256, part, offset, terms }
+}
+
+impl Integers for Q2_K {
+    const LAYOUT: IntegerLayout = parts(16, 0, Terms::PartsAndMinimums);
+    type Levels = [u8; 256];
+
+    #[inline(always)]
+    fn scale(&self) -> f32 {
+        self.d.get()
+    }
+
+    #[inline(always)]
+    fn levels(&self) -> [u8; 256] {
+        pairs_of_bits(&self.q)
+    }
+
+    #[inline(always)]
+    fn part_scale(&self, part: usize) -> i32 {
+        i32::from(self.scales[part] & 15)
+    }
+
+    #[inline(always)]
+    fn minimum_scale(&self) -> f32 {
+        self.dmin.get()
+    }
+
+    #[inline(always)]
+    fn minimum(&self, part: usize) -> u8 {
+        self.scales[part] >> 4
+    }
+}
+
+impl Integers for Q3_K {
+    const LAYOUT: IntegerLayout = parts(16, 4, Terms::Parts);
+    type Levels = [u8; 256];
+
+    #[inline(always)]
+    fn scale(&self) -> f32 {
+        self.d.get()
+    }
+
+    #[inline(always)]
+    fn levels(&self) -> [u8; 256] {
+        Self::levels(self).map(|level| level.wrapping_add(4).cast_unsigned())
+    }
+
+    #[inline(always)]
+    fn part_scale(&self, part: usize) -> i32 {
+        i32::from(Self::scale(self, part))
+    }
+}
+
+/// Q4_K and Q5_K, whose scales are packed alike.
+macro_rules! scales_and_minimums_of_six_bits {
+    ($($block:ident)*) => {
+        $(impl Integers for $block {
+            const LAYOUT: IntegerLayout = parts(32, 0, Terms::PartsAndMinimums);
+            type Levels = [u8; 256];
+
+            #[inline(always)]
+            fn scale(&self) -> f32 {
+                self.d.get()
+            }
+
+            #[inline(always)]
+            fn levels(&self) -> [u8; 256] {
+                Self::levels(self).map(i8::cast_unsigned)
+            }
+
+            #[inline(always)]
+            fn part_scale(&self, part: usize) -> i32 {
+                i32::from(scales_and_minimums(&self.scales).0[part])
+            }
+
+            #[inline(always)]
+            fn minimum_scale(&self) -> f32 {
+                self.dmin.get()
+            }
+
+            #[inline(always)]
+            fn minimum(&self, part: usize) -> u8 {
+                scales_and_minimums(&self.scales).1[part]
+            }
+        })*
+    };
+}
+
+scales_and_minimums_of_six_bits! { Q4_K Q5_K }
+
+impl Integers for Q6_K {
+    const LAYOUT: IntegerLayout = parts(16, 32, Terms::Parts);
+    type Levels = [u8; 256];
+
+    #[inline(always)]
+    fn scale(&self) -> f32 {
+        self.d.get()
+    }
+
+    #[inline(always)]
+    fn levels(&self) -> [u8; 256] {
+        Self::levels(self).map(|level| level.wrapping_add(32).cast_unsigned())
+    }
+
+    #[inline(always)]
+    fn part_scale(&self, part: usize) -> i32 {
+        i32::from(self.scales[part])
+    }
+}
+
+impl Integers for IQ4_XS {
+    const LAYOUT: IntegerLayout = parts(32, 127, Terms::Parts);
+    type Levels = [u8; 256];
+
+    #[inline(always)]
+    fn scale(&self) -> f32 {
+        self.d.get()
+    }
+
+    #[inline(always)]
+    fn levels(&self) -> [u8; 256] {
+        let mut out = [0; 256];
+        for (q, out) in self.q.iter().zip(out.as_chunks_mut::<32>().0) {
+            let levels: [i8; 32] = nibbles(q, |_, q| iq4::LEVELS[usize::from(q)]);
+            *out = levels.map(|level| level.cast_unsigned().wrapping_add(127));
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn part_scale(&self, part: usize) -> i32 {
+        i32::from(Self::scale(self, part))
+    }
+}

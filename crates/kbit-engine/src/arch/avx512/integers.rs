@@ -1,0 +1,176 @@
+//! Tiles of integers: two vectors of outputs for each of up to 6 activations, four products of bytes in one instruction.
+//!
+//! That instruction multiplies bytes without sign with signed ones. Weights are the former; what their offset adds is taken off
+//! beforehand.
+
+use super::{Avx512, LANES, first};
+use crate::packed::{IntegerTile, PANEL};
+use kbit_types::Terms;
+use std::arch::x86_64::*;
+
+impl Avx512 {
+    /// See [`Kernels::tile_integers`](crate::Kernels::tile_integers).
+    pub(crate) fn tile_integers(self, mut tile: IntegerTile<'_, '_>) {
+        if self.vnni {
+            // SAFETY: the CPU has the features.
+            unsafe { tiles(&mut tile) }
+        } else {
+            self.avx2.tile_integers(tile);
+        }
+    }
+}
+
+/// Two vectors of outputs for each of `M` activations.
+type Pairs<T, const M: usize> = [[T; 2]; M];
+
+#[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+fn tiles(tile: &mut IntegerTile<'_, '_>) {
+    macro_rules! of {
+        ($units:literal, $terms:ident: $($count:literal)*) => {
+            match tile.out().rows() {
+                // SAFETY: the tile holds as many activations, its layout is this one, and it has checked its operands.
+                $($count => unsafe { of::<$count, $units, { Terms::$terms as u8 }>(tile) },)*
+                other => unreachable!("{other} activations in a tile"),
+            }
+        };
+        ($units:literal, $terms:ident) => { of!($units, $terms: 1 2 3 4 5 6) };
+    }
+    let layout = tile.layout();
+    match (layout.part, layout.terms) {
+        (32, Terms::Scales) => of!(8, Scales),
+        (32, Terms::ScalesInTurn) => of!(8, ScalesInTurn),
+        (32, Terms::Parts) => of!(8, Parts),
+        (32, Terms::PartsAndMinimums) => of!(8, PartsAndMinimums),
+        (16, Terms::Parts) => of!(4, Parts),
+        (16, Terms::PartsAndMinimums) => of!(4, PartsAndMinimums),
+        _ => crate::arch::generic::tile_integers(tile),
+    }
+}
+
+/// # Safety
+/// The tile has `M` activations, parts of `U` units, and terms whose number is `T`.
+#[inline(never)]
+#[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+unsafe fn of<const M: usize, const U: usize, const T: u8>(tile: &mut IntegerTile<'_, '_>) {
+    let (x, w) = (tile.x(), tile.w());
+    let parts = tile.layout().block / (4 * U);
+    let scaled = const { T == Terms::Parts as u8 || T == Terms::PartsAndMinimums as u8 };
+    let minimums = const { T == Terms::PartsAndMinimums as u8 };
+    let mut sums = load::<M>(tile);
+    // SAFETY: for every block, part and unit of the tile there are PANEL numbers of `w` and M of `x`.
+    unsafe {
+        let mut levels = (x.levels.as_ptr().cast::<i32>(), w.levels.as_ptr().cast::<i32>());
+        for block in 0..tile.blocks() {
+            let mut totals: Pairs<__m512i, M> = [[_mm512_setzero_si512(); 2]; M];
+            for part in 0..parts {
+                let index = block * parts + part;
+                let mut products: Pairs<__m512i, M> = [[_mm512_setzero_si512(); 2]; M];
+                for (m, products) in products.iter_mut().enumerate() {
+                    *products = [_mm512_set1_epi32(*x.corrections.as_ptr().add(index * M + m)); 2];
+                }
+                for unit in 0..U {
+                    let w = pair(levels.1.add(unit * PANEL));
+                    for (m, products) in products.iter_mut().enumerate() {
+                        let x = _mm512_set1_epi32(*levels.0.add(unit * M + m));
+                        for (product, w) in products.iter_mut().zip(w) {
+                            *product = _mm512_dpbusd_epi32(*product, w, x);
+                        }
+                    }
+                }
+                levels = (levels.0.add(U * M), levels.1.add(U * PANEL));
+                if scaled {
+                    let scales = pair(w.part_scales.as_ptr().add(index * PANEL));
+                    for (totals, products) in totals.iter_mut().zip(products) {
+                        for ((total, product), scale) in totals.iter_mut().zip(products).zip(scales) {
+                            *total = _mm512_add_epi32(*total, _mm512_mullo_epi32(product, scale));
+                        }
+                    }
+                } else {
+                    totals = products;
+                }
+            }
+            let mut least: Pairs<__m512i, M> = [[_mm512_setzero_si512(); 2]; M];
+            if minimums {
+                for index in block * parts / 2..(block + 1) * parts / 2 {
+                    let w = pair(w.minimums.as_ptr().add(index * PANEL).cast());
+                    for (m, least) in least.iter_mut().enumerate() {
+                        let x = _mm512_set1_epi32(x.sums.as_ptr().add(index * M + m).read().cast_signed());
+                        for (least, w) in least.iter_mut().zip(w) {
+                            *least = _mm512_dpwssd_epi32(*least, w, x);
+                        }
+                    }
+                }
+            }
+            let scales = floats(w.scales.as_ptr().add(block * PANEL));
+            for (m, (sums, totals)) in sums.iter_mut().zip(totals).enumerate() {
+                let y = _mm512_set1_ps(*x.scales.as_ptr().add(block * M + m));
+                for (v, (sum, total)) in sums.iter_mut().zip(totals).enumerate() {
+                    let total = _mm512_cvtepi32_ps(total);
+                    let mut term = if T == Terms::ScalesInTurn as u8 {
+                        _mm512_mul_ps(_mm512_mul_ps(total, scales[v]), y)
+                    } else {
+                        _mm512_mul_ps(total, _mm512_mul_ps(scales[v], y))
+                    };
+                    if minimums {
+                        let scale = floats(w.minimum_scales.as_ptr().add(block * PANEL))[v];
+                        let least = _mm512_cvtepi32_ps(least[m][v]);
+                        term = _mm512_sub_ps(term, _mm512_mul_ps(least, _mm512_mul_ps(scale, y)));
+                    }
+                    *sum = _mm512_add_ps(*sum, term);
+                }
+            }
+        }
+    }
+    store(&sums, tile);
+}
+
+/// # Safety
+/// 32 integers may be read.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+unsafe fn pair(from: *const i32) -> [__m512i; 2] {
+    // SAFETY: as this function's.
+    unsafe { [_mm512_loadu_epi32(from), _mm512_loadu_epi32(from.add(LANES))] }
+}
+
+/// # Safety
+/// 32 floats may be read.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+unsafe fn floats(from: *const f32) -> [__m512; 2] {
+    // SAFETY: as this function's.
+    unsafe { [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(LANES))] }
+}
+
+/// The sums to go on from.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+fn load<const M: usize>(tile: &mut IntegerTile<'_, '_>) -> Pairs<__m512, M> {
+    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+    if tile.add() {
+        let rows = tile.out().cols();
+        for (m, sums) in sums.iter_mut().enumerate() {
+            let out = tile.out().row_mut(m).as_ptr();
+            for (half, sum) in sums.iter_mut().enumerate() {
+                let mask = first(rows.saturating_sub(half * LANES));
+                // SAFETY: the lanes of the mask are the tile's columns of output row `m`.
+                *sum = unsafe { _mm512_maskz_loadu_ps(mask, out.wrapping_add(half * LANES)) };
+            }
+        }
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+fn store<const M: usize>(sums: &Pairs<__m512, M>, tile: &mut IntegerTile<'_, '_>) {
+    let rows = tile.out().cols();
+    for (m, sums) in sums.iter().enumerate() {
+        let out = tile.out().row_mut(m).as_mut_ptr();
+        for (half, sum) in sums.iter().enumerate() {
+            let mask = first(rows.saturating_sub(half * LANES));
+            // SAFETY: as in `load`.
+            unsafe { _mm512_mask_storeu_ps(out.wrapping_add(half * LANES), mask, *sum) };
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Tiles of the matrix multiply: two vectors of outputs for each of up to 12 activations.
+//!
+//! A unit of both vectors is loaded once and multiplied with the broadcast unit of each activation, so that there are two loads and
+//! 12 broadcasts to 24 multiply-adds.
+
+use super::{Avx512, first};
+use crate::arch::generic;
+use crate::packed::{PANEL, Tile, Units};
+use std::arch::x86_64::*;
+use std::mem::transmute;
+
+/// Lanes of a vector.
+const LANES: usize = 16;
+
+impl Avx512 {
+    /// See [`Kernels::interleave`](crate::Kernels::interleave).
+    pub(crate) fn interleave(self, from: Units<'_>, width: usize, to: &mut [u32]) {
+        // SAFETY: the CPU has the features.
+        unsafe { interleave(from, width, to) }
+    }
+
+    /// See [`Kernels::tile_f32`](crate::Kernels::tile_f32).
+    pub(crate) fn tile_f32(self, mut tile: Tile<'_, '_>) {
+        // SAFETY: the CPU has the features.
+        unsafe { tiles_f32(&mut tile) }
+    }
+
+    /// See [`Kernels::tile_bf16`](crate::Kernels::tile_bf16).
+    pub(crate) fn tile_bf16(self, mut tile: Tile<'_, '_>) {
+        if self.bf16 {
+            // SAFETY: the CPU has the features.
+            unsafe { tiles_bf16(&mut tile) }
+        } else {
+            self.avx2.tile_bf16(tile);
+        }
+    }
+
+    /// As [`Avx512::busy_bf16`], of 8-bit integers.
+    pub(crate) fn busy_int8(self, rounds: u64, factor: f32) -> (u64, f32) {
+        if self.vnni {
+            // SAFETY: the CPU has the features.
+            (rounds * 24 * 4 * LANES as u64, unsafe { busy_int8(rounds, factor) })
+        } else {
+            self.avx2.busy(rounds, factor)
+        }
+    }
+
+    /// Multiply-adds of pairs of bf16 at full speed; returns how many, and a number that depends on all of them. Without such
+    /// instructions, as with AVX2.
+    pub(crate) fn busy_bf16(self, rounds: u64, factor: f32) -> (u64, f32) {
+        if self.bf16 {
+            // SAFETY: the CPU has the features.
+            (rounds * 24 * 2 * LANES as u64, unsafe { busy_bf16(rounds, factor) })
+        } else {
+            self.avx2.busy(rounds, factor)
+        }
+    }
+}
+
+/// 16 rows at a time: four units of each are loaded as a quarter of a vector, and quarters are transposed.
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
+fn interleave(from: Units<'_>, width: usize, to: &mut [u32]) {
+    let (rows, units) = (from.rows(), from.len());
+    assert!(rows <= width && to.len() >= units * width, "size of the packed operand");
+    let whole = from.bytes() / 16 * 4;
+    for group in (0..rows).step_by(LANES) {
+        let lanes = (width - group).min(LANES);
+        let mask = first(lanes);
+        // Lanes without a row repeat the last one.
+        let row = |lane: usize| from.data()[(group + lane).min(rows - 1) * from.stride()..].as_ptr();
+        let starts: [*const u8; LANES] = std::array::from_fn(row);
+        for unit in (0..whole).step_by(4) {
+            // SAFETY: 16 bytes from unit `unit` on lie inside each row.
+            let quarter = |lane: usize| unsafe { _mm_loadu_si128(starts[lane].add(4 * unit).cast()) };
+            let lines: [__m512i; 4] = std::array::from_fn(|i| {
+                let line = _mm512_castsi128_si512(quarter(i));
+                let line = _mm512_inserti32x4::<1>(line, quarter(4 + i));
+                let line = _mm512_inserti32x4::<2>(line, quarter(8 + i));
+                _mm512_inserti32x4::<3>(line, quarter(12 + i))
+            });
+            let low = [_mm512_unpacklo_epi32(lines[0], lines[1]), _mm512_unpacklo_epi32(lines[2], lines[3])];
+            let high = [_mm512_unpackhi_epi32(lines[0], lines[1]), _mm512_unpackhi_epi32(lines[2], lines[3])];
+            let columns = [
+                _mm512_unpacklo_epi64(low[0], low[1]),
+                _mm512_unpackhi_epi64(low[0], low[1]),
+                _mm512_unpacklo_epi64(high[0], high[1]),
+                _mm512_unpackhi_epi64(high[0], high[1]),
+            ];
+            for (column, lanes_of) in columns.into_iter().enumerate() {
+                let place = (unit + column) * width + group;
+                // SAFETY: the lanes of the mask lie inside: `place + lanes <= units * width`.
+                unsafe {
+                    let to = to.as_mut_ptr().add(place).cast::<i32>();
+                    if lanes == LANES {
+                        _mm512_storeu_epi32(to, lanes_of);
+                    } else {
+                        _mm512_mask_storeu_epi32(to, mask, lanes_of);
+                    }
+                }
+            }
+        }
+    }
+    generic::interleave(from, width, to, whole);
+}
+
+/// A function that computes a tile, and the one for a fixed number of activations that it calls: `$add` is the sum after one unit.
+macro_rules! tiles {
+    ($tiles:ident, $tile:ident, $features:literal, |$sum:ident, $w:ident, $x:ident| $add:expr) => {
+        #[target_feature(enable = $features)]
+        fn $tiles(tile: &mut Tile<'_, '_>) {
+            macro_rules! of {
+                ($count:literal) => {
+                    // SAFETY: the tile holds as many activations, and has checked its operands.
+                    unsafe { $tile::<$count>(tile) }
+                };
+            }
+            match tile.out().rows() {
+                1 => of!(1),
+                2 => of!(2),
+                3 => of!(3),
+                4 => of!(4),
+                5 => of!(5),
+                6 => of!(6),
+                7 => of!(7),
+                8 => of!(8),
+                9 => of!(9),
+                10 => of!(10),
+                11 => of!(11),
+                _ => of!(12),
+            }
+        }
+
+        /// # Safety
+        /// The tile has `M` activations.
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        unsafe fn $tile<const M: usize>(tile: &mut Tile<'_, '_>) {
+            let mut sums = [[_mm512_setzero_ps(); 2]; M];
+            let (x, w) = (tile.x().as_ptr().cast::<i32>(), tile.w().as_ptr().cast::<i32>());
+            for unit in 0..tile.units() {
+                // SAFETY: `w` has PANEL units, and `x` has M, for each of the tile's.
+                unsafe {
+                    let w = w.add(unit * PANEL);
+                    let w = [_mm512_loadu_epi32(w), _mm512_loadu_epi32(w.add(LANES))];
+                    for (m, sums) in sums.iter_mut().enumerate() {
+                        let $x = _mm512_set1_epi32(*x.add(unit * M + m));
+                        for (sum, $w) in sums.iter_mut().zip(w) {
+                            let $sum = *sum;
+                            *sum = $add;
+                        }
+                    }
+                }
+            }
+            store(&sums, tile);
+        }
+    };
+}
+
+tiles! {
+    tiles_f32, tile_f32, "avx512f,avx512vl,avx512dq,avx2,fma",
+    |sum, w, x| _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), sum)
+}
+tiles! {
+    tiles_bf16, tile_bf16, "avx512bf16,avx512f,avx512vl,avx512dq,avx2,fma",
+    |sum, w, x| _mm512_dpbf16_ps(sum, transmute::<__m512i, __m512bh>(w), transmute::<__m512i, __m512bh>(x))
+}
+
+/// Writes or adds the sums of a tile.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
+fn store<const M: usize>(sums: &[[__m512; 2]; M], tile: &mut Tile<'_, '_>) {
+    let (rows, add) = (tile.out().cols(), tile.add());
+    let masks = [first(rows), first(rows.saturating_sub(LANES))];
+    let (out, stride) = tile.out().parts();
+    for (m, sums) in sums.iter().enumerate() {
+        for (half, (sum, mask)) in sums.iter().zip(masks).enumerate() {
+            let out = out.wrapping_add(m * stride + half * LANES);
+            // SAFETY: the lanes of the mask are the tile's columns of output row `m`.
+            unsafe {
+                let sum = if add { _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), *sum) } else { *sum };
+                if mask == !0 {
+                    _mm512_storeu_ps(out, sum);
+                } else {
+                    _mm512_mask_storeu_ps(out, mask, sum);
+                }
+            }
+        }
+    }
+}
+
+/// 24 independent chains of multiply-adds.
+#[target_feature(enable = "avx512bf16,avx512f,avx512vl,avx512dq,avx2,fma")]
+fn busy_bf16(rounds: u64, factor: f32) -> f32 {
+    let pair = i32::from((factor.to_bits() >> 16) as u16) * 0x1_0001;
+    // SAFETY: vectors of integers and of bf16 are the same bits.
+    let factor = unsafe { transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair)) };
+    let mut chains = [_mm512_set1_ps(1.0); 24];
+    for _ in 0..rounds {
+        for chain in &mut chains {
+            *chain = _mm512_dpbf16_ps(*chain, factor, factor);
+        }
+    }
+    chains.into_iter().map(|chain| _mm512_reduce_add_ps(chain)).sum()
+}
+
+/// As [`busy_bf16`].
+#[target_feature(enable = "avx512vnni,avx512f,avx512vl,avx512dq,avx2,fma")]
+fn busy_int8(rounds: u64, factor: f32) -> f32 {
+    let factor = _mm512_set1_epi32((factor * 4.0) as i32 * 0x0101_0101);
+    let mut chains = [_mm512_set1_epi32(1); 24];
+    for _ in 0..rounds {
+        for chain in &mut chains {
+            *chain = _mm512_dpbusd_epi32(*chain, factor, factor);
+        }
+    }
+    chains.into_iter().map(|chain| _mm512_reduce_add_epi32(chain) as f32).sum()
+}

@@ -1,0 +1,212 @@
+//! Operands of the matrix multiply as the kernels want them: packed.
+//!
+//! Whatever the arithmetic, an operand is made of *units* of 32 bits: a float, or two neighbouring bf16, or four neighbouring 8-bit
+//! integers of a row. A panel holds the same unit of [`PANEL`] rows of weights side by side, then the next unit; so a lane of a vector
+//! is an output, and nothing has to be added up across lanes. Activations are packed alike, [`TOKENS`] rows at a time, and broadcast.
+
+use crate::buffer::Window;
+use kbit_types::IntegerLayout;
+
+/// Rows of weights in a panel: two vectors of 16 lanes, or four of 8.
+pub(crate) const PANEL: usize = 32;
+/// Activations in a full tile: with two vectors of outputs each, 24 of 32 registers.
+pub(crate) const TOKENS: usize = 12;
+/// Units that are summed before the sum is added to the output: a panel of as many is 32 KiB.
+pub(crate) const BLOCK: usize = 256;
+
+/// Rows of units, not packed: `rows` rows of `bytes` bytes, `stride` bytes from one to the next. The last unit of a row is filled up
+/// with zeros.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Units<'a> {
+    data: &'a [u8],
+    rows: usize,
+    bytes: usize,
+    stride: usize,
+}
+
+impl<'a> Units<'a> {
+    /// A view of `data`; panics if a row would end past its end.
+    pub(crate) fn new(data: &'a [u8], rows: usize, bytes: usize, stride: usize) -> Self {
+        let needed = rows.checked_sub(1).map_or(Some(0), |rows| rows.checked_mul(stride)?.checked_add(bytes));
+        assert!(needed.is_some_and(|needed| needed <= data.len()), "{rows} rows, {stride} bytes apart");
+        Self { data, rows, bytes, stride }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes of a row.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Units of a row.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.div_ceil(4)
+    }
+
+    /// Bytes from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    pub(crate) fn data(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// Unit `index` of row `row`.
+    #[inline(always)]
+    pub(crate) fn unit(&self, row: usize, index: usize) -> u32 {
+        let bytes = &self.data[row * self.stride..][..self.bytes];
+        match bytes[4 * index..].first_chunk() {
+            Some(unit) => u32::from_ne_bytes(*unit),
+            None => {
+                let mut unit = [0; 4];
+                unit[..self.bytes - 4 * index].copy_from_slice(&bytes[4 * index..]);
+                u32::from_ne_bytes(unit)
+            }
+        }
+    }
+
+    /// Rows `first..first + rows` of units `unit..unit + units`.
+    pub(crate) fn window(&self, first: usize, rows: usize, unit: usize, units: usize) -> Self {
+        assert!(first + rows <= self.rows && unit + units <= self.len(), "units outside of the rows");
+        let bytes = (4 * units).min(self.bytes - 4 * unit);
+        let start = (first * self.stride + 4 * unit).min(self.data.len());
+        Self::new(&self.data[start..], rows, bytes, self.stride)
+    }
+}
+
+/// What a kernel multiplies: up to [`TOKENS`] activations with up to [`PANEL`] rows, over up to [`BLOCK`] units.
+pub(crate) struct Tile<'a, 'o> {
+    x: &'a [u32],
+    w: &'a [u32],
+    units: usize,
+    out: Window<'o>,
+    add: bool,
+}
+
+impl<'a, 'o> Tile<'a, 'o> {
+    /// `x` `[units, tokens]`, `w` `[units, PANEL]`, `out` `[tokens, rows]`. Sums are added to `out` if `add`, else written there.
+    pub(crate) fn new(x: &'a [u32], w: &'a [u32], units: usize, out: Window<'o>, add: bool) -> Self {
+        assert!((1..=TOKENS).contains(&out.rows()) && (1..=PANEL).contains(&out.cols()), "size of the tile");
+        assert!(x.len() == units * out.rows() && w.len() == units * PANEL, "size of the operands");
+        Self { x, w, units, out, add }
+    }
+
+    /// `[units, tokens]`.
+    pub(crate) fn x(&self) -> &'a [u32] {
+        self.x
+    }
+
+    /// `[units, PANEL]`.
+    pub(crate) fn w(&self) -> &'a [u32] {
+        self.w
+    }
+
+    pub(crate) fn units(&self) -> usize {
+        self.units
+    }
+
+    pub(crate) fn add(&self) -> bool {
+        self.add
+    }
+
+    /// `[tokens, rows]`.
+    pub(crate) fn out(&mut self) -> &mut Window<'o> {
+        &mut self.out
+    }
+}
+
+/// Activations in a full tile of integers: sums of integers and of floats need two registers an output, or three.
+pub(crate) const INTEGER_TOKENS: usize = 6;
+/// Columns of a panel of integers that are unpacked at a time: 16 KiB of levels.
+pub(crate) const INTEGER_COLS: usize = 512;
+
+/// Activations as integers, up to [`INTEGER_TOKENS`] of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IntegerTokens<'a> {
+    /// `[cols / 4, tokens]`: four levels.
+    pub(crate) levels: &'a [u32],
+    /// `[cols / block, tokens]`.
+    pub(crate) scales: &'a [f32],
+    /// `[cols / part, tokens]`: what the offset of the weights adds to the sum of a part, times -1.
+    pub(crate) corrections: &'a [i32],
+    /// `[cols / part / 2, tokens]`, rounded up: sums of the levels of two neighbouring parts, 16 bits each, the first in the low half.
+    pub(crate) sums: &'a [u32],
+}
+
+/// A panel of weights as integers: as [`IntegerPanel`](kbit_types::IntegerPanel), to be read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IntegerRows<'a> {
+    pub(crate) levels: &'a [u32],
+    pub(crate) scales: &'a [f32],
+    pub(crate) part_scales: &'a [i32],
+    pub(crate) minimum_scales: &'a [f32],
+    pub(crate) minimums: &'a [u32],
+}
+
+/// As [`Tile`], of integers.
+pub(crate) struct IntegerTile<'a, 'o> {
+    layout: IntegerLayout,
+    blocks: usize,
+    x: IntegerTokens<'a>,
+    w: IntegerRows<'a>,
+    out: Window<'o>,
+    add: bool,
+}
+
+impl<'a, 'o> IntegerTile<'a, 'o> {
+    /// `out` `[tokens, rows]`. Sums go on from what `out` holds if `add`, else start from zero.
+    pub(crate) fn new(
+        layout: IntegerLayout,
+        x: IntegerTokens<'a>,
+        w: IntegerRows<'a>,
+        out: Window<'o>,
+        add: bool,
+    ) -> Self {
+        let (tokens, rows, blocks) = (out.rows(), out.cols(), w.scales.len() / PANEL);
+        assert!((1..=INTEGER_TOKENS).contains(&tokens) && (1..=PANEL).contains(&rows), "size of the tile");
+        let (units, parts) = (blocks * layout.block / 4, blocks * (layout.block / layout.part));
+        let of = |is: bool, len: usize| if is { len } else { 0 };
+        let (scaled, minimums) = (layout.terms.has_parts(), layout.terms.has_minimums());
+        let found =
+            [w.levels.len(), w.scales.len(), w.part_scales.len(), w.minimum_scales.len(), w.minimums.len()];
+        let needed = [units, blocks, of(scaled, parts), of(minimums, blocks), of(minimums, parts / 2)];
+        assert_eq!(found, needed.map(|len| len * PANEL), "size of the weights");
+        let found = [x.levels.len(), x.scales.len(), x.corrections.len(), x.sums.len()];
+        assert_eq!(
+            found,
+            [units, blocks, parts, parts.div_ceil(2)].map(|len| len * tokens),
+            "size of the activations"
+        );
+        Self { layout, blocks, x, w, out, add }
+    }
+
+    pub(crate) fn layout(&self) -> IntegerLayout {
+        self.layout
+    }
+
+    /// Blocks of a row.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    pub(crate) fn x(&self) -> IntegerTokens<'a> {
+        self.x
+    }
+
+    pub(crate) fn w(&self) -> IntegerRows<'a> {
+        self.w
+    }
+
+    pub(crate) fn add(&self) -> bool {
+        self.add
+    }
+
+    /// `[tokens, rows]`.
+    pub(crate) fn out(&mut self) -> &mut Window<'o> {
+        &mut self.out
+    }
+}

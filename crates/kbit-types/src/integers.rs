@@ -1,0 +1,128 @@
+//! How the engine sees a matrix of small integers with scales: blocks that multiply activations in 8-bit blocks, without passing
+//! through floats.
+
+use crate::CodecError;
+use std::ops::Range;
+
+/// Weights that are small integers times scales, in blocks along the rows.
+pub trait IntegerBlocks: Send + Sync {
+    /// Shape of the blocks.
+    fn layout(&self) -> IntegerLayout;
+
+    /// Unpacks columns `cols` (whole blocks) of rows `rows` (at least one, at most [`IntegerPanel::ROWS`]). Lanes without a row get
+    /// the numbers of another.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    ///
+    /// # Panics
+    /// If there are no such rows or columns, or the panel is not made for as many columns.
+    fn unpack(&self, rows: Range<u64>, cols: Range<usize>, panel: IntegerPanel<'_>)
+    -> Result<(), CodecError>;
+
+    /// Rounds one activation `x` `[cols]`.
+    ///
+    /// # Errors
+    /// When `x` is not finite, or too large to be rounded.
+    ///
+    /// # Panics
+    /// If the lengths disagree.
+    fn round(&self, x: &[f32], out: IntegerActivations<'_>) -> Result<(), CodecError>;
+}
+
+/// Shape of blocks of integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IntegerLayout {
+    /// Weights in a block, which has a scale in f32; as many activations have one, too. A multiple of `part`.
+    pub block: usize,
+    /// Weights in a part, a multiple of 4.
+    pub part: usize,
+    /// What is added to levels so that they have no sign.
+    pub offset: u8,
+    /// What a block adds to a product.
+    pub terms: Terms,
+}
+
+/// What a block adds to the product of a row with an activation, from the first block to the last. `sum` is the sum of the products of
+/// integers, exact; no multiplication is fused with an addition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Terms {
+    /// `sum * (scale of the weights * scale of the activations)`; a part is a block.
+    Scales,
+    /// `(sum * scale of the weights) * scale of the activations`; a part is a block.
+    ScalesInTurn,
+    /// `sum * (scale of the weights * scale of the activations)`, where the sums of the parts are multiplied with their integer scales
+    /// and added as integers.
+    Parts,
+    /// As `Parts`; less `m * (minimum scale of the weights * scale of the activations)`, where `m` is the sum, as integers, of the sums
+    /// of the activations of the parts multiplied with their integer minimums. There is an even number of parts in a block.
+    PartsAndMinimums,
+}
+
+impl Terms {
+    /// True where parts have integer scales.
+    #[must_use]
+    pub const fn has_parts(self) -> bool {
+        matches!(self, Self::Parts | Self::PartsAndMinimums)
+    }
+
+    /// True where parts have integer minimums.
+    #[must_use]
+    pub const fn has_minimums(self) -> bool {
+        matches!(self, Self::PartsAndMinimums)
+    }
+}
+
+/// Weights of some rows and columns, a lane a row.
+#[derive(Debug)]
+pub struct IntegerPanel<'p> {
+    /// `[cols / 4, ROWS]`: four neighbouring levels without sign, the first in the lowest byte.
+    pub levels: &'p mut [u32],
+    /// `[cols / block, ROWS]`.
+    pub scales: &'p mut [f32],
+    /// `[cols / part, ROWS]`; empty where parts have no scales.
+    pub part_scales: &'p mut [i32],
+    /// `[cols / block, ROWS]`; empty where there are no minimums.
+    pub minimum_scales: &'p mut [f32],
+    /// `[cols / part / 2, ROWS]`: those of two neighbouring parts, the first in the low half; empty where there are none.
+    pub minimums: &'p mut [u32],
+}
+
+impl IntegerPanel<'_> {
+    /// Lanes.
+    pub const ROWS: usize = 32;
+
+    /// Asserts that the panel is made for `cols` columns.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn check(&self, layout: IntegerLayout, cols: usize) {
+        let parts = if layout.terms.has_parts() { cols / layout.part } else { 0 };
+        let minimums = layout.terms.has_minimums();
+        let blocks = cols / layout.block;
+        let expected = [
+            cols / 4,
+            blocks,
+            parts,
+            if minimums { blocks } else { 0 },
+            if minimums { parts / 2 } else { 0 },
+        ];
+        let found = [
+            self.levels.len(),
+            self.scales.len(),
+            self.part_scales.len(),
+            self.minimum_scales.len(),
+            self.minimums.len(),
+        ];
+        assert_eq!(found, expected.map(|len| len * Self::ROWS), "a panel for {cols} columns of {layout:?}");
+    }
+}
+
+/// An activation as integers.
+#[derive(Debug)]
+pub struct IntegerActivations<'a> {
+    /// `[cols]`.
+    pub levels: &'a mut [i8],
+    /// `[cols / block]`.
+    pub scales: &'a mut [f32],
+}
