@@ -107,9 +107,10 @@ impl Folder {
             let id = u32::try_from(id).unwrap_or(u32::MAX);
             insert(&format!("tokenizer.ggml.{kind}_token_id"), Value::U32(id));
         }
+        // Scores have no meaning here; the converter writes zeros as whole numbers.
         let count = vocabulary.texts.len();
         insert("tokenizer.ggml.tokens", Value::Array(Array::String(vocabulary.texts)));
-        insert("tokenizer.ggml.scores", Value::Array(Array::F32(vec![0.0; count])));
+        insert("tokenizer.ggml.scores", Value::Array(Array::I32(vec![0; count])));
         let kinds = vocabulary.kinds.into_iter().map(|kind| kind as i32).collect();
         insert("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds)));
         let count = u32::try_from(count).unwrap_or(u32::MAX);
