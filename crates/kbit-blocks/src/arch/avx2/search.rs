@@ -7,7 +7,7 @@ use std::ops::{Add, BitAnd, Div, Mul, Sub};
 
 /// Eight floats; exists only where [`Avx2`] does.
 #[derive(Clone, Copy)]
-pub(crate) struct Vector(__m256);
+pub(crate) struct Vector(pub(super) __m256);
 
 /// All bits of a lane, or none.
 #[derive(Clone, Copy)]
@@ -136,6 +136,15 @@ impl Floats for Vector {
     fn abs(self) -> Self {
         // SAFETY: vectors exist only where the CPU has AVX2.
         Self(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
+    }
+
+    #[inline(always)]
+    fn with_sign_of(self, other: Self) -> Self {
+        // SAFETY: vectors exist only where the CPU has AVX2.
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            Self(_mm256_or_ps(_mm256_andnot_ps(sign, self.0), _mm256_and_ps(sign, other.0)))
+        }
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use std::ops::{Add, BitAnd, Div, Mul, Sub};
 
 /// Sixteen floats; exists only where [`Avx512`] does.
 #[derive(Clone, Copy)]
-pub(crate) struct Vector(__m512);
+pub(crate) struct Vector(pub(super) __m512);
 
 /// A bit a lane.
 #[derive(Clone, Copy)]
@@ -126,6 +126,18 @@ impl Floats for Vector {
     fn abs(self) -> Self {
         // SAFETY: vectors exist only where the CPU has AVX-512 F.
         Self(unsafe { _mm512_abs_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn with_sign_of(self, other: Self) -> Self {
+        /// Bits of `b` where `a` is set, else of `c`.
+        const CHOOSE: i32 = 0xca;
+        // SAFETY: vectors exist only where the CPU has AVX-512 F.
+        unsafe {
+            let sign = _mm512_set1_epi32(i32::MIN);
+            let (this, other) = (_mm512_castps_si512(self.0), _mm512_castps_si512(other.0));
+            Self(_mm512_castsi512_ps(_mm512_ternarylogic_epi32::<CHOOSE>(sign, other, this)))
+        }
     }
 
     #[inline(always)]
