@@ -54,8 +54,6 @@ pub(crate) trait Floats:
     fn greatest(self, other: Self) -> Self;
     /// Without the sign.
     fn abs(self) -> Self;
-    /// Magnitudes of `self`, signs of the other.
-    fn with_sign_of(self, other: Self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
     /// The integer of [`crate::search::nearest`].
@@ -254,12 +252,11 @@ fn mean(row: &[f32]) -> f32 {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Portable;
 
-/// Its lanes.
-pub(crate) const WIDTH: usize = 8;
+const WIDTH: usize = 8;
 
 /// A vector of [`Portable`].
 #[derive(Clone, Copy)]
-pub(crate) struct Array(pub(crate) [f32; WIDTH]);
+pub(crate) struct Array([f32; WIDTH]);
 
 /// All bits, or none.
 #[derive(Clone, Copy)]
@@ -367,11 +364,6 @@ impl Floats for Array {
     #[inline(always)]
     fn abs(self) -> Self {
         Self(self.0.map(f32::abs))
-    }
-
-    #[inline(always)]
-    fn with_sign_of(self, other: Self) -> Self {
-        self.zip(other, f32::copysign)
     }
 
     #[inline(always)]

@@ -6,9 +6,7 @@
 //! early exits.
 
 use crate::block::{Block, Half, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-use crate::lanes::{
-    Array, Batch, Floats, MOST, Portable, Simd, WIDTH, WeightedLanes, codes_of_lane, stored, transpose,
-};
+use crate::lanes::{Batch, Floats, MOST, Portable, Simd, WeightedLanes, codes_of_lane, stored, transpose};
 use crate::plain::MAGNITUDE;
 use crate::search::{Scale, Steps, codes_of_scale, error_weights, fit_scale, fit_scale_and_minimum};
 
@@ -19,7 +17,7 @@ type Weights = [f32; BLOCK];
 type Codes = [u8; BLOCK];
 
 /// An instruction set that the CPU has, for all weights of one block at once.
-pub(crate) trait SideBySide: Simd {
+pub(crate) trait SideBySide: Copy {
     /// The weights of a block.
     type Block: Copy;
     /// A byte for each.
@@ -32,9 +30,11 @@ pub(crate) trait SideBySide: Simd {
     fn range(self, x: Self::Block) -> (f32, f32);
     /// Bit `j` is set where weight `j` is `magnitude` without its sign.
     fn of_magnitude(self, x: Self::Block, magnitude: f32) -> u32;
-    /// The result of `code` for each weight, converted as C does on x86: truncation to 32 bits, of which the low byte stays.
-    /// Numbers that 32 bits cannot hold, and NaN, become the "integer indefinite" 0x80000000.
-    fn bytes(self, x: Self::Block, code: impl Fn(Self::Floats) -> Self::Floats) -> Self::Bytes;
+    /// `(weight - from) * inverse + shift`, each step rounded, converted as C does on x86: truncation to 32 bits, of which the
+    /// low byte stays. Numbers that 32 bits cannot hold, and NaN, become the "integer indefinite" 0x80000000.
+    fn truncated(self, x: Self::Block, from: f32, inverse: f32, shift: f32) -> Self::Bytes;
+    /// As [`SideBySide::truncated`], of C's `roundf(weight * inverse)`: halves go away from zero.
+    fn rounded(self, x: Self::Block, inverse: f32) -> Self::Bytes;
     /// The bytes, as signed numbers, but none above `most`.
     fn capped(self, bytes: Self::Bytes, most: i8) -> Self::Bytes;
     /// The bytes in order.
@@ -212,8 +212,7 @@ impl EncodeSideBySide for Q4_0 {
     fn encode<S: SideBySide>(simd: S, values: &Weights) -> Self {
         let x = simd.block(values);
         let d = extreme_of(simd, values, x) / -8.0;
-        let (id, shift) = (simd.splat(inverse(d)), simd.splat(8.5));
-        let codes = simd.capped(simd.bytes(x, |x| x * id + shift), 15);
+        let codes = simd.capped(simd.truncated(x, 0.0, inverse(d), 8.5), 15);
         Self { d: simd.half(d), q: simd.nibbles(codes) }
     }
 }
@@ -249,8 +248,7 @@ impl EncodeSideBySide for Q4_1 {
         let x = simd.block(values);
         let (min, max) = range_of(simd, values, x);
         let d = (max - min) / 15.0;
-        let (id, from, shift) = (simd.splat(inverse(d)), simd.splat(min), simd.splat(0.5));
-        let codes = simd.capped(simd.bytes(x, |x| (x - from) * id + shift), 15);
+        let codes = simd.capped(simd.truncated(x, min, inverse(d), 0.5), 15);
         Self { d: simd.half(d), m: simd.half(min), q: simd.nibbles(codes) }
     }
 }
@@ -288,8 +286,7 @@ impl EncodeSideBySide for Q5_0 {
     fn encode<S: SideBySide>(simd: S, values: &Weights) -> Self {
         let x = simd.block(values);
         let d = extreme_of(simd, values, x) / -16.0;
-        let (id, shift) = (simd.splat(inverse(d)), simd.splat(16.5));
-        let codes = simd.capped(simd.bytes(x, |x| x * id + shift), 31);
+        let codes = simd.capped(simd.truncated(x, 0.0, inverse(d), 16.5), 31);
         Self { d: simd.half(d), high: simd.fifth_bits(codes).to_le_bytes(), q: simd.nibbles(codes) }
     }
 }
@@ -328,8 +325,7 @@ impl EncodeSideBySide for Q5_1 {
         let x = simd.block(values);
         let (min, max) = range_of(simd, values, x);
         let d = (max - min) / 31.0;
-        let (id, from, shift) = (simd.splat(inverse(d)), simd.splat(min), simd.splat(0.5));
-        let codes = simd.bytes(x, |x| (x - from) * id + shift);
+        let codes = simd.truncated(x, min, inverse(d), 0.5);
         let (high, q) = (simd.fifth_bits(codes).to_le_bytes(), simd.nibbles(codes));
         Self { d: simd.half(d), m: simd.half(min), high, q }
     }
@@ -365,20 +361,15 @@ impl Block for Q8_0 {
     }
 }
 
-/// The float just below one half.
-const BELOW_HALF: f32 = 0.5 - f32::EPSILON / 4.0;
+/// The float just below one half: a number plus this, with its sign, truncates to what `roundf` gives.
+pub(crate) const BELOW_HALF: f32 = 0.5 - f32::EPSILON / 4.0;
 
 impl EncodeSideBySide for Q8_0 {
     #[inline(always)]
     fn encode<S: SideBySide>(simd: S, values: &Weights) -> Self {
         let x = simd.block(values);
         let d = simd.largest(x) / 127.0;
-        let (id, below_half) = (simd.splat(inverse(d)), simd.splat(BELOW_HALF));
-        let codes = simd.bytes(x, |x| {
-            // C's `roundf` (halves away from zero) followed by truncation.
-            let scaled = x * id;
-            scaled + below_half.with_sign_of(scaled)
-        });
+        let codes = simd.rounded(x, inverse(d));
         Self { d: simd.half(d), q: bytemuck::cast(simd.in_order(codes)) }
     }
 }
@@ -399,9 +390,10 @@ impl SideBySide for Portable {
 
     #[inline(always)]
     fn range(self, x: Weights) -> (f32, f32) {
-        let (mut least, mut greatest) = ([f32::MAX; WIDTH], [-f32::MAX; WIDTH]);
-        for x in x.as_chunks::<WIDTH>().0 {
-            for lane in 0..WIDTH {
+        const LANES: usize = 16;
+        let (mut least, mut greatest) = ([f32::MAX; LANES], [-f32::MAX; LANES]);
+        for x in x.as_chunks::<LANES>().0 {
+            for lane in 0..LANES {
                 least[lane] = if x[lane] < least[lane] { x[lane] } else { least[lane] };
                 greatest[lane] = if x[lane] > greatest[lane] { x[lane] } else { greatest[lane] };
             }
@@ -418,17 +410,31 @@ impl SideBySide for Portable {
     }
 
     #[inline(always)]
-    fn bytes(self, x: Weights, code: impl Fn(Array) -> Array) -> Codes {
+    fn truncated(self, x: Weights, from: f32, inverse: f32, shift: f32) -> Codes {
         let mut codes = [0; BLOCK];
-        for (x, codes) in x.as_chunks().0.iter().zip(codes.as_chunks_mut::<WIDTH>().0) {
-            *codes = code(Array(*x)).0.map(low_byte);
+        for (x, code) in x.iter().zip(&mut codes) {
+            *code = low_byte((x - from) * inverse + shift);
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn rounded(self, x: Weights, inverse: f32) -> Codes {
+        let mut codes = [0; BLOCK];
+        for (x, code) in x.iter().zip(&mut codes) {
+            let scaled = x * inverse;
+            *code = low_byte(scaled + BELOW_HALF.copysign(scaled));
         }
         codes
     }
 
     #[inline(always)]
     fn capped(self, bytes: Codes, most: i8) -> Codes {
-        bytes.map(|byte| byte.cast_signed().min(most).cast_unsigned())
+        let mut out = bytes;
+        for byte in &mut out {
+            *byte = byte.cast_signed().min(most).cast_unsigned();
+        }
+        out
     }
 
     #[inline(always)]

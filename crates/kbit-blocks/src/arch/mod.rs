@@ -273,3 +273,96 @@ macro_rules! kernel {
 }
 #[cfg(target_arch = "x86_64")]
 use kernel;
+
+/// `Vector`, one register of a set, as the vector of the searches that run one block a lane: how it is made, and its operators.
+/// Everything is sound because vectors come only from the value that proves the CPU's features.
+#[cfg(target_arch = "x86_64")]
+macro_rules! vector {
+    (
+        $set:ty, $lanes:literal; set: $splat:ident, load: $load:ident;
+        $($operator:ident $method:ident $intrinsic:ident;)*
+    ) => {
+        impl Simd for $set {
+            const LANES: usize = $lanes;
+            type Floats = Vector;
+
+            #[inline(always)]
+            fn splat(self, x: f32) -> Vector {
+                // SAFETY: `self` is the proof that the CPU has the features.
+                Vector(unsafe { $splat(x) })
+            }
+
+            #[inline(always)]
+            fn load(self, x: &[f32; $crate::lanes::MOST]) -> Vector {
+                const { assert!($lanes <= $crate::lanes::MOST) };
+                // SAFETY: `self` is the proof that the CPU has the features; reads the first lanes of `x`, which need no alignment.
+                Vector(unsafe { $load(x.as_ptr()) })
+            }
+        }
+
+        impl Vector {
+            /// A number in all lanes of another vector.
+            #[inline(always)]
+            fn like(self, x: f32) -> Self {
+                // SAFETY: vectors exist only where the CPU has the features.
+                Self(unsafe { $splat(x) })
+            }
+        }
+
+        $(impl $operator for Vector {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: vectors exist only where the CPU has the features.
+                Self(unsafe { $intrinsic(self.0, other.0) })
+            }
+        })*
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use vector;
+
+/// Methods of [`crate::lanes::Floats`] that are one instruction in every set, or follow from `low_bits`.
+#[cfg(target_arch = "x86_64")]
+macro_rules! vector_methods {
+    (store: $store:ident, least: $least:ident, greatest: $greatest:ident, sqrt: $sqrt:ident) => {
+        #[inline(always)]
+        fn store(self) -> [f32; $crate::lanes::MOST] {
+            let mut out = [0.0; $crate::lanes::MOST];
+            // SAFETY: vectors exist only where the CPU has the features; writes the first lanes of `out`, which need no alignment.
+            unsafe { $store(out.as_mut_ptr(), self.0) }
+            out
+        }
+
+        #[inline(always)]
+        fn least(self, other: Self) -> Self {
+            // SAFETY: vectors exist only where the CPU has the features.
+            Self(unsafe { $least(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn greatest(self, other: Self) -> Self {
+            // SAFETY: vectors exist only where the CPU has the features.
+            Self(unsafe { $greatest(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn sqrt(self) -> Self {
+            // SAFETY: vectors exist only where the CPU has the features.
+            Self(unsafe { $sqrt(self.0) })
+        }
+
+        #[inline(always)]
+        fn nearest(self) -> Self {
+            self.low_bits($crate::lanes::MANTISSA) - self.like($crate::lanes::ROUNDER)
+        }
+
+        #[inline(always)]
+        fn low_byte(self) -> Self {
+            self.low_bits(0xff) - self.like(f32::from_bits($crate::lanes::INTEGERS))
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use vector_methods;

@@ -1,9 +1,8 @@
 //! Blocks of 32 weights in four vectors of [`Avx2`].
 
-use super::Avx2;
-use super::search::Vector;
+use super::{Avx2, load};
 use crate::block::Half;
-use crate::legacy::{BLOCK, HALF, SideBySide};
+use crate::legacy::{BELOW_HALF, BLOCK, HALF, SideBySide};
 use crate::plain::MAGNITUDE;
 use std::arch::x86_64::*;
 
@@ -51,59 +50,98 @@ pub(in crate::arch) fn half_of(value: f32) -> Half {
     Half([low, high])
 }
 
+/// Without signs.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn magnitudes_of(x: __m256) -> __m256 {
+    _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(MAGNITUDE.cast_signed())))
+}
+
+/// The low bytes of the numbers, truncated to 32 bits, in order.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn low_bytes([a, b, c, d]: [__m256; 4]) -> __m256i {
+    let mask = _mm256_set1_epi32(0xff);
+    // Only the low byte counts, also of numbers that a saturating pack would change.
+    let [a, b] = [_mm256_cvttps_epi32(a), _mm256_cvttps_epi32(b)];
+    let [c, d] = [_mm256_cvttps_epi32(c), _mm256_cvttps_epi32(d)];
+    let low = _mm256_packus_epi32(_mm256_and_si256(a, mask), _mm256_and_si256(b, mask));
+    let high = _mm256_packus_epi32(_mm256_and_si256(c, mask), _mm256_and_si256(d, mask));
+    // Packing works on halves of a vector: put the eight groups of four in order.
+    let places = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), places)
+}
+
 impl SideBySide for Avx2 {
-    type Block = [Vector; 4];
+    type Block = [__m256; 4];
     type Bytes = __m256i;
 
     #[inline(always)]
-    fn block(self, x: &[f32; BLOCK]) -> [Vector; 4] {
+    fn block(self, x: &[f32; BLOCK]) -> [__m256; 4] {
         let parts = x.as_chunks::<8>().0;
-        // SAFETY: `self` is the proof that the CPU has AVX2; reads the 32 bytes of a part, which need no alignment.
-        std::array::from_fn(|part| Vector(unsafe { _mm256_loadu_ps(parts[part].as_ptr()) }))
+        // SAFETY: `self` is the proof that the CPU has AVX2.
+        unsafe { [load(&parts[0]), load(&parts[1]), load(&parts[2]), load(&parts[3])] }
     }
 
     #[inline(always)]
-    fn largest(self, x: [Vector; 4]) -> f32 {
+    fn largest(self, [a, b, c, d]: [__m256; 4]) -> f32 {
         // SAFETY: `self` is the proof that the CPU has AVX2.
         unsafe {
-            let mask = _mm256_set1_epi32(MAGNITUDE.cast_signed());
-            let [a, b, c, d] = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x.0), mask));
+            let [a, b] = [_mm256_castps_si256(magnitudes_of(a)), _mm256_castps_si256(magnitudes_of(b))];
+            let [c, d] = [_mm256_castps_si256(magnitudes_of(c)), _mm256_castps_si256(magnitudes_of(d))];
             largest_of(_mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d)))
         }
     }
 
     #[inline(always)]
-    fn range(self, [a, b, c, d]: [Vector; 4]) -> (f32, f32) {
+    fn range(self, [a, b, c, d]: [__m256; 4]) -> (f32, f32) {
         // SAFETY: `self` is the proof that the CPU has AVX2.
         unsafe {
-            let least = _mm256_min_ps(_mm256_min_ps(a.0, b.0), _mm256_min_ps(c.0, d.0));
-            let greatest = _mm256_max_ps(_mm256_max_ps(a.0, b.0), _mm256_max_ps(c.0, d.0));
+            let least = _mm256_min_ps(_mm256_min_ps(a, b), _mm256_min_ps(c, d));
+            let greatest = _mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d));
             range_of(least, greatest)
         }
     }
 
     #[inline(always)]
-    fn of_magnitude(self, x: [Vector; 4], magnitude: f32) -> u32 {
-        // SAFETY: `self` is the proof that the CPU has AVX2.
-        let [a, b, c, d] = x.map(|x| unsafe {
-            let magnitudes = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x.0);
-            let same = _mm256_cmp_ps::<_CMP_EQ_OQ>(magnitudes, _mm256_set1_ps(magnitude));
-            _mm256_movemask_ps(same).cast_unsigned()
-        });
-        a | b << 8 | c << 16 | d << 24
+    fn of_magnitude(self, x: [__m256; 4], magnitude: f32) -> u32 {
+        let mut bits = 0;
+        for (part, x) in x.into_iter().enumerate() {
+            // SAFETY: `self` is the proof that the CPU has AVX2.
+            let same = unsafe {
+                let same = _mm256_cmp_ps::<_CMP_EQ_OQ>(magnitudes_of(x), _mm256_set1_ps(magnitude));
+                _mm256_movemask_ps(same).cast_unsigned()
+            };
+            bits |= same << (8 * part);
+        }
+        bits
     }
 
     #[inline(always)]
-    fn bytes(self, x: [Vector; 4], code: impl Fn(Vector) -> Vector) -> __m256i {
-        // SAFETY: `self` is the proof that the CPU has AVX2.
-        unsafe {
-            // Only the low byte counts, also of numbers that a saturating pack would change.
-            let mask = _mm256_set1_epi32(0xff);
-            let [a, b, c, d] = x.map(|x| _mm256_and_si256(_mm256_cvttps_epi32(code(x).0), mask));
-            let bytes = _mm256_packus_epi16(_mm256_packus_epi32(a, b), _mm256_packus_epi32(c, d));
-            // Packing works on halves of a vector: put the eight groups of four in order.
-            _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+    fn truncated(self, mut x: [__m256; 4], from: f32, inverse: f32, shift: f32) -> __m256i {
+        for x in &mut x {
+            // SAFETY: `self` is the proof that the CPU has AVX2.
+            unsafe {
+                let above = _mm256_sub_ps(*x, _mm256_set1_ps(from));
+                *x = _mm256_add_ps(_mm256_mul_ps(above, _mm256_set1_ps(inverse)), _mm256_set1_ps(shift));
+            }
         }
+        // SAFETY: `self` is the proof that the CPU has AVX2.
+        unsafe { low_bytes(x) }
+    }
+
+    #[inline(always)]
+    fn rounded(self, mut x: [__m256; 4], inverse: f32) -> __m256i {
+        for x in &mut x {
+            // SAFETY: `self` is the proof that the CPU has AVX2.
+            unsafe {
+                let scaled = _mm256_mul_ps(*x, _mm256_set1_ps(inverse));
+                let sign = _mm256_and_ps(scaled, _mm256_set1_ps(-0.0));
+                *x = _mm256_add_ps(scaled, _mm256_or_ps(_mm256_set1_ps(BELOW_HALF), sign));
+            }
+        }
+        // SAFETY: `self` is the proof that the CPU has AVX2.
+        unsafe { low_bytes(x) }
     }
 
     #[inline(always)]
