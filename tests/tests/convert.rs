@@ -203,3 +203,90 @@ fn the_dry_run_states_the_size_that_is_then_written() {
         std::fs::remove_file(folder.path().join("x.gguf")).expect("removed");
     }
 }
+
+/// Experts in MXFP4 become blocks of the same codes and scales; as anything else, they are decoded.
+#[test]
+fn mxfp4_experts_keep_their_codes_and_scales() {
+    const EXPERTS: usize = 2;
+    const HIDDEN: usize = 64;
+    const WIDTH: usize = 32;
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    std::fs::create_dir(at.join("model")).expect("a folder");
+    let config = serde_json::json!({
+        "architectures": ["GptOssForCausalLM"], "hidden_size": HIDDEN, "intermediate_size": WIDTH, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 40, "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 1, "tie_word_embeddings": false, "quantization_config": { "quant_method": "mxfp4" }
+    });
+    std::fs::write(at.join("model/config.json"), config.to_string()).expect("written");
+    let mut header = serde_json::Map::new();
+    let mut data = Vec::new();
+    let mut add = |name: &str, dtype: &str, shape: &[usize], byte: &dyn Fn(usize) -> u8| {
+        let start = data.len();
+        let bytes = shape.iter().product::<usize>() * if dtype == "F32" { 4 } else { 1 };
+        data.extend((0..bytes).map(byte));
+        let place =
+            serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, data.len()] });
+        assert!(header.insert(name.to_owned(), place).is_none());
+        data[start..].to_vec()
+    };
+    // Floats of 2^-63, whose bytes are all the same but one.
+    let float = |at: usize| [0, 0, 0, 0x20][at % 4];
+    for (name, shape) in [
+        ("model.embed_tokens", &[40, HIDDEN][..]),
+        ("lm_head", &[40, HIDDEN]),
+        ("model.norm", &[HIDDEN]),
+        ("model.layers.0.input_layernorm", &[HIDDEN]),
+        ("model.layers.0.post_attention_layernorm", &[HIDDEN]),
+        ("model.layers.0.self_attn.q_proj", &[HIDDEN, HIDDEN]),
+        ("model.layers.0.self_attn.k_proj", &[32, HIDDEN]),
+        ("model.layers.0.self_attn.v_proj", &[32, HIDDEN]),
+        ("model.layers.0.self_attn.o_proj", &[HIDDEN, HIDDEN]),
+        ("model.layers.0.mlp.router", &[EXPERTS, HIDDEN]),
+    ] {
+        let _ = add(&format!("{name}.weight"), "F32", shape, &float);
+    }
+    for (name, shape) in [
+        ("self_attn.sinks", &[4][..]),
+        ("self_attn.q_proj.bias", &[HIDDEN]),
+        ("self_attn.k_proj.bias", &[32]),
+        ("self_attn.v_proj.bias", &[32]),
+        ("self_attn.o_proj.bias", &[HIDDEN]),
+        ("mlp.router.bias", &[EXPERTS]),
+        ("mlp.experts.gate_up_proj_bias", &[EXPERTS, 2 * WIDTH]),
+        ("mlp.experts.down_proj_bias", &[EXPERTS, HIDDEN]),
+    ] {
+        let _ = add(&format!("model.layers.0.{name}"), "F32", shape, &float);
+    }
+    let code = |at: usize| ((at as u32).wrapping_mul(0x9e37_79b1) >> 11) as u8;
+    // Among them scales that no encoder would choose for such codes.
+    let scale = |at: usize| 110 + (at * 7 % 30) as u8;
+    let experts = "model.layers.0.mlp.experts";
+    let blocks = add(&format!("{experts}.gate_up_proj_blocks"), "U8", &[EXPERTS, 2 * WIDTH, 2, 16], &code);
+    let scales = add(&format!("{experts}.gate_up_proj_scales"), "U8", &[EXPERTS, 2 * WIDTH, 2], &scale);
+    let _ = add(&format!("{experts}.down_proj_blocks"), "U8", &[EXPERTS, HIDDEN, 1, 16], &code);
+    let _ = add(&format!("{experts}.down_proj_scales"), "U8", &[EXPERTS, HIDDEN, 1], &scale);
+    let header = Value::Object(header).to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    file.extend_from_slice(&data);
+    std::fs::write(at.join("model/model.safetensors"), file).expect("written");
+
+    let options = ["--without-tokenizer", "--no-provenance"];
+    let convert = |to: &str, scheme: &str| {
+        let _ = kbit_ok(at, &[&["convert", "model", to, "--scheme", scheme], &options[..]].concat());
+        std::fs::read(at.join(to)).expect("a file")
+    };
+    // The gate has the even rows. A block begins with its scale; byte i holds codes i and i + 16.
+    let mut wanted = Vec::new();
+    for row in (0..EXPERTS * 2 * WIDTH).step_by(2) {
+        for group in 2 * row..2 * row + 2 {
+            let code = |index: usize| blocks[group * 16 + index / 2] >> (4 * (index % 2)) & 15;
+            wanted.push(scales[group]);
+            wanted.extend((0..16).map(|index| code(index) | code(index + 16) << 4));
+        }
+    }
+    let holds = |file: &[u8]| file.windows(wanted.len()).any(|bytes| bytes == wanted);
+    assert!(holds(&convert("mxfp4.gguf", "ggml:mxfp4")), "the blocks differ");
+    assert!(!holds(&convert("f16.gguf", "ggml:f16")));
+}

@@ -1,18 +1,18 @@
 //! Activations rounded to blocks of 8-bit integers, for products with blocks of weights: Q8_0, Q8_1 and Q8_K, with the bytes of
 //! ggml's `quantize_row_q8_{0,1,K}_ref`. Q8_0 is a type of weights too; the other two are in no file.
 
-use crate::block::{Encode, Half, Q8_0, Q8_1, Q8_K};
-use crate::legacy::{extreme, largest};
+use crate::block::{Half, Q8_0, Q8_1, Q8_K};
+use crate::legacy::{EncodeSideBySide, SideBySide, extreme};
 use crate::search::nearest;
 
 impl Q8_1 {
     /// As [`Q8_0`], with the scaled sum of the integers.
     #[inline(always)]
-    pub(crate) fn encode(x: &[f32; 32]) -> Self {
-        let Q8_0 { d, q } = Q8_0::encode(x);
+    pub(crate) fn encode<S: SideBySide>(simd: S, x: &[f32; 32]) -> Self {
+        let Q8_0 { d, q } = Q8_0::encode(simd, x);
         let sum: i16 = q.iter().map(|q| i16::from(*q)).sum();
         // The scale before it is rounded to half precision.
-        Self { d, sum: Half::new(f32::from(sum) * (largest(x) / 127.0)), q }
+        Self { d, sum: Half::new(f32::from(sum) * (simd.largest(simd.block(x)) / 127.0)), q }
     }
 }
 

@@ -280,21 +280,39 @@ impl Q3_K {
     }
 }
 
+impl Q3_K {
+    /// Scales and levels of all parts, `K` at a time.
+    #[inline(always)]
+    fn fit_parts<S: Simd, const K: usize>(
+        simd: S,
+        batch: &Batch<'_, Weights>,
+        scales: &mut [S::Floats; 16],
+        chosen: &mut [[f32; MOST]; 256],
+    ) {
+        let (mut x, mut codes) = ([[simd.splat(0.0); 16]; K], [[simd.splat(0.0); 16]; K]);
+        for (group, scales) in scales.as_chunks_mut::<K>().0.iter_mut().enumerate() {
+            let first = group * K;
+            for (inside, x) in x.iter_mut().enumerate() {
+                transpose_part_into(simd, batch, first + inside, x);
+            }
+            *scales = fit_levels(simd, 4.0, &x, &mut codes);
+            for (code, chosen) in codes.as_flattened().iter().zip(&mut chosen[first * 16..]) {
+                *chosen = code.store();
+            }
+        }
+    }
+}
+
 impl EncodeLanes for Q3_K {
     #[inline(always)]
     fn encode_lanes<S: Simd>(simd: S, batch: &Batch<'_, Weights>, out: &mut [Self]) {
         let mut scales = [simd.splat(0.0); 16];
         let mut chosen = [[0f32; MOST]; 256];
-        let quads = scales.as_chunks_mut::<4>().0.iter_mut().zip(chosen.as_chunks_mut::<64>().0);
-        let (mut x, mut codes) = ([[simd.splat(0.0); 16]; 4], [[simd.splat(0.0); 16]; 4]);
-        for (quad, (scales, chosen)) in quads.enumerate() {
-            for (inside, x) in x.iter_mut().enumerate() {
-                transpose_part_into(simd, batch, quad * 4 + inside, x);
-            }
-            *scales = fit_levels(simd, 4.0, &x, &mut codes);
-            for (code, chosen) in codes.as_flattened().iter().zip(chosen) {
-                *chosen = code.store();
-            }
+        // Each step waits for the one before, so parts go side by side: as many as the registers of the set hold.
+        if S::LANES > 8 {
+            Self::fit_parts::<S, 4>(simd, batch, &mut scales, &mut chosen);
+        } else {
+            Self::fit_parts::<S, 2>(simd, batch, &mut scales, &mut chosen);
         }
         let scales = stored(&scales);
         for (lane, out) in out.iter_mut().enumerate() {

@@ -1,19 +1,57 @@
 //! Blocks of 32 weights: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, in the order of operations of ggml's `quantize_row_*_ref`,
 //! `quantize_row_*_impl` and `dequantize_row_*`.
 //!
-//! Everything is inlined into loops that are compiled once an instruction set (`arch`), so it is written for the vectoriser:
-//! fixed lengths, no early exits, reductions over bit patterns or lanes where the order makes no difference.
+//! Without importance nothing is summed, so the weights of one block lie side by side in vectors ([`SideBySide`]). Decoding is
+//! inlined into loops that are compiled once an instruction set (`arch`), so it is written for the vectoriser: fixed lengths, no
+//! early exits.
 
-use crate::block::{Block, Encode, Half, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-use crate::lanes::{Batch, Floats, MOST, Simd, WeightedLanes, codes_of_lane, stored, transpose};
+use crate::block::{Block, Half, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use crate::lanes::{Batch, Floats, MOST, Portable, Simd, WeightedLanes, codes_of_lane, stored, transpose};
 use crate::plain::MAGNITUDE;
 use crate::search::{Scale, Steps, codes_of_scale, error_weights, fit_scale, fit_scale_and_minimum};
 
 pub(crate) const BLOCK: usize = 32;
-const HALF: usize = BLOCK / 2;
+pub(crate) const HALF: usize = BLOCK / 2;
 /// Weights of a block, or numbers for each of them.
 type Weights = [f32; BLOCK];
 type Codes = [u8; BLOCK];
+
+/// An instruction set that the CPU has, for all weights of one block at once.
+pub(crate) trait SideBySide: Copy {
+    /// The weights of a block.
+    type Block: Copy;
+    /// A byte for each.
+    type Bytes: Copy;
+    /// The weights.
+    fn block(self, x: &Weights) -> Self::Block;
+    /// The largest magnitude.
+    fn largest(self, x: Self::Block) -> f32;
+    /// The least and the greatest value; zeros may have any sign.
+    fn range(self, x: Self::Block) -> (f32, f32);
+    /// Bit `j` is set where weight `j` is `magnitude` without its sign.
+    fn of_magnitude(self, x: Self::Block, magnitude: f32) -> u32;
+    /// `(weight - from) * inverse + shift`, each step rounded, converted as C does on x86: truncation to 32 bits, of which the
+    /// low byte stays. Numbers that 32 bits cannot hold, and NaN, become the "integer indefinite" 0x80000000.
+    fn truncated(self, x: Self::Block, from: f32, inverse: f32, shift: f32) -> Self::Bytes;
+    /// As [`SideBySide::truncated`], of C's `roundf(weight * inverse)`: halves go away from zero.
+    fn rounded(self, x: Self::Block, inverse: f32) -> Self::Bytes;
+    /// The bytes, as signed numbers, but none above `most`.
+    fn capped(self, bytes: Self::Bytes, most: i8) -> Self::Bytes;
+    /// The bytes in order.
+    fn in_order(self, bytes: Self::Bytes) -> Codes;
+    /// The low halves of bytes: those of the first half of the block below those of the second.
+    fn nibbles(self, bytes: Self::Bytes) -> [u8; HALF];
+    /// Bit 4 of byte `j` as bit `j`.
+    fn fifth_bits(self, bytes: Self::Bytes) -> u32;
+    /// The nearest half-precision number.
+    fn half(self, value: f32) -> Half;
+}
+
+/// A block that is encoded without importance.
+pub(crate) trait EncodeSideBySide: Block<Weights = Weights> {
+    /// Encodes `x`, which is finite.
+    fn encode<S: SideBySide>(simd: S, x: &Weights) -> Self;
+}
 
 /// What C's conversion of a float to an 8-bit integer gives on x86: truncation to 32 bits, of which the low byte stays.
 /// Numbers that 32 bits cannot hold, and NaN, become the "integer indefinite" 0x80000000.
@@ -22,12 +60,6 @@ fn low_byte(x: f32) -> u8 {
     #[expect(clippy::cast_possible_truncation, reason = "the conversion that is reproduced")]
     let wide = if x > -2_147_483_904.0 && x < 2_147_483_648.0 { x as i32 } else { i32::MIN };
     wide.to_le_bytes()[0]
-}
-
-/// As `low_byte`, but through a signed byte that is capped at `most`.
-#[inline(always)]
-fn capped(x: f32, most: i8) -> u8 {
-    low_byte(x).cast_signed().min(most).cast_unsigned()
 }
 
 /// The largest magnitude.
@@ -47,23 +79,24 @@ pub(crate) fn extreme<const N: usize>(x: &[f32; N]) -> f32 {
     x.iter().copied().find(|x| x.abs() == largest).unwrap_or(largest)
 }
 
+/// [`extreme`] of a block.
+#[inline(always)]
+fn extreme_of<S: SideBySide>(simd: S, values: &Weights, x: S::Block) -> f32 {
+    let largest = simd.largest(x);
+    let first = simd.of_magnitude(x, largest).trailing_zeros();
+    if largest == 0.0 { 0.0 } else { values[first as usize % BLOCK] }
+}
+
 /// The least and the greatest value; of zeros of both signs, the first.
 #[inline(always)]
-pub(crate) fn range(x: &Weights) -> (f32, f32) {
-    const LANES: usize = 16;
-    let (mut least, mut greatest) = ([f32::MAX; LANES], [-f32::MAX; LANES]);
-    for x in x.as_chunks::<LANES>().0 {
-        for lane in 0..LANES {
-            least[lane] = if x[lane] < least[lane] { x[lane] } else { least[lane] };
-            greatest[lane] = if x[lane] > greatest[lane] { x[lane] } else { greatest[lane] };
-        }
+fn range_of<S: SideBySide>(simd: S, values: &Weights, x: S::Block) -> (f32, f32) {
+    let (mut least, mut greatest) = simd.range(x);
+    if least == 0.0 || greatest == 0.0 {
+        let zero = values[simd.of_magnitude(x, 0.0).trailing_zeros() as usize % BLOCK];
+        least = if least == 0.0 { zero } else { least };
+        greatest = if greatest == 0.0 { zero } else { greatest };
     }
-    let least = least.iter().fold(f32::MAX, |least, x| if *x < least { *x } else { least });
-    let greatest = greatest.iter().fold(-f32::MAX, |greatest, x| if *x > greatest { *x } else { greatest });
-    let first = |zero: f32| {
-        if zero == 0.0 { x.iter().copied().find(|x| *x == 0.0).unwrap_or(zero) } else { zero }
-    };
-    (first(least), first(greatest))
+    (least, greatest)
 }
 
 /// One over `d`, 0 for 0.
@@ -72,36 +105,26 @@ pub(crate) fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-#[inline(always)]
-fn map(x: &Weights, code: impl Fn(f32) -> u8) -> Codes {
-    let mut codes = [0; BLOCK];
-    for (x, out) in x.iter().zip(&mut codes) {
-        *out = code(*x);
-    }
-    codes
-}
-
+/// The low halves of codes: those of the first half of the block below those of the second.
 #[inline(always)]
 fn pack4(codes: &Codes) -> [u8; HALF] {
     let mut out = [0; HALF];
     for (j, byte) in out.iter_mut().enumerate() {
-        *byte = codes[j] | codes[j + HALF] << 4;
+        *byte = codes[j] & 15 | codes[j + HALF] << 4;
     }
     out
 }
 
-/// Codes of 5 bits: the fifth bits (bit `j` for weight `j`), and the rest as codes of 4 bits.
+/// Bit 4 of code `j` as bit `j`.
+#[inline(always)]
+fn fifth_bits(codes: &Codes) -> u32 {
+    codes.iter().enumerate().fold(0, |bits, (j, code)| bits | u32::from(code >> 4 & 1) << j)
+}
+
+/// Codes of 5 bits: the fifth bits, and the rest as codes of 4 bits.
 #[inline(always)]
 fn pack5(codes: &Codes) -> ([u8; 4], [u8; HALF]) {
-    let mut bits = 0;
-    for (j, code) in codes.iter().enumerate() {
-        bits |= u32::from(code >> 4 & 1) << j;
-    }
-    let mut low = [0; HALF];
-    for (j, byte) in low.iter_mut().enumerate() {
-        *byte = codes[j] & 15 | codes[j + HALF] << 4;
-    }
-    (bits.to_le_bytes(), low)
+    (fifth_bits(codes).to_le_bytes(), pack4(codes))
 }
 
 #[inline(always)]
@@ -184,12 +207,13 @@ impl Block for Q4_0 {
     }
 }
 
-impl Encode for Q4_0 {
+impl EncodeSideBySide for Q4_0 {
     #[inline(always)]
-    fn encode(x: &Weights) -> Self {
-        let d = extreme(x) / -8.0;
-        let id = inverse(d);
-        Self { d: Half::new(d), q: pack4(&map(x, |x| capped(x * id + 8.5, 15))) }
+    fn encode<S: SideBySide>(simd: S, values: &Weights) -> Self {
+        let x = simd.block(values);
+        let d = extreme_of(simd, values, x) / -8.0;
+        let codes = simd.capped(simd.truncated(x, 0.0, inverse(d), 8.5), 15);
+        Self { d: simd.half(d), q: simd.nibbles(codes) }
     }
 }
 
@@ -218,14 +242,14 @@ impl Block for Q4_1 {
     }
 }
 
-impl Encode for Q4_1 {
+impl EncodeSideBySide for Q4_1 {
     #[inline(always)]
-    fn encode(x: &Weights) -> Self {
-        let (min, max) = range(x);
+    fn encode<S: SideBySide>(simd: S, values: &Weights) -> Self {
+        let x = simd.block(values);
+        let (min, max) = range_of(simd, values, x);
         let d = (max - min) / 15.0;
-        let id = inverse(d);
-        let codes = map(x, |x| capped((x - min) * id + 0.5, 15));
-        Self { d: Half::new(d), m: Half::new(min), q: pack4(&codes) }
+        let codes = simd.capped(simd.truncated(x, min, inverse(d), 0.5), 15);
+        Self { d: simd.half(d), m: simd.half(min), q: simd.nibbles(codes) }
     }
 }
 
@@ -257,13 +281,13 @@ impl Block for Q5_0 {
     }
 }
 
-impl Encode for Q5_0 {
+impl EncodeSideBySide for Q5_0 {
     #[inline(always)]
-    fn encode(x: &Weights) -> Self {
-        let d = extreme(x) / -16.0;
-        let id = inverse(d);
-        let (high, q) = pack5(&map(x, |x| capped(x * id + 16.5, 31)));
-        Self { d: Half::new(d), high, q }
+    fn encode<S: SideBySide>(simd: S, values: &Weights) -> Self {
+        let x = simd.block(values);
+        let d = extreme_of(simd, values, x) / -16.0;
+        let codes = simd.capped(simd.truncated(x, 0.0, inverse(d), 16.5), 31);
+        Self { d: simd.half(d), high: simd.fifth_bits(codes).to_le_bytes(), q: simd.nibbles(codes) }
     }
 }
 
@@ -295,14 +319,15 @@ impl Block for Q5_1 {
     }
 }
 
-impl Encode for Q5_1 {
+impl EncodeSideBySide for Q5_1 {
     #[inline(always)]
-    fn encode(x: &Weights) -> Self {
-        let (min, max) = range(x);
+    fn encode<S: SideBySide>(simd: S, values: &Weights) -> Self {
+        let x = simd.block(values);
+        let (min, max) = range_of(simd, values, x);
         let d = (max - min) / 31.0;
-        let id = inverse(d);
-        let (high, q) = pack5(&map(x, |x| low_byte((x - min) * id + 0.5)));
-        Self { d: Half::new(d), m: Half::new(min), high, q }
+        let codes = simd.truncated(x, min, inverse(d), 0.5);
+        let (high, q) = (simd.fifth_bits(codes).to_le_bytes(), simd.nibbles(codes));
+        Self { d: simd.half(d), m: simd.half(min), high, q }
     }
 }
 
@@ -336,21 +361,100 @@ impl Block for Q8_0 {
     }
 }
 
-/// The float just below one half.
+/// The float just below one half: a number plus this, with its sign, truncates to what `roundf` gives.
 pub(crate) const BELOW_HALF: f32 = 0.5 - f32::EPSILON / 4.0;
 
-impl Encode for Q8_0 {
+impl EncodeSideBySide for Q8_0 {
     #[inline(always)]
-    fn encode(x: &Weights) -> Self {
-        let d = largest(x) / 127.0;
-        let id = inverse(d);
-        let mut q = [0; BLOCK];
-        for (x, q) in x.iter().zip(&mut q) {
-            // C's `roundf` (halves away from zero) followed by truncation.
-            let scaled = x * id;
-            *q = low_byte(scaled + BELOW_HALF.copysign(scaled)).cast_signed();
+    fn encode<S: SideBySide>(simd: S, values: &Weights) -> Self {
+        let x = simd.block(values);
+        let d = simd.largest(x) / 127.0;
+        let codes = simd.rounded(x, inverse(d));
+        Self { d: simd.half(d), q: bytemuck::cast(simd.in_order(codes)) }
+    }
+}
+
+impl SideBySide for Portable {
+    type Block = Weights;
+    type Bytes = Codes;
+
+    #[inline(always)]
+    fn block(self, x: &Weights) -> Weights {
+        *x
+    }
+
+    #[inline(always)]
+    fn largest(self, x: Weights) -> f32 {
+        largest(&x)
+    }
+
+    #[inline(always)]
+    fn range(self, x: Weights) -> (f32, f32) {
+        const LANES: usize = 16;
+        let (mut least, mut greatest) = ([f32::MAX; LANES], [-f32::MAX; LANES]);
+        for x in x.as_chunks::<LANES>().0 {
+            for lane in 0..LANES {
+                least[lane] = if x[lane] < least[lane] { x[lane] } else { least[lane] };
+                greatest[lane] = if x[lane] > greatest[lane] { x[lane] } else { greatest[lane] };
+            }
         }
-        Self { d: Half::new(d), q }
+        (
+            least.iter().fold(f32::MAX, |least, x| if *x < least { *x } else { least }),
+            greatest.iter().fold(-f32::MAX, |greatest, x| if *x > greatest { *x } else { greatest }),
+        )
+    }
+
+    #[inline(always)]
+    fn of_magnitude(self, x: Weights, magnitude: f32) -> u32 {
+        x.iter().enumerate().fold(0, |bits, (j, x)| bits | u32::from(x.abs() == magnitude) << j)
+    }
+
+    #[inline(always)]
+    fn truncated(self, x: Weights, from: f32, inverse: f32, shift: f32) -> Codes {
+        let mut codes = [0; BLOCK];
+        for (x, code) in x.iter().zip(&mut codes) {
+            *code = low_byte((x - from) * inverse + shift);
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn rounded(self, x: Weights, inverse: f32) -> Codes {
+        let mut codes = [0; BLOCK];
+        for (x, code) in x.iter().zip(&mut codes) {
+            let scaled = x * inverse;
+            *code = low_byte(scaled + BELOW_HALF.copysign(scaled));
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn capped(self, bytes: Codes, most: i8) -> Codes {
+        let mut out = bytes;
+        for byte in &mut out {
+            *byte = byte.cast_signed().min(most).cast_unsigned();
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn in_order(self, bytes: Codes) -> Codes {
+        bytes
+    }
+
+    #[inline(always)]
+    fn nibbles(self, bytes: Codes) -> [u8; HALF] {
+        pack4(&bytes)
+    }
+
+    #[inline(always)]
+    fn fifth_bits(self, bytes: Codes) -> u32 {
+        fifth_bits(&bytes)
+    }
+
+    #[inline(always)]
+    fn half(self, value: f32) -> Half {
+        Half::new(value)
     }
 }
 
@@ -371,8 +475,9 @@ mod tests {
                 if x > max { max = x; }
                 if magnitude < x.abs() { (magnitude, value) = (x.abs(), x); }
             }
-            let (least, greatest) = range(&x);
+            let (least, greatest) = range_of(Portable, &x, Portable.block(&x));
             prop_assert_eq!((least.to_bits(), greatest.to_bits()), (min.to_bits(), max.to_bits()));
+            prop_assert_eq!(extreme_of(Portable, &x, Portable.block(&x)).to_bits(), value.to_bits());
             prop_assert_eq!(extreme(&x).to_bits(), value.to_bits());
         }
 

@@ -165,6 +165,26 @@ pub enum BlockError {
     },
 }
 
+impl BlockError {
+    /// The error with rows counted from `first` rows above those that were passed.
+    #[must_use]
+    pub fn below(mut self, first: usize) -> Self {
+        match &mut self {
+            Self::NotFinite { row, .. }
+            | Self::TooLarge { row, .. }
+            | Self::TooSmall { row, .. }
+            | Self::Activation { row, .. }
+            | Self::Overflow { row, .. } => *row += first,
+            Self::Type { .. }
+            | Self::Columns { .. }
+            | Self::Size { .. }
+            | Self::NeedsImportance { .. }
+            | Self::Importance { .. } => {}
+        }
+        self
+    }
+}
+
 type Encode = fn(Kernels, &[f32], &mut [u8]);
 /// Whole rows: weights, importance of the columns.
 type EncodeWeighted = fn(Kernels, &[f32], &[f32], &mut [u8]);

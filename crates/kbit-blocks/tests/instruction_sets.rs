@@ -13,6 +13,7 @@ enum Weights {
     HeavyTailed,
     Bf16,
     Sparse,
+    SignedZeros,
     Tied,
     NearPowersOfTwo,
     Denormal,
@@ -57,6 +58,9 @@ impl Random {
             Weights::Bf16 => f32::from_bits((x * scale).to_bits() & 0xffff_0000),
             Weights::Sparse if self.bits().is_multiple_of(8) => x * scale,
             Weights::Sparse => 0.0,
+            // Zeros of both signs are the least, so the first one's sign is that of a minimum.
+            Weights::SignedZeros if self.bits().is_multiple_of(4) => x.abs() * scale,
+            Weights::SignedZeros => 0f32.copysign(x),
             Weights::Tied => (2.0 * x).round() * scale,
             Weights::NearPowersOfTwo => {
                 let power = (3.0 * x).exp2().to_bits() & 0xff80_0000;
@@ -94,8 +98,8 @@ proptest! {
     #[test]
     fn bytes_and_floats_do_not_depend_on_the_instruction_set(
         weights in prop::sample::select(vec![
-            Weights::Gaussian, Weights::HeavyTailed, Weights::Bf16, Weights::Sparse, Weights::Tied, Weights::NearPowersOfTwo,
-            Weights::Denormal, Weights::Constant, Weights::Signs, Weights::ManyMagnitudes,
+            Weights::Gaussian, Weights::HeavyTailed, Weights::Bf16, Weights::Sparse, Weights::SignedZeros, Weights::Tied,
+            Weights::NearPowersOfTwo, Weights::Denormal, Weights::Constant, Weights::Signs, Weights::ManyMagnitudes,
         ]),
         importance in prop::sample::select(vec![
             Importance::Squares, Importance::Ones, Importance::WithZeros, Importance::ManyMagnitudes,

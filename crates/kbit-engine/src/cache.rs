@@ -3,11 +3,14 @@
 //! Positions lie in blocks, so that a session takes memory as it fills and nothing is ever moved. Keys
 //! are stored with positions along the rows: scores of a query are then sums of rows, as the weighted values are, and
 //! one kernel ([`Kernels::combine`](crate::Kernels::combine)) does both.
+//!
+//! The softmax is computed block by block (Milakov and Gimelshein 2018): what was summed is scaled down whenever a larger
+//! score turns up. So scores take memory for one block, however long the context. Blocks begin at fixed positions, and a
+//! block that a token does not see leaves its sums as they are; so results do not depend on which tokens go together.
 
 use crate::EngineError;
 use crate::buffer::{Aligned, Rows, RowsMut, padded};
 use crate::compute::Compute;
-use kbit_models::description::Description;
 
 /// Positions in a block.
 const BLOCK: usize = 128;
@@ -15,8 +18,46 @@ const BLOCK: usize = 128;
 const KEY_STRIDE: usize = BLOCK + 16;
 /// Tokens that one task attends for, at most.
 const TASK_TOKENS: usize = 16;
-/// Scores that one task computes at a time: 256 KiB.
-const TASK_SCORES: usize = 1 << 16;
+/// Queries of one key head that one task attends for, at most: their scores take 64 KiB a block.
+const TASK_QUERIES: usize = 128;
+
+/// Attention of one block of the model.
+#[derive(Debug)]
+pub(crate) struct Heads<'m> {
+    /// Query heads.
+    pub(crate) heads: usize,
+    /// Key and value heads.
+    pub(crate) kv_heads: usize,
+    /// Width of a query or key head.
+    pub(crate) head_dim: usize,
+    /// Width of a value head.
+    pub(crate) value_dim: usize,
+    /// Factor on the scores.
+    pub(crate) scale: f32,
+    /// Bound of the scores.
+    pub(crate) cap: Option<f32>,
+    /// Tokens that a token sees, itself included.
+    pub(crate) window: Option<usize>,
+    /// By how much a score falls with each token of distance, for each query head.
+    pub(crate) slopes: Option<&'m [f32]>,
+    /// One more score of each query head, without a value.
+    pub(crate) sinks: Option<&'m [f32]>,
+}
+
+/// `ALiBi`'s slopes (Press et al. 2022): powers of `2^(-max_bias / n)` for the largest power of two `n` of heads, and for
+/// the others every second power of that of `2 n` heads.
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "rounded to f32 once")]
+pub(crate) fn slopes(heads: usize, max_bias: f32) -> Vec<f32> {
+    let power = 1 << heads.max(1).ilog2();
+    let exponent = |head: usize| {
+        if head < power {
+            (head + 1) as f64 / power as f64
+        } else {
+            (2 * (head - power) + 1) as f64 / (2 * power) as f64
+        }
+    };
+    (0..heads).map(|head| (-f64::from(max_bias) * exponent(head)).exp2() as f32).collect()
+}
 
 /// Keys and values of one layer and one sequence.
 #[derive(Debug, Default)]
@@ -47,15 +88,15 @@ impl LayerCache {
     /// Stores keys `[n, kv_heads * head_dim]` and values `[n, kv_heads * value_dim]` of positions from `position` on.
     pub(crate) fn store(
         &mut self,
-        d: &Description,
+        d: &Heads<'_>,
         position: usize,
         keys: Rows<'_>,
         values: Rows<'_>,
     ) -> Result<(), EngineError> {
         while self.blocks.len() * BLOCK < position + keys.rows() {
             self.blocks.push(Block {
-                keys: Aligned::zeroed(d.key_width() * KEY_STRIDE)?,
-                values: Aligned::zeroed(d.value_width() * BLOCK)?,
+                keys: Aligned::zeroed(d.kv_heads * d.head_dim * KEY_STRIDE)?,
+                values: Aligned::zeroed(d.kv_heads * d.value_dim * BLOCK)?,
             });
         }
         let mut done = 0;
@@ -97,7 +138,7 @@ struct Task<'o> {
 /// order of the spans. `caches` are those of the sequences; they hold the keys and values of the batch already.
 pub(crate) fn attend(
     compute: &Compute,
-    d: &Description,
+    d: &Heads<'_>,
     spans: &[Span],
     queries: Rows<'_>,
     out: RowsMut<'_>,
@@ -113,8 +154,7 @@ pub(crate) fn attend(
     for span in spans {
         let mut token = 0;
         while token < span.len {
-            let scores = (span.position + span.len) * (d.heads / d.kv_heads);
-            let most = if by_head { 1 } else { (TASK_SCORES / scores).clamp(1, TASK_TOKENS) };
+            let most = if by_head { 1 } else { (TASK_QUERIES * d.kv_heads / d.heads).clamp(1, TASK_TOKENS) };
             let len = most.min(span.len - token);
             let (out, others) = rest.split(len);
             rest = others;
@@ -144,7 +184,7 @@ impl Task<'_> {
     fn run(
         mut self,
         compute: &Compute,
-        d: &Description,
+        d: &Heads<'_>,
         queries: Rows<'_>,
         cache: &LayerCache,
     ) -> Result<(), EngineError> {
@@ -153,53 +193,89 @@ impl Task<'_> {
         let Span { position, len: tokens, .. } = self.span;
         let rows = tokens * group;
         let end = position + tokens;
-        let start_of =
-            |position: usize| d.attention.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let start_of = |position: usize| d.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let first_block = start_of(position) / BLOCK;
-        let base = first_block * BLOCK;
-        let (query_stride, score_stride, sum_stride) =
-            (padded(head_dim), padded(end - base), padded(value_dim));
-        let sizes = [rows * query_stride, rows * score_stride, rows * sum_stride, rows];
+        let (query_stride, sum_stride) = (padded(head_dim), padded(value_dim));
+        let sizes = [rows * query_stride, rows * KEY_STRIDE, rows * sum_stride, rows, rows, rows];
         compute.with_scratch(sizes.iter().sum(), |scratch| {
             let (query, rest) = scratch.split_at_mut(sizes[0]);
             let (scores, rest) = rest.split_at_mut(sizes[1]);
-            let (sums, totals) = rest.split_at_mut(sizes[2]);
+            let (sums, rest) = rest.split_at_mut(sizes[2]);
+            let (maxima, rest) = rest.split_at_mut(rows);
+            let (totals, factors) = rest.split_at_mut(rows);
             for head in 0..self.heads {
                 let key_head = self.first_head + head;
                 for (row, query) in query.chunks_exact_mut(query_stride).enumerate() {
                     let from = queries.row(self.row + row / group);
                     let from = &from[(key_head * group + row % group) * head_dim..][..head_dim];
                     for (query, from) in query.iter_mut().zip(from) {
-                        *query = from * d.attention.scale;
+                        *query = from * d.scale;
                     }
+                    let sink = d.sinks.map(|sinks| sinks[key_head * group + row % group]);
+                    (maxima[row], totals[row]) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0));
                 }
                 let query = Rows::new(query, rows, head_dim, query_stride);
-                let mut all = RowsMut::new(scores, rows, end - base, score_stride);
-                for (index, block) in cache.blocks[first_block..end.div_ceil(BLOCK)].iter().enumerate() {
-                    let count = BLOCK.min(end - base - index * BLOCK);
+                sums.fill(0.0);
+                for (index, block) in cache.blocks[..end.div_ceil(BLOCK)].iter().enumerate().skip(first_block)
+                {
+                    let base = index * BLOCK;
+                    let count = BLOCK.min(end - base);
                     let keys = &block.keys.as_slice()[key_head * head_dim * KEY_STRIDE..];
                     let keys = Rows::new(keys, head_dim, count, KEY_STRIDE);
-                    kernels.combine(query, keys, all.reborrow().columns(index * BLOCK, count), false);
-                }
-                for (row, total) in totals.iter_mut().enumerate() {
-                    let at = position + row / group;
-                    let (start, stop) = (start_of(at) - base, at + 1 - base);
-                    let scores = all.row_mut(row);
-                    scores[..start].fill(0.0);
-                    scores[stop..].fill(0.0);
-                    *total = kernels.exp_and_sum(&mut scores[start..stop]);
-                }
-                let probabilities = Rows::new(scores, rows, end - base, score_stride);
-                for (index, block) in cache.blocks[first_block..end.div_ceil(BLOCK)].iter().enumerate() {
-                    let count = BLOCK.min(end - base - index * BLOCK);
+                    let mut all = RowsMut::new(scores, rows, count, KEY_STRIDE);
+                    kernels.combine(query, keys, all.reborrow(), false);
+                    for row in 0..rows {
+                        let at = position + row / group;
+                        // What this token sees of the block.
+                        let start = start_of(at).saturating_sub(base).min(count);
+                        let stop = (at + 1).saturating_sub(base).min(count);
+                        let scores = all.row_mut(row);
+                        scores[..start].fill(0.0);
+                        scores[stop.max(start)..].fill(0.0);
+                        factors[row] = 0.0;
+                        if start >= stop {
+                            continue;
+                        }
+                        let scores = &mut scores[start..stop];
+                        if let Some(cap) = d.cap {
+                            kernels.soft_cap(scores, cap);
+                        }
+                        if let Some(slopes) = d.slopes {
+                            let slope = slopes[key_head * group + row % group];
+                            lower_by_distance(scores, slope, at - (base + start));
+                        }
+                        let (old, largest) = (maxima[row], kernels.max(scores));
+                        if largest > old || largest.is_nan() {
+                            maxima[row] = largest;
+                            factors[row] = old - largest;
+                        }
+                    }
+                    // From differences of maxima to factors: 1 where a maximum stays.
+                    let _ = kernels.exp_below(factors, 0.0);
+                    for row in 0..rows {
+                        let at = position + row / group;
+                        let start = start_of(at).saturating_sub(base).min(count);
+                        let stop = (at + 1).saturating_sub(base).min(count);
+                        if start >= stop {
+                            continue;
+                        }
+                        let sum = kernels.exp_below(&mut all.row_mut(row)[start..stop], maxima[row]);
+                        totals[row] = totals[row] * factors[row] + sum;
+                        #[expect(clippy::float_cmp, reason = "exactly 1 where the maximum stays")]
+                        if factors[row] != 1.0 {
+                            sums[row * sum_stride..][..value_dim]
+                                .iter_mut()
+                                .for_each(|sum| *sum *= factors[row]);
+                        }
+                    }
                     let values = &block.values.as_slice()[key_head * BLOCK * value_dim..];
                     let values = Rows::new(values, count, value_dim, value_dim);
-                    let sums = RowsMut::new(sums, rows, value_dim, sum_stride);
+                    let probabilities = Rows::new(scores, rows, count, KEY_STRIDE);
                     kernels.combine(
-                        probabilities.window(0, rows, index * BLOCK, count),
+                        probabilities,
                         values,
-                        sums,
-                        index > 0,
+                        RowsMut::new(sums, rows, value_dim, sum_stride),
+                        true,
                     );
                 }
                 for (row, (sum, total)) in sums.chunks_exact(sum_stride).zip(totals.iter()).enumerate() {
@@ -212,5 +288,30 @@ impl Task<'_> {
             }
             Ok(())
         })
+    }
+}
+
+/// Lowers scores of consecutive positions by `slope` times the distance, which is `farthest` for the first.
+#[expect(clippy::cast_precision_loss, reason = "a distance is rounded as positions are")]
+fn lower_by_distance(scores: &mut [f32], slope: f32, farthest: usize) {
+    for (score, nearer) in scores.iter_mut().zip(0..) {
+        *score -= slope * (farthest - nearer) as f32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_halve_from_head_to_head_where_there_are_eight() {
+        assert_eq!(slopes(8, 8.0), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+    }
+
+    #[test]
+    fn slopes_of_further_heads_lie_between_the_others() {
+        // Of 6 heads, 4 are powers of 2^-2, and 2 are the first and third power of 2^-1.
+        assert_eq!(slopes(6, 8.0), [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]);
+        assert_eq!(slopes(1, 8.0), [0.00390625]);
     }
 }

@@ -73,6 +73,16 @@ pub enum EngineError {
         /// Tokens that it can hold.
         capacity: usize,
     },
+    /// More tokens than the model has learned positions for.
+    #[error(
+        "{needed} tokens, and the model has learned positions for {positions}: use a shorter context, or a model whose positions are computed"
+    )]
+    Positions {
+        /// Tokens of the context.
+        needed: usize,
+        /// Positions that the model has learned.
+        positions: usize,
+    },
     /// Memory could not be had.
     #[error("{bytes} bytes of memory cannot be had: use a shorter context or a smaller model")]
     OutOfMemory {

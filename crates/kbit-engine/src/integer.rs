@@ -5,9 +5,7 @@
 use crate::EngineError;
 use crate::buffer::{Rows, RowsMut, Window};
 use crate::compute::Compute;
-use crate::packed::{
-    INTEGER_COLS, INTEGER_TOKENS, IntegerRows, IntegerTile, IntegerTokens, PANEL, Units,
-};
+use crate::packed::{INTEGER_COLS, INTEGER_TOKENS, IntegerRows, IntegerTile, IntegerTokens, PANEL, Units};
 use kbit_types::{IntegerActivations, IntegerBlocks, IntegerLayout, IntegerPanel, PackedActivation};
 
 /// How many blocks and parts rows of some columns have, and how large their packed form is.
@@ -39,7 +37,8 @@ impl Sizes {
     fn panel(self) -> [usize; 5] {
         let terms = self.layout.terms;
         let parts = if terms.has_parts() { self.parts() } else { 0 };
-        let (minimum_scales, minimums) = if terms.has_minimums() { (self.blocks(), parts / 2) } else { (0, 0) };
+        let (minimum_scales, minimums) =
+            if terms.has_minimums() { (self.blocks(), parts / 2) } else { (0, 0) };
         [self.units(), self.blocks(), parts, minimum_scales, minimums]
     }
 }
@@ -108,11 +107,14 @@ fn pack(
         .zip(scales.chunks_mut(blocks))
         .zip(bytemuck::cast_slice_mut::<f32, i32>(corrections).chunks_mut(parts))
         .zip(bytemuck::cast_slice_mut::<f32, u32>(sums).chunks_mut(pairs));
+    let pairs_of_one = sizes.parts().div_ceil(2);
     compute.for_each(groups, |group, (((levels, scales), corrections), sums)| {
         let first = group * INTEGER_TOKENS;
         let count = INTEGER_TOKENS.min(x.rows() - first);
-        compute.with_scratch(count * sizes.units() + sizes.blocks(), |scratch| {
-            let [rounded, row_scales] = cut(scratch, [count * sizes.units(), sizes.blocks()]);
+        compute.with_scratch(count * sizes.units() + sizes.blocks() + pairs_of_one, |scratch| {
+            let [rounded, row_scales, part_sums] =
+                cut(scratch, [count * sizes.units(), sizes.blocks(), pairs_of_one]);
+            let part_sums = &mut bytemuck::cast_slice_mut::<f32, i16>(part_sums)[..sizes.parts()];
             let rounded = bytemuck::cast_slice_mut::<f32, i8>(rounded);
             for (token, rounded) in rounded.chunks_exact_mut(cols).enumerate() {
                 weights.round(
@@ -122,11 +124,10 @@ fn pack(
                 for (block, scale) in row_scales.iter().enumerate() {
                     scales[block * count + token] = *scale;
                 }
-                for (part, levels) in rounded.chunks_exact(layout.part).enumerate() {
-                    let sum: i32 = levels.iter().map(|level| i32::from(*level)).sum();
-                    corrections[part * count + token] = -i32::from(layout.offset) * sum;
-                    // Sums of 16 or 32 bytes fit 16 bits.
-                    let (half, pair) = (u32::from(sum as u16), &mut sums[part / 2 * count + token]);
+                compute.kernels.sum_parts(rounded, layout.part, part_sums);
+                for (part, sum) in part_sums.iter().enumerate() {
+                    corrections[part * count + token] = -i32::from(layout.offset) * i32::from(*sum);
+                    let (half, pair) = (u32::from(sum.cast_unsigned()), &mut sums[part / 2 * count + token]);
                     *pair = if part % 2 == 0 { half } else { *pair | half << 16 };
                 }
             }

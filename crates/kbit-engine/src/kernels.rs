@@ -102,6 +102,11 @@ impl Kernels {
         }
     }
 
+    /// Sums of the levels of each part of `levels`, `part` of them, which are at most 256.
+    pub(crate) fn sum_parts(&self, levels: &[i8], part: usize, sums: &mut [i16]) {
+        with!(self.sum_parts(levels, part, sums));
+    }
+
     /// `x` rounded to bf16, to nearest even; subnormal numbers become zero.
     pub(crate) fn round_bf16(&self, x: &[f32], out: &mut [u16]) {
         with!(self.round_bf16(x, out));
@@ -182,6 +187,47 @@ impl Kernels {
     /// `x[i] <- silu(x[i])`.
     pub fn silu(&self, x: &mut [f32]) {
         with!(self.silu(x));
+    }
+
+    /// `x[i] <- e^(x[i] - max)`; returns the sum of the new values.
+    pub fn exp_below(&self, x: &mut [f32], max: f32) -> f32 {
+        with!(self.exp_below(x, max))
+    }
+
+    /// Largest element; NaN where there is one, negative infinity of none.
+    #[must_use]
+    pub fn max(&self, x: &[f32]) -> f32 {
+        with!(self.max(x))
+    }
+
+    /// `x[i] <- max(x[i], 0)`.
+    pub fn relu(&self, x: &mut [f32]) {
+        with!(self.relu(x));
+    }
+
+    /// `x[i] <- x[i] * (1 + erf(x[i] / sqrt(2))) / 2`.
+    pub fn gelu(&self, x: &mut [f32]) {
+        with!(self.gelu(x));
+    }
+
+    /// `x[i] <- x[i] * (1 + tanh(sqrt(2 / pi) * (x[i] + 0.044715 x[i]^3))) / 2`.
+    pub fn gelu_tanh(&self, x: &mut [f32]) {
+        with!(self.gelu_tanh(x));
+    }
+
+    /// `gate[i] <- g / (1 + e^(-alpha g)) * (u + 1)`, where `g = min(gate[i], limit)` and `u` is `up[i]` within
+    /// `-limit..limit`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn clamped_swiglu(&self, gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
+        assert_eq!(gate.len(), up.len(), "lengths of gate and up");
+        with!(self.clamped_swiglu(gate, up, alpha, limit));
+    }
+
+    /// `x[i] <- cap * tanh(x[i] / cap)`.
+    pub fn soft_cap(&self, x: &mut [f32], cap: f32) {
+        with!(self.soft_cap(x, cap));
     }
 
     /// `out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i]`, the mean in double precision.

@@ -25,6 +25,7 @@ mod buffer;
 mod cache;
 mod compute;
 mod error;
+mod experts;
 mod integer;
 mod kernels;
 mod mode;

@@ -171,11 +171,16 @@ impl<'a, 'o> IntegerTile<'a, 'o> {
         let (units, parts) = (blocks * layout.block / 4, blocks * (layout.block / layout.part));
         let of = |is: bool, len: usize| if is { len } else { 0 };
         let (scaled, minimums) = (layout.terms.has_parts(), layout.terms.has_minimums());
-        let found = [w.levels.len(), w.scales.len(), w.part_scales.len(), w.minimum_scales.len(), w.minimums.len()];
+        let found =
+            [w.levels.len(), w.scales.len(), w.part_scales.len(), w.minimum_scales.len(), w.minimums.len()];
         let needed = [units, blocks, of(scaled, parts), of(minimums, blocks), of(minimums, parts / 2)];
         assert_eq!(found, needed.map(|len| len * PANEL), "size of the weights");
         let found = [x.levels.len(), x.scales.len(), x.corrections.len(), x.sums.len()];
-        assert_eq!(found, [units, blocks, parts, parts.div_ceil(2)].map(|len| len * tokens), "size of the activations");
+        assert_eq!(
+            found,
+            [units, blocks, parts, parts.div_ceil(2)].map(|len| len * tokens),
+            "size of the activations"
+        );
         Self { layout, blocks, x, w, out, add }
     }
 

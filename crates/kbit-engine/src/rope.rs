@@ -1,15 +1,27 @@
 //! Rotary position embedding (Su et al. 2021): tables of sines and cosines, and turning queries and keys by them.
 //!
-//! Angles are computed in double precision and rounded once. Scaling follows `rope_yarn` and `ggml_rope_yarn_corr_dim`
-//! of ggml (`ggml-cpu/ops.cpp`), which implement Peng et al. 2023.
+//! Angles are computed in double precision and rounded once. Scaling follows Peng et al. 2023 and Ding et al. 2024, and Hugging
+//! Face transformers' `modeling_rope_utils.py` where those leave a choice.
 
 use crate::EngineError;
 use kbit_models::description::{Rope, RopeScaling, RopeStyle};
+
+/// Rotary positions and the tensors that they are made with.
+#[derive(Debug)]
+pub(crate) struct RopeTensors {
+    pub(crate) rope: Rope,
+    /// `[dims / 2]`, divide the frequencies.
+    pub(crate) factors: Option<Vec<f32>>,
+    /// The same in contexts longer than the original one.
+    pub(crate) long_factors: Option<Vec<f32>>,
+}
 
 /// What a position turns each pair of dimensions by.
 #[derive(Debug)]
 pub(crate) struct Rotation {
     style: RopeStyle,
+    /// First dimension of a head that turns.
+    first: usize,
     /// Angle of each pair at position 1.
     frequencies: Vec<f64>,
     /// Factor on sine and cosine.
@@ -24,25 +36,37 @@ pub(crate) struct Angles {
 }
 
 impl Rotation {
-    /// `factors` `[dims / 2]` divide the frequencies.
-    pub(crate) fn new(rope: &Rope, factors: Option<&[f32]>) -> Self {
-        let base = f64::from(rope.base);
-        #[expect(clippy::cast_precision_loss, reason = "dimensions are far below 2^53")]
+    /// The rotation in a context of up to `context` tokens: some scalings begin past the original length, and keys that
+    /// are stored cannot be turned again.
+    #[expect(clippy::cast_precision_loss, reason = "dimensions and contexts are far below 2^53")]
+    pub(crate) fn new(tensors: &RopeTensors, context: usize) -> Self {
+        let rope = &tensors.rope;
+        let dims = rope.dims as f64;
+        let mut base = f64::from(rope.base);
+        let (mut factors, mut magnitude) = (&tensors.factors, 1.0);
+        match &rope.scaling {
+            RopeScaling::None | RopeScaling::Linear { .. } => {}
+            RopeScaling::Yarn { attention, .. } => magnitude = f64::from(*attention),
+            RopeScaling::Dynamic { factor, original_context } => {
+                let growth = context.max(*original_context) as f64 / *original_context as f64;
+                let factor = f64::from(*factor);
+                base *= (factor * growth - (factor - 1.0)).powf(dims / (dims - 2.0).max(1.0));
+            }
+            RopeScaling::LongRope { original_context, attention, .. } => {
+                magnitude = f64::from(*attention);
+                if context > *original_context {
+                    factors = &tensors.long_factors;
+                }
+            }
+        }
         let frequencies = (0..rope.dims / 2)
             .map(|pair| {
-                let frequency = base.powf(-2.0 * pair as f64 / rope.dims as f64);
-                let frequency = factors.map_or(frequency, |factors| frequency / f64::from(factors[pair]));
+                let frequency = base.powf(-2.0 * pair as f64 / dims);
+                let frequency = factors.as_ref().map_or(frequency, |f| frequency / f64::from(f[pair]));
                 scaled(rope, pair, frequency)
             })
             .collect();
-        let magnitude = match rope.scaling {
-            RopeScaling::None | RopeScaling::Linear { .. } => 1.0,
-            RopeScaling::Yarn { factor, attention, extrapolation, .. } => {
-                let own = if extrapolation == 0.0 { 1.0 } else { 1.0 + 0.1 * f64::from(factor).ln() };
-                f64::from(attention) * own
-            }
-        };
-        Self { style: rope.style, frequencies, magnitude }
+        Self { style: rope.style, first: rope.first, frequencies, magnitude }
     }
 
     fn pairs(&self) -> usize {
@@ -77,6 +101,7 @@ impl Rotation {
         let pairs = self.pairs();
         let turns = &angles.table[position * pairs..][..pairs];
         for head in x.chunks_exact_mut(width) {
+            let head = &mut head[self.first..];
             match self.style {
                 RopeStyle::Adjacent => {
                     for ([a, b], &(cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
@@ -98,17 +123,26 @@ impl Rotation {
 #[expect(clippy::cast_precision_loss, reason = "dimensions and contexts are far below 2^53")]
 fn scaled(rope: &Rope, pair: usize, frequency: f64) -> f64 {
     match rope.scaling {
-        RopeScaling::None => frequency,
+        RopeScaling::None | RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. } => frequency,
         RopeScaling::Linear { factor } => frequency / f64::from(factor),
-        RopeScaling::Yarn { factor, original_context, extrapolation, beta_fast, beta_slow, .. } => {
+        RopeScaling::Yarn {
+            factor,
+            original_context,
+            extrapolation,
+            beta_fast,
+            beta_slow,
+            whole_pairs,
+            ..
+        } => {
             let dims = rope.dims as f64;
             // The pair that turns `rotations` times over the original context.
             let pair_of = |rotations: f32| {
                 dims * (original_context as f64 / (f64::from(rotations) * 2.0 * std::f64::consts::PI)).ln()
                     / (2.0 * f64::from(rope.base).ln())
             };
-            let low = pair_of(beta_fast).floor().max(0.0);
-            let high = pair_of(beta_slow).ceil().min(dims - 1.0);
+            let (low, high) = (pair_of(beta_fast), pair_of(beta_slow));
+            let (low, high) = if whole_pairs { (low.floor(), high.ceil()) } else { (low, high) };
+            let (low, high) = (low.max(0.0), high.min(dims - 1.0));
             let ramp = ((pair as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
             let extrapolated = (1.0 - ramp) * f64::from(extrapolation);
             frequency / f64::from(factor) * (1.0 - extrapolated) + frequency * extrapolated
@@ -121,7 +155,11 @@ mod tests {
     use super::*;
 
     fn rope(style: RopeStyle, scaling: RopeScaling) -> Rope {
-        Rope { dims: 4, base: 100.0, style, scaling, factors: None }
+        Rope { dims: 4, first: 0, base: 100.0, style, scaling, factors: None }
+    }
+
+    fn rotation(rope: Rope, factors: Option<Vec<f32>>) -> Rotation {
+        Rotation::new(&RopeTensors { rope, factors, long_factors: None }, 1)
     }
 
     fn turn(rotation: &Rotation, position: usize, x: [f32; 5]) -> [f32; 5] {
@@ -138,8 +176,8 @@ mod tests {
         // Frequencies are 1 and 1/10.
         let (sin, cos) = 7.0_f32.sin_cos();
         let (slow_sin, slow_cos) = 0.7_f32.sin_cos();
-        let adjacent = Rotation::new(&rope(RopeStyle::Adjacent, RopeScaling::None), None);
-        let halves = Rotation::new(&rope(RopeStyle::Halves, RopeScaling::None), None);
+        let adjacent = rotation(rope(RopeStyle::Adjacent, RopeScaling::None), None);
+        let halves = rotation(rope(RopeStyle::Halves, RopeScaling::None), None);
         let expected = [cos, sin, 2.0 * slow_cos, 2.0 * slow_sin, 9.0];
         for (got, want) in turn(&adjacent, 7, [1.0, 0.0, 2.0, 0.0, 9.0]).iter().zip(expected) {
             assert!((got - want).abs() < 1e-6, "{got} {want}");
@@ -152,8 +190,8 @@ mod tests {
 
     #[test]
     fn factors_and_linear_scaling_divide_frequencies() {
-        let plain = Rotation::new(&rope(RopeStyle::Halves, RopeScaling::Linear { factor: 4.0 }), None);
-        let by_factors = Rotation::new(&rope(RopeStyle::Halves, RopeScaling::None), Some(&[4.0, 4.0]));
+        let plain = rotation(rope(RopeStyle::Halves, RopeScaling::Linear { factor: 4.0 }), None);
+        let by_factors = rotation(rope(RopeStyle::Halves, RopeScaling::None), Some(vec![4.0, 4.0]));
         assert_eq!(plain.frequencies, by_factors.frequencies);
         assert!((plain.frequencies[0] - 0.25).abs() < 1e-12 && (plain.frequencies[1] - 0.025).abs() < 1e-12);
     }
@@ -164,15 +202,46 @@ mod tests {
             factor: 4.0,
             original_context: 64,
             extrapolation: 1.0,
-            attention: 1.0,
+            attention: 1.1,
             beta_fast: 32.0,
             beta_slow: 1.0,
+            whole_pairs: true,
         };
-        let rope = Rope { dims: 64, base: 10000.0, style: RopeStyle::Adjacent, scaling, factors: None };
-        let rotation = Rotation::new(&rope, None);
+        let rope =
+            Rope { dims: 64, first: 0, base: 10000.0, style: RopeStyle::Adjacent, scaling, factors: None };
+        let rotation = rotation(rope, None);
         assert!((rotation.frequencies[0] - 1.0).abs() < 1e-12);
         let last = 10000f64.powf(-62.0 / 64.0) / 4.0;
         assert!((rotation.frequencies[31] - last).abs() < 1e-15);
-        assert!((rotation.magnitude - (1.0 + 0.1 * 4f64.ln())).abs() < 1e-12);
+        assert!((rotation.magnitude - 1.1).abs() < 1e-6);
+    }
+
+    #[test]
+    fn some_scalings_begin_past_the_original_context() {
+        let scaling = RopeScaling::Dynamic { factor: 2.0, original_context: 64 };
+        let plain = rotation(rope(RopeStyle::Halves, RopeScaling::None), None);
+        let at = |scaling: &RopeScaling, context| {
+            let tensors = RopeTensors {
+                rope: rope(RopeStyle::Halves, scaling.clone()),
+                factors: Some(vec![1.0, 1.0]),
+                long_factors: Some(vec![1.0, 8.0]),
+            };
+            Rotation::new(&tensors, context).frequencies
+        };
+        assert_eq!(at(&scaling, 64), plain.frequencies);
+        // The base grows by (2 * 128 / 64 - 1)^(4 / 2) = 9.
+        assert!((at(&scaling, 128)[1] - 900f64.powf(-0.5)).abs() < 1e-12);
+        let scaling =
+            RopeScaling::LongRope { original_context: 64, attention: 1.0, long_factors: "long".to_owned() };
+        assert_eq!(at(&scaling, 64), plain.frequencies);
+        assert!((at(&scaling, 65)[1] - plain.frequencies[1] / 8.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn dimensions_before_the_first_stay() {
+        let rope = Rope { dims: 2, first: 3, ..rope(RopeStyle::Halves, RopeScaling::None) };
+        let got = turn(&rotation(rope, None), 2, [1.0, 2.0, 3.0, 1.0, 0.0]);
+        assert_eq!(got[..3], [1.0, 2.0, 3.0]);
+        assert!((got[3] - 2f32.cos()).abs() < 1e-6 && (got[4] - 2f32.sin()).abs() < 1e-6);
     }
 }

@@ -4,9 +4,13 @@ use crate::EngineError;
 use crate::buffer::{Matrix, Rows, RowsMut};
 use crate::cache::{LayerCache, Span, attend};
 use crate::compute::Compute;
-use crate::model::{Layer, Linear, Model, add};
-use crate::rope::Angles;
-use kbit_models::description::{Activation, Residual};
+use crate::experts::{Route, route};
+use crate::model::{
+    ExpertLayer, FeedForward, HeadsNorm, LatentHeads, LatentProjection, Layer, Linear, Mlp, Model, Norm,
+    Projection, add,
+};
+use crate::rope::{Angles, Rotation};
+use kbit_models::description::{Activation, Description, Experts, Residual};
 
 /// A run of a model: the tokens so far, their keys and values, and the memory to compute with.
 ///
@@ -25,7 +29,8 @@ pub struct Session<'m> {
     capacity: usize,
     compute: Compute,
     sequences: Vec<Sequence>,
-    angles: Angles,
+    /// Of each kind of rotary positions that the model has.
+    rotations: Vec<(Rotation, Angles)>,
     buffers: Buffers,
 }
 
@@ -49,6 +54,17 @@ struct Buffers {
     attention: Matrix,
     /// What a sub-layer adds to the stream.
     added: Matrix,
+    inner: Inner,
+    /// What experts read and give.
+    gathered: Matrix,
+    expert: Matrix,
+    /// Whatever has to lie somewhere for a moment.
+    spare: Matrix,
+}
+
+/// Activations within a feed-forward network.
+#[derive(Debug, Default)]
+struct Inner {
     gate: Matrix,
     up: Matrix,
 }
@@ -70,7 +86,11 @@ impl<'m> Session<'m> {
             capacity,
             compute: Compute::new(model.kernels(), model.mode(), true),
             sequences: Vec::new(),
-            angles: Angles::default(),
+            rotations: model
+                .ropes
+                .iter()
+                .map(|tensors| (Rotation::new(tensors, capacity), Angles::default()))
+                .collect(),
             buffers: Buffers::default(),
         }
     }
@@ -268,11 +288,18 @@ impl<'m> Session<'m> {
     }
 
     fn write_logits(&self, states: Rows<'_>, mut out: RowsMut<'_>) -> Result<(), EngineError> {
-        self.model.output.multiply(&self.compute, states, out.reborrow())?;
-        let scale = self.model.description().output_scale;
-        #[expect(clippy::float_cmp, reason = "exactly 1 means no scaling")]
-        if scale != 1.0 {
-            each_row(&self.compute, out, |_, row| row.iter_mut().for_each(|logit| *logit *= scale));
+        let (model, compute) = (self.model, &self.compute);
+        match &model.output_projection {
+            Some(projection) => {
+                let mut projected = Matrix::default();
+                linear(compute, projection, states, &mut projected)?;
+                linear_into(compute, &model.output, projected.rows(), out.reborrow())?;
+            }
+            None => linear_into(compute, &model.output, states, out.reborrow())?,
+        }
+        scale_rows(compute, out.reborrow(), model.description().output_scale);
+        if let Some(cap) = model.description().output_cap {
+            each_row(compute, out, |_, row| compute.kernels.soft_cap(row, cap));
         }
         Ok(())
     }
@@ -287,9 +314,13 @@ impl<'m> Session<'m> {
 
     /// Checks tokens before anything is computed.
     fn check(&self, used: usize, tokens: &[u32]) -> Result<(), EngineError> {
-        let vocab = self.model.description().vocab;
+        let d = self.model.description();
+        let vocab = d.vocab;
         if tokens.len() > self.capacity.saturating_sub(used) {
             return Err(EngineError::ContextOverflow { used, new: tokens.len(), capacity: self.capacity });
+        }
+        if d.embedding.learned_positions && used + tokens.len() > d.context_length {
+            return Err(EngineError::Positions { needed: used + tokens.len(), positions: d.context_length });
         }
         match tokens.iter().position(|&token| token as usize >= vocab) {
             Some(position) => Err(EngineError::Token { token: tokens[position], position, vocab }),
@@ -299,7 +330,7 @@ impl<'m> Session<'m> {
 
     /// The forward pass. Leaves the wanted hidden states, after the last normalisation, in `buffers.normed`.
     fn run(&mut self, pieces: &[Piece<'_>]) -> Result<(), EngineError> {
-        let Self { model, compute, sequences, angles, buffers: b, .. } = self;
+        let Self { model, compute, sequences, rotations, buffers: b, .. } = self;
         let d = model.description();
         let tokens: Vec<u32> = pieces.iter().flat_map(|piece| piece.tokens).copied().collect();
         for piece in pieces {
@@ -326,51 +357,81 @@ impl<'m> Session<'m> {
             })
             .collect();
         let reach = all.iter().map(|span| span.position + span.len).max().unwrap_or(0);
-        model.rotation.extend(angles, reach)?;
+        for (rotation, angles) in rotations.iter_mut() {
+            rotation.extend(angles, reach)?;
+        }
 
-        b.stream.resize(tokens.len(), d.hidden)?;
-        model.embedding.gather(compute, &tokens, b.stream.rows_mut())?;
-        scale_rows(compute, b.stream.rows_mut(), d.embedding_scale);
-
+        embed(model, compute, &tokens, &all, b)?;
         for (index, layer) in model.layers.iter().enumerate() {
-            let Residual::Sequential = d.residual;
             let last = index + 1 == model.layers.len();
-            norm_rows(compute, &layer.attention_norm, b.stream.rows(), &mut b.normed)?;
-            linear(compute, &layer.key, b.normed.rows(), &mut b.keys)?;
-            linear(compute, &layer.value, b.normed.rows(), &mut b.values)?;
-            let rotate = |spans: &[Span], x: RowsMut<'_>| {
-                let positions: Vec<usize> =
-                    spans.iter().flat_map(|span| span.position..span.position + span.len).collect();
-                each_row(compute, x, |row, x| model.rotation.apply(angles, positions[row], x, d.head_dim));
+            let heads = model.heads(index);
+            let rotation = layer.rope.and_then(|rope| rotations.get(rope));
+            let turn = |spans: &[Span], x: RowsMut<'_>| {
+                let Some((rotation, angles)) = rotation else { return };
+                let positions = positions(spans);
+                each_row(compute, x, |row, x| rotation.apply(angles, positions[row], x, d.head_dim));
             };
-            rotate(&all, b.keys.rows_mut());
+            // Side by side, both sub-layers read the stream before either adds to it.
+            let parallel = d.residual == Residual::Parallel;
+            // Norms of the stream itself stand behind the sub-layers instead.
+            let after = d.residual == Residual::NormAfter;
+            let before_attention = layer.before_attention.as_ref();
+            let before_feed_forward = layer.before_feed_forward.as_ref();
+
+            norm_rows(compute, before_attention.filter(|_| !after), b.stream.rows(), &mut b.normed)?;
+            keys_and_values(compute, d, layer, b)?;
+            turn(&all, b.keys.rows_mut());
             let mut row = 0;
             for span in &all {
                 let (keys, values) = (b.keys.rows().band(row, span.len), b.values.rows().band(row, span.len));
-                sequences[span.sequence].layers[index].store(d, span.position, keys, values)?;
+                sequences[span.sequence].layers[index].store(&heads, span.position, keys, values)?;
                 row += span.len;
             }
             // After the last keys and values, only the tokens whose results are wanted go on.
             let spans = if last { &wanted } else { &all };
             if last {
-                keep(&all, &wanted, b.stream.rows(), &mut b.kept)?;
-                std::mem::swap(&mut b.stream, &mut b.kept);
-                keep(&all, &wanted, b.normed.rows(), &mut b.kept)?;
-                std::mem::swap(&mut b.normed, &mut b.kept);
+                let fused = matches!(layer.projection, Projection::Fused(_));
+                let on = [&mut b.stream, &mut b.normed].into_iter().chain(fused.then_some(&mut b.queries));
+                for matrix in on {
+                    keep(&all, &wanted, matrix.rows(), &mut b.kept)?;
+                    std::mem::swap(matrix, &mut b.kept);
+                }
             }
-            linear(compute, &layer.query, b.normed.rows(), &mut b.queries)?;
-            rotate(spans, b.queries.rows_mut());
+            queries(compute, d, layer, b)?;
+            turn(spans, b.queries.rows_mut());
             let caches: Vec<&LayerCache> = sequences.iter().map(|s| &s.layers[index]).collect();
             b.attention.resize(b.stream.rows().rows(), d.attention_width())?;
-            attend(compute, d, spans, b.queries.rows(), b.attention.rows_mut(), &caches)?;
+            attend(compute, &heads, spans, b.queries.rows(), b.attention.rows_mut(), &caches)?;
+            leave_latent_space(compute, layer, b)?;
             linear(compute, &layer.attention_output, b.attention.rows(), &mut b.added)?;
-            add_rows(compute, b.added.rows(), d.residual_scale, b.stream.rows_mut());
+            norm_in_place(compute, layer.after_attention.as_ref(), &mut b.added, &mut b.spare)?;
 
-            norm_rows(compute, &layer.feed_forward_norm, b.stream.rows(), &mut b.normed)?;
-            feed_forward(compute, d.activation, layer, b)?;
+            if parallel {
+                if before_feed_forward.is_some() {
+                    norm_rows(compute, before_feed_forward, b.stream.rows(), &mut b.normed)?;
+                }
+                add_rows(compute, b.added.rows(), d.residual_scale, b.stream.rows_mut());
+            } else {
+                add_rows(compute, b.added.rows(), d.residual_scale, b.stream.rows_mut());
+                if after {
+                    norm_in_place(compute, before_attention, &mut b.stream, &mut b.spare)?;
+                }
+                let norm = before_feed_forward.filter(|_| !after);
+                norm_rows(compute, norm, b.stream.rows(), &mut b.normed)?;
+            }
+            match &layer.feed_forward {
+                FeedForward::Dense(mlp) => {
+                    feed_forward(compute, d.activation, mlp, b.normed.rows(), &mut b.inner, &mut b.added)?;
+                }
+                FeedForward::Experts(experts) => expert_feed_forward(compute, d, experts, b)?,
+            }
+            norm_in_place(compute, layer.after_feed_forward.as_ref(), &mut b.added, &mut b.spare)?;
             add_rows(compute, b.added.rows(), d.residual_scale, b.stream.rows_mut());
+            if after {
+                norm_in_place(compute, before_feed_forward, &mut b.stream, &mut b.spare)?;
+            }
         }
-        norm_rows(compute, &model.output_norm, b.stream.rows(), &mut b.normed)?;
+        norm_rows(compute, model.output_norm.as_ref(), b.stream.rows(), &mut b.normed)?;
         for span in &all {
             sequences[span.sequence].len = span.position + span.len;
         }
@@ -378,53 +439,355 @@ impl<'m> Session<'m> {
     }
 }
 
-/// `added = down(act(gate(normed)) * up(normed))`, or `down(act(up(normed)))` without a gate.
-fn feed_forward(
+/// Positions of the tokens of spans, one after the other.
+fn positions(spans: &[Span]) -> Vec<usize> {
+    spans.iter().flat_map(|span| span.position..span.position + span.len).collect()
+}
+
+/// The first state of the stream.
+fn embed(
+    model: &Model,
     compute: &Compute,
-    activation: Activation,
+    tokens: &[u32],
+    spans: &[Span],
+    b: &mut Buffers,
+) -> Result<(), EngineError> {
+    let d = model.description();
+    b.stream.resize(tokens.len(), d.embedding.width)?;
+    model.embedding.gather(compute, tokens, b.stream.rows_mut())?;
+    scale_rows(compute, b.stream.rows_mut(), d.embedding.scale);
+    if let Some(projection) = &model.embedding_projection {
+        linear(compute, projection, b.stream.rows(), &mut b.spare)?;
+        std::mem::swap(&mut b.stream, &mut b.spare);
+    }
+    if let Some(table) = &model.positions {
+        // They are within the table, which is shorter than 2^32: checked before the pass.
+        #[expect(clippy::cast_possible_truncation, reason = "checked before the pass")]
+        let places: Vec<u32> = positions(spans).into_iter().map(|position| position as u32).collect();
+        b.spare.resize(tokens.len(), d.hidden)?;
+        table.gather(compute, &places, b.spare.rows_mut())?;
+        add_rows(compute, b.spare.rows(), 1.0, b.stream.rows_mut());
+    }
+    norm_in_place(compute, model.embedding_norm.as_ref(), &mut b.stream, &mut b.spare)
+}
+
+/// Keys and values of all tokens, from `normed`; from a fused matrix the queries come with them.
+fn keys_and_values(
+    compute: &Compute,
+    d: &Description,
     layer: &Layer,
     b: &mut Buffers,
 ) -> Result<(), EngineError> {
-    let kernels = compute.kernels;
-    linear(compute, &layer.up, b.normed.rows(), &mut b.up)?;
-    let inner = match &layer.gate {
-        Some(gate) => {
-            linear(compute, gate, b.normed.rows(), &mut b.gate)?;
-            let up = b.up.rows();
-            each_row(compute, b.gate.rows_mut(), |row, gate| match activation {
-                Activation::Silu => kernels.silu_mul(gate, up.row(row)),
+    match &layer.projection {
+        Projection::Separate { key, value, .. } => {
+            linear(compute, key, b.normed.rows(), &mut b.keys)?;
+            linear(compute, value, b.normed.rows(), &mut b.values)?;
+        }
+        Projection::Fused(matrix) => {
+            linear(compute, matrix, b.normed.rows(), &mut b.spare)?;
+            let mut col = 0;
+            for (out, width) in [
+                (&mut b.queries, d.query_width()),
+                (&mut b.keys, d.key_width()),
+                (&mut b.values, d.value_width()),
+            ] {
+                let part = b.spare.rows().window(0, b.spare.rows().rows(), col, width);
+                copy_rows(compute, part, out)?;
+                col += width;
+            }
+        }
+        Projection::Latent(latent) => return latent_keys_and_values(compute, d, latent, b),
+    }
+    clamp_rows(compute, d, b.keys.rows_mut());
+    clamp_rows(compute, d, b.values.rows_mut());
+    heads_norm_in_place(compute, layer.key_norm.as_ref(), &mut b.keys, &mut b.spare)
+}
+
+/// Queries of the tokens that go on, from `normed`.
+fn queries(compute: &Compute, d: &Description, layer: &Layer, b: &mut Buffers) -> Result<(), EngineError> {
+    match &layer.projection {
+        Projection::Separate { query, .. } => linear(compute, query, b.normed.rows(), &mut b.queries)?,
+        Projection::Fused(_) => {}
+        Projection::Latent(latent) => return latent_queries(compute, d, latent, b),
+    }
+    clamp_rows(compute, d, b.queries.rows_mut());
+    heads_norm_in_place(compute, layer.query_norm.as_ref(), &mut b.queries, &mut b.spare)
+}
+
+/// Keys `[latent or nope, rope]` and values of latent attention, from `normed`.
+fn latent_keys_and_values(
+    compute: &Compute,
+    d: &Description,
+    latent: &LatentProjection,
+    b: &mut Buffers,
+) -> Result<(), EngineError> {
+    let shape = latent.shape;
+    linear(compute, &latent.key_value, b.normed.rows(), &mut b.spare)?;
+    let count = b.spare.rows().rows();
+    let (vector, turning) = (
+        b.spare.rows().window(0, count, 0, shape.rank),
+        b.spare.rows().window(0, count, shape.rank, shape.rope),
+    );
+    norm_rows(compute, Some(&latent.key_value_norm), vector, &mut b.values)?;
+    b.keys.resize(count, d.key_width())?;
+    match &latent.heads {
+        LatentHeads::Absorbed { .. } => {
+            let values = b.values.rows();
+            each_row(compute, b.keys.rows_mut(), |row, key| {
+                key[..shape.rank].copy_from_slice(values.row(row));
+                key[shape.rank..].copy_from_slice(turning.row(row));
             });
-            b.gate.rows()
+        }
+        LatentHeads::Plain(matrix) => {
+            linear(compute, matrix, b.values.rows(), &mut b.expert)?;
+            let made = b.expert.rows();
+            let width = shape.nope + shape.value;
+            each_row(compute, b.keys.rows_mut(), |row, keys| {
+                for (key, made) in keys.chunks_exact_mut(d.head_dim).zip(made.row(row).chunks_exact(width)) {
+                    key[..shape.nope].copy_from_slice(&made[..shape.nope]);
+                    key[shape.nope..].copy_from_slice(turning.row(row));
+                }
+            });
+            b.values.resize(count, d.value_width())?;
+            each_row(compute, b.values.rows_mut(), |row, values| {
+                for (value, made) in
+                    values.chunks_exact_mut(shape.value).zip(made.row(row).chunks_exact(width))
+                {
+                    value.copy_from_slice(&made[shape.nope..]);
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Queries of latent attention, from `normed`.
+fn latent_queries(
+    compute: &Compute,
+    d: &Description,
+    latent: &LatentProjection,
+    b: &mut Buffers,
+) -> Result<(), EngineError> {
+    match &latent.query_rank {
+        None => linear(compute, &latent.query, b.normed.rows(), &mut b.queries)?,
+        Some((narrow, norm)) => {
+            linear(compute, narrow, b.normed.rows(), &mut b.spare)?;
+            norm_rows(compute, Some(norm), b.spare.rows(), &mut b.expert)?;
+            linear(compute, &latent.query, b.expert.rows(), &mut b.queries)?;
+        }
+    }
+    let LatentHeads::Absorbed { into, .. } = &latent.heads else { return Ok(()) };
+    let shape = latent.shape;
+    let (width, count) = (shape.nope + shape.rope, b.queries.rows().rows());
+    b.spare.resize(count, d.query_width())?;
+    for (head, matrix) in into.iter().enumerate() {
+        let query = b.queries.rows().window(0, count, head * width, shape.nope);
+        matrix.multiply(compute, query, b.spare.rows_mut().columns(head * d.head_dim, shape.rank))?;
+    }
+    let queries = b.queries.rows();
+    each_row(compute, b.spare.rows_mut(), |row, out| {
+        for (out, query) in out.chunks_exact_mut(d.head_dim).zip(queries.row(row).chunks_exact(width)) {
+            out[shape.rank..].copy_from_slice(&query[shape.nope..]);
+        }
+    });
+    std::mem::swap(&mut b.queries, &mut b.spare);
+    Ok(())
+}
+
+/// What heads have gathered in the latent space becomes their values.
+fn leave_latent_space(compute: &Compute, layer: &Layer, b: &mut Buffers) -> Result<(), EngineError> {
+    let Projection::Latent(latent) = &layer.projection else { return Ok(()) };
+    let LatentHeads::Absorbed { out_of, .. } = &latent.heads else { return Ok(()) };
+    let shape = latent.shape;
+    let count = b.attention.rows().rows();
+    b.spare.resize(count, out_of.len() * shape.value)?;
+    for (head, matrix) in out_of.iter().enumerate() {
+        let gathered = b.attention.rows().window(0, count, head * shape.rank, shape.rank);
+        matrix.multiply(compute, gathered, b.spare.rows_mut().columns(head * shape.value, shape.value))?;
+    }
+    std::mem::swap(&mut b.attention, &mut b.spare);
+    Ok(())
+}
+
+/// `out = down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate.
+fn feed_forward(
+    compute: &Compute,
+    activation: Activation,
+    mlp: &Mlp,
+    x: Rows<'_>,
+    inner: &mut Inner,
+    out: &mut Matrix,
+) -> Result<(), EngineError> {
+    linear(compute, &mlp.up, x, &mut inner.up)?;
+    let width = mlp.down.weight.cols();
+    let gate = &mut inner.gate;
+    match &mlp.gate {
+        Some(matrix) => linear(compute, matrix, x, gate)?,
+        // The first half of `up`.
+        None if mlp.up.weight.rows() == 2 * width => {
+            copy_rows(compute, inner.up.rows().window(0, x.rows(), 0, width), gate)?;
         }
         None => {
-            each_row(compute, b.up.rows_mut(), |_, up| match activation {
-                Activation::Silu => kernels.silu(up),
-            });
-            b.up.rows()
+            each_row(compute, inner.up.rows_mut(), |_, up| activate(compute, activation, up, None));
+            return linear(compute, &mlp.down, inner.up.rows(), out);
         }
-    };
-    linear(compute, &layer.down, inner, &mut b.added)
+    }
+    let up = inner.up.rows().window(0, x.rows(), inner.up.rows().cols() - width, width);
+    each_row(compute, gate.rows_mut(), |row, gate| activate(compute, activation, gate, Some(up.row(row))));
+    linear(compute, &mlp.down, gate.rows(), out)
+}
+
+/// `x <- act(x)`, or `act(x) * up`.
+fn activate(compute: &Compute, activation: Activation, x: &mut [f32], up: Option<&[f32]>) {
+    let kernels = compute.kernels;
+    match (activation, up) {
+        (Activation::Silu, Some(up)) => return kernels.silu_mul(x, up),
+        (Activation::ClampedSwiglu { alpha, limit }, Some(up)) => {
+            return kernels.clamped_swiglu(x, up, alpha, limit);
+        }
+        // Without a gate there is nothing to be clamped.
+        (Activation::Silu | Activation::ClampedSwiglu { .. }, None) => kernels.silu(x),
+        (Activation::Gelu, _) => kernels.gelu(x),
+        (Activation::GeluTanh, _) => kernels.gelu_tanh(x),
+        (Activation::Relu, _) => kernels.relu(x),
+    }
+    for (x, up) in x.iter_mut().zip(up.unwrap_or_default()) {
+        *x *= up;
+    }
+}
+
+/// `added` = the experts' results for `normed`, weighted, and that of the expert that all tokens go through.
+///
+/// Each expert multiplies all of its tokens at once. A token adds up its experts' results in the order of their numbers,
+/// so that it does not matter which tokens go together.
+fn expert_feed_forward(
+    compute: &Compute,
+    d: &Description,
+    layer: &ExpertLayer,
+    b: &mut Buffers,
+) -> Result<(), EngineError> {
+    let count = b.normed.rows().rows();
+    match &layer.shared {
+        Some(shared) => {
+            feed_forward(compute, d.activation, shared, b.normed.rows(), &mut b.inner, &mut b.added)?;
+        }
+        None => b.added.resize(count, d.hidden)?,
+    }
+    let added = &mut b.added;
+    if let Some(gate) = &layer.shared_gate {
+        linear(compute, gate, b.normed.rows(), &mut b.spare)?;
+        let gates = b.spare.rows();
+        each_row(compute, added.rows_mut(), |row, added| {
+            let mut gate = [-gates.row(row)[0]];
+            let _ = compute.kernels.exp_below(&mut gate, 0.0);
+            added.iter_mut().for_each(|x| *x /= 1.0 + gate[0]);
+        });
+    }
+    if layer.shared.is_none() {
+        each_row(compute, added.rows_mut(), |_, row| row.fill(0.0));
+    }
+    linear(compute, &layer.router, b.normed.rows(), &mut b.spare)?;
+    let Some(experts) = &d.experts else { return Ok(()) };
+    for routes in routes(compute, experts, layer, b.spare.rows_mut()).chunk_by(|a, b| a.expert == b.expert) {
+        let Some(expert) = routes.first().and_then(|route| layer.experts.get(route.expert)) else { continue };
+        b.gathered.resize(routes.len(), d.hidden)?;
+        let normed = b.normed.rows();
+        each_row(compute, b.gathered.rows_mut(), |place, x| x.copy_from_slice(normed.row(routes[place].row)));
+        feed_forward(compute, d.activation, expert, b.gathered.rows(), &mut b.inner, &mut b.expert)?;
+        let mut added = b.added.rows_mut();
+        for (place, route) in routes.iter().enumerate() {
+            for (sum, x) in added.row_mut(route.row).iter_mut().zip(b.expert.rows().row(place)) {
+                *sum += route.weight * x;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The routes of all tokens, by expert and then by token. `logits` `[n, experts]` are overwritten.
+fn routes(compute: &Compute, experts: &Experts, layer: &ExpertLayer, mut logits: RowsMut<'_>) -> Vec<Route> {
+    let mut routes = Vec::with_capacity(logits.rows() * experts.used);
+    for row in 0..logits.rows() {
+        route(compute.kernels, experts, layer.bias.as_deref(), row, logits.row_mut(row), &mut routes);
+    }
+    routes.sort_by_key(|route| (route.expert, route.row));
+    routes
 }
 
 /// `out = x * weight^T + bias`.
 fn linear(compute: &Compute, linear: &Linear, x: Rows<'_>, out: &mut Matrix) -> Result<(), EngineError> {
     out.resize(x.rows(), linear.weight.rows())?;
-    linear.weight.multiply(compute, x, out.rows_mut())?;
+    linear_into(compute, linear, x, out.rows_mut())
+}
+
+/// As [`linear`], into rows that are there.
+fn linear_into(
+    compute: &Compute,
+    linear: &Linear,
+    x: Rows<'_>,
+    mut out: RowsMut<'_>,
+) -> Result<(), EngineError> {
+    linear.weight.multiply(compute, x, out.reborrow())?;
     if let Some(bias) = &linear.bias {
-        each_row(compute, out.rows_mut(), |_, row| add(bias, row));
+        each_row(compute, out, |_, row| add(bias, row));
     }
     Ok(())
 }
 
+/// `out = norm(x)`, or `x` where there is no norm.
 fn norm_rows(
     compute: &Compute,
-    norm: &crate::model::Norm,
+    norm: Option<&Norm>,
     x: Rows<'_>,
     out: &mut Matrix,
 ) -> Result<(), EngineError> {
+    let Some(norm) = norm else { return copy_rows(compute, x, out) };
     out.resize(x.rows(), x.cols())?;
     each_row(compute, out.rows_mut(), |row, out| norm.apply(compute.kernels, x.row(row), out));
     Ok(())
+}
+
+/// `x = norm(x)`, if there is a norm.
+fn norm_in_place(
+    compute: &Compute,
+    norm: Option<&Norm>,
+    x: &mut Matrix,
+    spare: &mut Matrix,
+) -> Result<(), EngineError> {
+    if norm.is_some() {
+        norm_rows(compute, norm, x.rows(), spare)?;
+        std::mem::swap(x, spare);
+    }
+    Ok(())
+}
+
+/// As [`norm_in_place`], head by head.
+fn heads_norm_in_place(
+    compute: &Compute,
+    norm: Option<&HeadsNorm>,
+    x: &mut Matrix,
+    spare: &mut Matrix,
+) -> Result<(), EngineError> {
+    let Some(norm) = norm else { return Ok(()) };
+    let from = x.rows();
+    spare.resize(from.rows(), from.cols())?;
+    each_row(compute, spare.rows_mut(), |row, out| norm.apply(compute.kernels, from.row(row), out));
+    std::mem::swap(x, spare);
+    Ok(())
+}
+
+/// `out = x`.
+fn copy_rows(compute: &Compute, x: Rows<'_>, out: &mut Matrix) -> Result<(), EngineError> {
+    out.resize(x.rows(), x.cols())?;
+    each_row(compute, out.rows_mut(), |row, out| out.copy_from_slice(x.row(row)));
+    Ok(())
+}
+
+/// Keeps queries, keys or values within their bound, if the model has one; NaN stays.
+fn clamp_rows(compute: &Compute, d: &Description, x: RowsMut<'_>) {
+    if let Some(bound) = d.attention.clamp {
+        each_row(compute, x, |_, row| row.iter_mut().for_each(|x| *x = x.clamp(-bound, bound)));
+    }
 }
 
 /// `out += scale * x`.

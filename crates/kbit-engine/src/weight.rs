@@ -80,6 +80,10 @@ impl Weight {
         self.rows
     }
 
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// `out = x * weight^T` in the mode of `compute`: `x` `[n, cols]`, `out` `[n, rows]`.
     pub(crate) fn multiply(
         &self,

@@ -5,7 +5,7 @@ mod common;
 
 use common::{bits, logits, model, random_tensors, small, tokens, with_threads};
 use kbit_engine::{Description, EngineError, InstructionSet, Kernels, Session};
-use kbit_models::description::{Position, RopeScaling, RopeStyle};
+use kbit_models::description::{Activation, Gate, NormKind, Position, Residual, RopeScaling, RopeStyle};
 use kbit_types::{Codec, CodecError, MatrixShape};
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ struct Naive<'a> {
 
 impl Naive<'_> {
     fn tensor(&self, name: &str) -> Option<Vec<Vec<f64>>> {
-        let codec = self.tensors.get(name)?;
+        let codec = &self.tensors.get(name)?[0];
         let MatrixShape { rows, cols, .. } = codec.shape();
         let mut data = vec![0.0; (rows * cols) as usize];
         codec.decode(0..rows, &mut data, cols as usize).unwrap();
@@ -39,14 +39,21 @@ impl Naive<'_> {
     }
 
     fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
-        let weight = self.tensor(&format!("{name}.weight")).unwrap();
-        let square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        let weight = match self.d.norm.weights {
+            true => self.tensor(&format!("{name}.weight")).unwrap().remove(0),
+            false => vec![1.0; x.len()],
+        };
+        let mean = match self.d.norm.kind {
+            NormKind::Rms => 0.0,
+            NormKind::Layer => x.iter().sum::<f64>() / x.len() as f64,
+        };
+        let square = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
         let root = (square + f64::from(self.d.norm.epsilon)).sqrt();
-        x.iter().zip(&weight[0]).map(|(x, w)| x / root * w).collect()
+        x.iter().zip(&weight).map(|(x, w)| (x - mean) / root * w).collect()
     }
 
-    fn rotate(&self, x: &mut [f64], position: usize) {
-        let Position::Rope(rope) = &self.d.position;
+    fn rotate(&self, layer: usize, x: &mut [f64], position: usize) {
+        let Position::Rope(rope) = &self.d.blocks[layer].position else { return };
         let factors = rope.factors.as_ref().map(|name| self.tensor(name).unwrap().remove(0));
         let stretch = match rope.scaling {
             RopeScaling::Linear { factor } => f64::from(factor),
@@ -58,6 +65,7 @@ impl Naive<'_> {
                     RopeStyle::Adjacent => (2 * pair, 2 * pair + 1),
                     RopeStyle::Halves => (pair, pair + rope.dims / 2),
                 };
+                let (a, b) = (rope.first + a, rope.first + b);
                 let frequency = f64::from(rope.base).powf(-2.0 * pair as f64 / rope.dims as f64) / stretch;
                 let angle = position as f64 * frequency / factors.as_ref().map_or(1.0, |f| f[pair]);
                 (head[a], head[b]) = (
@@ -74,28 +82,41 @@ impl Naive<'_> {
         let embedding = self.tensor("token_embd.weight").unwrap();
         let mut stream: Vec<Vec<f64>> = tokens
             .iter()
-            .map(|&t| embedding[t as usize].iter().map(|x| x * f64::from(d.embedding_scale)).collect())
+            .map(|&t| embedding[t as usize].iter().map(|x| x * f64::from(d.embedding.scale)).collect())
             .collect();
         for layer in 0..d.layers {
             let name = |part: &str| format!("blk.{layer}.{part}");
-            let normed: Vec<Vec<f64>> = stream.iter().map(|x| self.norm(&name("attn_norm"), x)).collect();
+            let after = d.residual == Residual::NormAfter;
+            let norm = |part: Option<&str>, x: &[f64]| self.norm(&name(part.unwrap()), x);
+            let input = |part, x: &Vec<f64>| if after { x.clone() } else { norm(part, x) };
+            let normed: Vec<Vec<f64>> = stream.iter().map(|x| input(d.norms.before_attention, x)).collect();
             let project = |part: &str| -> Vec<Vec<f64>> {
-                normed.iter().map(|x| self.linear(&name(part), x)).collect()
+                let bound = d.attention.clamp.map_or(f64::INFINITY, f64::from);
+                let clamp = |x: f64| x.clamp(-bound, bound);
+                normed.iter().map(|x| self.linear(&name(part), x).into_iter().map(clamp).collect()).collect()
             };
             let (mut q, mut k, v) = (project("attn_q"), project("attn_k"), project("attn_v"));
-            q.iter_mut().enumerate().for_each(|(position, x)| self.rotate(x, position));
-            k.iter_mut().enumerate().for_each(|(position, x)| self.rotate(x, position));
-            for (i, x) in stream.iter_mut().enumerate() {
-                let first = d.attention.window.map_or(0, |window| (i + 1).saturating_sub(window));
+            q.iter_mut().enumerate().for_each(|(position, x)| self.rotate(layer, x, position));
+            k.iter_mut().enumerate().for_each(|(position, x)| self.rotate(layer, x, position));
+            let attention = |i: usize| {
+                let first = d.blocks[layer].window.map_or(0, |window| (i + 1).saturating_sub(window));
                 let mut mixed = Vec::new();
                 for head in 0..d.heads {
                     let key_head = head / (d.heads / d.kv_heads);
                     let query = &q[i][head * d.head_dim..][..d.head_dim];
+                    // Of six heads, the last two lie between the others.
+                    let slope = match d.blocks[layer].position {
+                        Position::Alibi { .. } => {
+                            [2.0, 4.0, 6.0, 8.0, 1.0, 3.0].map(|x: f64| (-x).exp2())[head]
+                        }
+                        _ => 0.0,
+                    };
                     let scores: Vec<f64> = (first..=i)
                         .map(|j| {
                             let key = &k[j][key_head * d.head_dim..][..d.head_dim];
                             let dot: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
-                            (dot * f64::from(d.attention.scale)).exp()
+                            let score = capped(dot * f64::from(d.attention.scale), d.attention.cap);
+                            (score - slope * (i - j) as f64).exp()
                         })
                         .collect();
                     let total: f64 = scores.iter().sum();
@@ -104,20 +125,32 @@ impl Naive<'_> {
                         mixed.push((first..=i).zip(&scores).map(|(j, s)| s / total * value(j)).sum());
                     }
                 }
-                for (x, y) in x.iter_mut().zip(self.linear(&name("attn_output"), &mixed)) {
-                    *x += f64::from(d.residual_scale) * y;
-                }
-                let normed = self.norm(&name("ffn_norm"), x);
-                let silu = |x: f64| x / (1.0 + (-x).exp());
-                let up = self.linear(&name("ffn_up"), &normed);
-                let inner: Vec<f64> = if d.gated {
-                    let gate = self.linear(&name("ffn_gate"), &normed);
-                    gate.iter().zip(up).map(|(&gate, up)| silu(gate) * up).collect()
+                self.linear(&name("attn_output"), &mixed)
+            };
+            let feed_forward = |normed: &[f64]| {
+                let up = self.linear(&name("ffn_up"), normed);
+                let inner: Vec<f64> = if d.gate == Gate::Separate {
+                    let gate = self.linear(&name("ffn_gate"), normed);
+                    gate.iter().zip(up).map(|(&gate, up)| activation(d.activation, gate) * up).collect()
                 } else {
-                    up.into_iter().map(silu).collect()
+                    up.into_iter().map(|up| activation(d.activation, up)).collect()
                 };
-                for (x, y) in x.iter_mut().zip(self.linear(&name("ffn_down"), &inner)) {
-                    *x += f64::from(d.residual_scale) * y;
+                self.linear(&name("ffn_down"), &inner)
+            };
+            let add = |x: &mut Vec<f64>, y: Vec<f64>| {
+                x.iter_mut().zip(y).for_each(|(x, y)| *x += f64::from(d.residual_scale) * y);
+            };
+            for (i, x) in stream.iter_mut().enumerate() {
+                let before = x.clone();
+                add(x, attention(i));
+                if after {
+                    *x = norm(d.norms.before_attention, x);
+                }
+                let seen = if d.residual == Residual::Parallel { &before } else { &*x };
+                let added = feed_forward(&input(d.norms.before_feed_forward, seen));
+                add(x, added);
+                if after {
+                    *x = norm(d.norms.before_feed_forward, x);
                 }
             }
         }
@@ -125,8 +158,33 @@ impl Naive<'_> {
         stream
             .iter()
             .flat_map(|x| self.linear(output, &self.norm("output_norm", x)))
-            .map(|logit| logit * f64::from(d.output_scale))
+            .map(|logit| capped(logit * f64::from(d.output_scale), d.output_cap))
             .collect()
+    }
+}
+
+fn capped(x: f64, cap: Option<f32>) -> f64 {
+    cap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh())
+}
+
+fn activation(kind: Activation, x: f64) -> f64 {
+    match kind {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        // The series of the error function.
+        Activation::Gelu => {
+            let z = x / 2f64.sqrt();
+            let terms = (0..80).scan(z, |term, n| {
+                let found = *term / f64::from(2 * n + 1);
+                *term *= -z * z / f64::from(n + 1);
+                Some(found)
+            });
+            x * (1.0 + 2.0 / std::f64::consts::PI.sqrt() * terms.sum::<f64>()) / 2.0
+        }
+        Activation::GeluTanh => {
+            x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()) / 2.0
+        }
+        Activation::Relu => x.max(0.0),
+        Activation::ClampedSwiglu { .. } => panic!("has a gate of its own"),
     }
 }
 
@@ -138,21 +196,48 @@ fn variants() -> Vec<(&'static str, Description)> {
         change(&mut description);
         variants.push((name, description));
     };
-    fn rope(d: &mut Description) -> &mut kbit_models::description::Rope {
-        let Position::Rope(rope) = &mut d.position;
-        rope
+    fn rope(d: &mut Description, change: impl Fn(&mut kbit_models::description::Rope)) {
+        for block in &mut d.blocks {
+            if let Position::Rope(rope) = &mut block.position {
+                change(rope);
+            }
+        }
     }
-    add("halves", &|d| rope(d).style = RopeStyle::Halves);
-    add("frequency factors", &|d| rope(d).factors = Some("rope_freqs.weight".to_owned()));
-    add("linear scaling", &|d| rope(d).scaling = RopeScaling::Linear { factor: 3.0 });
-    add("sliding window", &|d| d.attention.window = Some(5));
+    add("halves", &|d| rope(d, |rope| rope.style = RopeStyle::Halves));
+    add("frequency factors", &|d| rope(d, |rope| rope.factors = Some("rope_freqs.weight".to_owned())));
+    add("linear scaling", &|d| rope(d, |rope| rope.scaling = RopeScaling::Linear { factor: 3.0 }));
+    add("last dimensions turn", &|d| rope(d, |rope| (rope.first, rope.dims) = (4, 6)));
+    add("sliding window", &|d| d.blocks.iter_mut().for_each(|block| block.window = Some(5)));
+    add("wide window in one block", &|d| d.blocks[1].window = Some(130));
+    add("no positions in one block", &|d| d.blocks[1].position = Position::None);
+    add("another base in one block", &|d| {
+        if let Position::Rope(rope) = &mut d.blocks[1].position {
+            rope.base = 7.0;
+        }
+    });
+    add("scores that fall with the distance", &|d| {
+        d.blocks.iter_mut().for_each(|block| block.position = Position::Alibi { max_bias: 8.0 });
+    });
+    add("capped scores and logits", &|d| (d.attention.cap, d.output_cap) = (Some(0.7), Some(1.5)));
+    add("clamped queries, keys and values", &|d| d.attention.clamp = Some(0.4));
+    add("side by side", &|d| d.residual = Residual::Parallel);
+    add("one norm for both", &|d| {
+        d.residual = Residual::Parallel;
+        d.norms.before_feed_forward = d.norms.before_attention;
+    });
+    add("norms after", &|d| d.residual = Residual::NormAfter);
+    add("layer norms", &|d| d.norm.kind = NormKind::Layer);
+    add("norms without weights", &|d| d.norm.weights = false);
+    add("exact GELU", &|d| d.activation = Activation::Gelu);
+    add("approximate GELU", &|d| d.activation = Activation::GeluTanh);
+    add("ReLU", &|d| d.activation = Activation::Relu);
     add("one key head", &|d| d.kv_heads = 1);
     add("as many key heads as query heads", &|d| d.kv_heads = 6);
     add("untied output", &|d| d.tied_output = false);
-    add("no gate", &|d| d.gated = false);
-    add("scales", &|d| (d.embedding_scale, d.residual_scale, d.output_scale) = (3.0, 0.5, 0.25));
+    add("no gate", &|d| d.gate = Gate::None);
+    add("scales", &|d| (d.embedding.scale, d.residual_scale, d.output_scale) = (3.0, 0.5, 0.25));
     add("score scale", &|d| d.attention.scale = 0.1);
-    add("one layer", &|d| d.layers = 1);
+    add("one layer", &|d| (d.layers, _) = (1, d.blocks.truncate(1)));
     variants
 }
 
@@ -351,7 +436,10 @@ fn a_tensor_of_another_shape_is_named() {
         let d = small();
         let mut tensors = random_tensors(&d, 1, true);
         let data = vec![0.5; rows * cols];
-        tensors.insert(tensor.to_owned(), Arc::new(common::Plain { rows, cols, data, group: 1, open: true }));
+        tensors.insert(
+            tensor.to_owned(),
+            vec![Arc::new(common::Plain { rows, cols, data, group: 1, open: true })],
+        );
         let error = kbit_engine::Model::new(d, &mut |name| Ok(tensors.get(name).cloned())).unwrap_err();
         assert!(error.to_string().starts_with(message), "{error}");
     }
@@ -364,7 +452,7 @@ fn a_norm_with_nan_is_refused() {
     let mut data = vec![1.0; 40];
     data[7] = f32::NAN;
     let plain = common::Plain { rows: 1, cols: 40, data, group: 1, open: true };
-    tensors.insert("blk.0.attn_norm.weight".to_owned(), Arc::new(plain));
+    tensors.insert("blk.0.attn_norm.weight".to_owned(), vec![Arc::new(plain)]);
     let error = kbit_engine::Model::new(d, &mut |name| Ok(tensors.get(name).cloned())).unwrap_err();
     assert!(error.to_string().starts_with("tensor blk.0.attn_norm.weight: element 7 is NaN"), "{error}");
 }
@@ -394,7 +482,7 @@ impl Codec for Failing {
 fn a_codec_that_fails_ends_the_pass_with_its_message() {
     let d = small();
     let mut tensors = random_tensors(&d, 1, true);
-    tensors.insert("blk.1.ffn_down.weight".to_owned(), Arc::new(Failing));
+    tensors.insert("blk.1.ffn_down.weight".to_owned(), vec![Arc::new(Failing)]);
     let model = model(&d, &tensors);
     for len in [1, 5, 100] {
         let mut session = model.session(200);

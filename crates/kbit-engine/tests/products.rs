@@ -23,7 +23,8 @@ fn product(codec: &Arc<dyn Codec>, mode: Mode, kernels: Kernels, x: &[f32]) -> V
 fn blocks(ty: GgmlType, rows: usize, cols: usize, seed: u64) -> Arc<dyn Codec> {
     let mut bytes = vec![0; ty.bytes_for((rows * cols) as u64).unwrap() as usize];
     let importance = vec![1.0; cols];
-    kbit_blocks::encode_row_range(ty, &noise(rows * cols, seed), cols, Some(&importance), &mut bytes).unwrap();
+    kbit_blocks::encode_row_range(ty, &noise(rows * cols, seed), cols, Some(&importance), &mut bytes)
+        .unwrap();
     Arc::new(BlockCodec::new("w", ty, rows as u64, cols as u64, bytes).unwrap())
 }
 
@@ -75,7 +76,10 @@ fn instruction_sets_agree() {
             for set in InstructionSet::ALL {
                 let Some(kernels) = Kernels::of(set) else { continue };
                 let other = product(&codec, mode, kernels, &x);
-                if set > InstructionSet::Portable || fused || (mode == Mode::Int8 && codec.integers().is_some()) {
+                if set > InstructionSet::Portable
+                    || fused
+                    || (mode == Mode::Int8 && codec.integers().is_some())
+                {
                     assert_eq!(bits(&best), bits(&other), "{name} {mode} {set}");
                 }
                 for (best, other) in best.iter().zip(&other) {
@@ -223,7 +227,8 @@ impl FusedDot for Counting {
 #[test]
 fn a_schemes_own_product_is_used_in_its_mode() {
     let x: Vec<f32> = (0..5).flat_map(|token| [token as f32; 8]).collect();
-    let kinds = [("f32", ActivationKind::F32), ("bf16", ActivationKind::Bf16), ("int8", ActivationKind::Int8)];
+    let kinds =
+        [("f32", ActivationKind::F32), ("bf16", ActivationKind::Bf16), ("int8", ActivationKind::Int8)];
     for (own, kind) in kinds {
         let codec: Arc<dyn Codec> = Arc::new(Counting(kind));
         for mode in MODES {

@@ -72,7 +72,7 @@ fn requantized(path: &Path) -> Model {
             bytes = vec![0; ty.bytes_for(rows * cols).unwrap() as usize];
             kbit_blocks::encode_row_range(ty, &values, cols as usize, None, &mut bytes).unwrap();
         }
-        Ok(Some(Arc::new(BlockCodec::new(name, ty, rows, cols, bytes).unwrap()) as Arc<dyn Codec>))
+        Ok(Some(vec![Arc::new(BlockCodec::new(name, ty, rows, cols, bytes).unwrap()) as Arc<dyn Codec>]))
     };
     Model::new(description, &mut tensors).unwrap()
 }

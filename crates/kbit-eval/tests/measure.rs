@@ -183,7 +183,7 @@ fn weights_that_are_not_numbers_are_an_error_with_its_place() {
     let mut data = common::noise(97 * 40, 1);
     data[40 * 7 + 3] = f32::NAN;
     let plain = common::Plain { rows: 97, cols: 40, data, group: 1, open: true };
-    tensors.insert("token_embd.weight".to_owned(), std::sync::Arc::new(plain));
+    tensors.insert("token_embd.weight".to_owned(), vec![std::sync::Arc::new(plain)]);
     let model = model(&d, &tensors);
     let windows = Windows { context: 20, chunks: None, bos: None };
     let error = perplexity(&model, &tokens(&d, 50, 1), &windows, &nothing).unwrap_err();

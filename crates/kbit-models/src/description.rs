@@ -30,26 +30,48 @@ pub struct Description {
     pub feed_forward: usize,
     /// Longest context that the model was trained for, in tokens.
     pub context_length: usize,
-    /// Normalisation of the residual stream, before attention, before the feed-forward network and at the end.
+    /// The token embedding.
+    pub embedding: Embedding,
+    /// Normalisation of the residual stream.
     pub norm: Norm,
-    /// How attention knows where a token stands.
-    pub position: Position,
+    /// Where in a block it is normalised.
+    pub norms: BlockNorms,
+    /// True where the stream is normalised once more before the output matrix.
+    pub output_norm: bool,
     /// Attention.
     pub attention: Attention,
+    /// What differs from block to block; as many as `layers`.
+    pub blocks: Vec<Block>,
     /// Non-linearity of the feed-forward network.
     pub activation: Activation,
-    /// True for `down(act(gate(x)) * up(x))`, false for `down(act(up(x)))`.
-    pub gated: bool,
+    /// Whether the feed-forward network has a gate.
+    pub gate: Gate,
+    /// Experts, in the blocks that have them.
+    pub experts: Option<Experts>,
     /// How the sub-layers of a block are joined to the residual stream.
     pub residual: Residual,
-    /// Factor on the token embedding (1 for most).
-    pub embedding_scale: f32,
     /// Factor on what attention and feed-forward add to the residual stream (1 for most).
     pub residual_scale: f32,
     /// Factor on the logits (1 for most).
     pub output_scale: f32,
+    /// Bound of the logits: `cap * tanh(logit / cap)`.
+    pub output_cap: Option<f32>,
     /// True where the output matrix is the token embedding (there is no `output.weight`).
     pub tied_output: bool,
+}
+
+/// How tokens become the first state of the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Embedding {
+    /// Width of an embedded token. Where it is not that of the residual stream, `token_embd_proj.weight` leads into the
+    /// stream and `output_proj.weight` out of it (OPT-350m).
+    pub width: usize,
+    /// Factor on the embedded token (1 for most).
+    pub scale: f32,
+    /// True where each position has a learned vector that is added, `position_embd.weight` `[context_length, hidden]`.
+    pub learned_positions: bool,
+    /// True where the sum is normalised (BLOOM's `token_embd_norm`).
+    pub norm: bool,
 }
 
 /// A normalisation.
@@ -59,6 +81,8 @@ pub struct Norm {
     pub kind: NormKind,
     /// Added to the mean square or variance before the square root.
     pub epsilon: f32,
+    /// False where it has neither weight nor bias (`OLMo`).
+    pub weights: bool,
 }
 
 /// Kind of normalisation.
@@ -70,11 +94,42 @@ pub enum NormKind {
     Layer,
 }
 
+/// Which tensors normalise what in a block: names between `blk.<n>.` and `.weight`; `None` where nothing does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockNorms {
+    /// What attention reads.
+    pub before_attention: Option<&'static str>,
+    /// What attention adds to the stream.
+    pub after_attention: Option<&'static str>,
+    /// What the feed-forward network reads. With [`Residual::Parallel`] it may be the norm that attention has.
+    pub before_feed_forward: Option<&'static str>,
+    /// What the feed-forward network adds to the stream.
+    pub after_feed_forward: Option<&'static str>,
+}
+
+/// What differs from block to block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// How attention knows where a token stands.
+    pub position: Position,
+    /// A token sees this many tokens back, itself included; `None` for all.
+    pub window: Option<usize>,
+    /// True where the feed-forward network is made of experts.
+    pub experts: bool,
+}
+
 /// How attention knows where a token stands.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Position {
-    /// Rotary embedding (Su et al. 2021) of the first `dims` of each query and key head.
+    /// It does not, other than by what the token embedding says of it.
+    None,
+    /// Rotary embedding (Su et al. 2021) of some dimensions of each query and key head.
     Rope(Rope),
+    /// Scores fall with the distance, by a slope for each head (Press et al. 2022).
+    Alibi {
+        /// The first head's slope is `2^(-max_bias / heads)`, each next one that times the one before.
+        max_bias: f32,
+    },
 }
 
 /// Rotary position embedding: pair `i` of a head turns by `position * base^(-2 i / dims) / factor_i`.
@@ -82,6 +137,8 @@ pub enum Position {
 pub struct Rope {
     /// How many of a head's dimensions turn; even, at most `head_dim`.
     pub dims: usize,
+    /// The first dimension of a head that turns.
+    pub first: usize,
     /// The base of the frequencies.
     pub base: f32,
     /// Which two dimensions make a pair.
@@ -102,7 +159,7 @@ pub enum RopeStyle {
 }
 
 /// Scaling of rotary positions.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// None.
     None,
@@ -111,7 +168,7 @@ pub enum RopeScaling {
         /// How much longer the context gets.
         factor: f32,
     },
-    /// Interpolation by parts (Peng et al. 2023), as ggml computes it.
+    /// Interpolation by parts (Peng et al. 2023).
     Yarn {
         /// How much longer the context gets.
         factor: f32,
@@ -119,12 +176,30 @@ pub enum RopeScaling {
         original_context: usize,
         /// Share of extrapolation (ggml's `ext_factor`).
         extrapolation: f32,
-        /// Factor on the magnitude of queries and keys (ggml's `attn_factor`), before YaRN's own.
+        /// Factor on sines and cosines, and so on the magnitude of queries and keys; `1 + 0.1 ln(factor)` for most.
         attention: f32,
         /// Rotations over the original context above which a dimension is extrapolated.
         beta_fast: f32,
         /// Rotations over the original context below which a dimension is interpolated.
         beta_slow: f32,
+        /// True where the bounds between both are rounded outwards to whole pairs.
+        whole_pairs: bool,
+    },
+    /// The base grows with the context, once that is longer than the trained one (dynamic NTK scaling).
+    Dynamic {
+        /// How much longer the context gets.
+        factor: f32,
+        /// Context length before scaling, in tokens.
+        original_context: usize,
+    },
+    /// One set of factors for contexts up to the original length, another for longer ones (Ding et al. 2024).
+    LongRope {
+        /// Context length before scaling, in tokens.
+        original_context: usize,
+        /// Factor on sines and cosines.
+        attention: f32,
+        /// Name of the tensor `[dims / 2]` that divides the frequencies in longer contexts.
+        long_factors: String,
     },
 }
 
@@ -133,15 +208,141 @@ pub enum RopeScaling {
 pub struct Attention {
     /// Factor on the scores before the softmax; `1 / sqrt(head_dim)` for most.
     pub scale: f32,
-    /// A token sees this many tokens back, itself included; `None` for all.
-    pub window: Option<usize>,
+    /// Bound of the scores: `cap * tanh(score / cap)`.
+    pub cap: Option<f32>,
+    /// Bound of queries, keys and values behind their matrices.
+    pub clamp: Option<f32>,
+    /// Normalisation of queries and keys, `attn_q_norm` and `attn_k_norm`, before they turn.
+    pub head_norm: Option<HeadNorm>,
+    /// True where each head has one more score, `attn_sinks`, that takes part in the softmax and has no value.
+    pub sinks: bool,
+    /// True where one matrix, `attn_qkv`, gives queries, keys and values.
+    pub fused: bool,
+    /// Keys and values by way of a narrower vector (DeepSeek-V2 2024).
+    pub latent: Option<Latent>,
+}
+
+/// Normalisation of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadNorm {
+    /// Which one; there is no bias.
+    pub kind: NormKind,
+    /// What is normalised at a time.
+    pub over: NormOver,
+}
+
+/// What of queries or keys is normalised at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormOver {
+    /// Each head, all with the same weights `[head_dim]`.
+    Head,
+    /// Each head with weights of its own, `[heads, head_dim]`.
+    EachHead,
+    /// All heads together, `[heads * head_dim]`.
+    AllHeads,
+}
+
+/// Multi-head latent attention: what a token's keys and values are made of is one vector `[rank]` for all heads, beside
+/// `rope` dimensions of a key that turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Latent {
+    /// Width of the vector that queries are made of; `None` where they come from the stream directly.
+    pub query_rank: Option<usize>,
+    /// Width of the latent vector.
+    pub rank: usize,
+    /// Dimensions of a head's key that do not turn.
+    pub nope: usize,
+    /// Dimensions of a key that turn, the same in all heads.
+    pub rope: usize,
+    /// Width of a head's value.
+    pub value: usize,
+    /// True where queries go into the latent space (`attn_k_b`, `attn_v_b`): there is one key head of `rank + rope`
+    /// and its value is the latent vector. Else keys and values are made of it (`attn_kv_b`).
+    pub absorbed: bool,
 }
 
 /// Non-linearity of the feed-forward network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// `x / (1 + exp(-x))`.
     Silu,
+    /// `x * (1 + erf(x / sqrt(2))) / 2` (Hendrycks and Gimpel 2016).
+    Gelu,
+    /// Its approximation `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// gpt-oss's gate: `g / (1 + exp(-alpha g)) * (u + 1)`, where `g = min(gate, limit)` and `u` is `up` within
+    /// `-limit..limit`.
+    ClampedSwiglu {
+        /// Steepness of the gate.
+        alpha: f32,
+        /// Bound of gate and up.
+        limit: f32,
+    },
+}
+
+/// Whether the feed-forward network has a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `down(act(up(x)))`.
+    None,
+    /// `down(act(gate(x)) * up(x))`.
+    Separate,
+    /// The same, gate and up in one matrix: the first half of `ffn_up`'s rows is the gate.
+    Fused,
+}
+
+/// A feed-forward network of which each token goes through a part (Shazeer et al. 2017).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Experts {
+    /// Experts in a block.
+    pub count: usize,
+    /// Experts that a token goes through.
+    pub used: usize,
+    /// Inner width of an expert.
+    pub width: usize,
+    /// How the router's logits become scores.
+    pub gating: Gating,
+    /// True where the scores of the chosen experts are divided by their sum.
+    pub normalised: bool,
+    /// Factor on the experts' sum.
+    pub scale: f32,
+    /// Experts are chosen from the best groups only.
+    pub groups: Option<ExpertGroups>,
+    /// The expert that all tokens go through.
+    pub shared: Option<SharedExpert>,
+}
+
+/// How the router's logits become scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gating {
+    /// Softmax over all experts.
+    Softmax,
+    /// `1 / (1 + exp(-x))` of each.
+    Sigmoid,
+    /// Softmax over the chosen experts.
+    SoftmaxOfChosen,
+}
+
+/// Groups of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// Groups of equal size.
+    pub count: usize,
+    /// Groups that experts are chosen from.
+    pub used: usize,
+    /// How many of its best experts' scores make a group's score.
+    pub best: usize,
+}
+
+/// An expert that all tokens go through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedExpert {
+    /// Its inner width.
+    pub width: usize,
+    /// True where its result is multiplied by the sigmoid of `ffn_gate_inp_shexp`'s.
+    pub gated: bool,
 }
 
 /// How a block's sub-layers are joined to the residual stream.
@@ -149,6 +350,10 @@ pub enum Activation {
 pub enum Residual {
     /// `x += attention(norm(x)); x += feed_forward(norm(x))`.
     Sequential,
+    /// `x += attention(norm(x)) + feed_forward(norm(x))`.
+    Parallel,
+    /// `x = norm(x + attention(x)); x = norm(x + feed_forward(x))`.
+    NormAfter,
 }
 
 impl Description {

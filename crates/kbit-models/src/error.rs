@@ -29,13 +29,11 @@ pub enum ModelError {
     },
     /// The engine cannot run the architecture.
     #[error(
-        "a model of architecture {architecture}{reason} can be converted, quantized and inspected, but kbit cannot run it yet; measure it with llama.cpp"
+        "a model of architecture {architecture} can be converted, quantized and inspected, but kbit cannot run it yet; measure it with llama.cpp"
     )]
     NotRunnable {
         /// GGUF name of the architecture.
         architecture: String,
-        /// What the engine lacks, after the name and a space, or nothing.
-        reason: &'static str,
     },
     /// A metadata value that no model can have, or that kbit cannot run.
     #[error("metadata {key} {reason}; convert the model anew, or check the file's source")]

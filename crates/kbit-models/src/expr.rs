@@ -5,7 +5,8 @@
 //! (or one row, where that is more), whatever the size of the tensors.
 
 use crate::ModelError;
-use crate::packed::Packed;
+use crate::fp4::Fp4;
+use crate::packed::{Packed, Ternary};
 use kbit_formats::{Checkpoint, Element, SourceTensor};
 use kbit_types::{Dtype, GgmlType, MatrixShape};
 use std::cell::RefCell;
@@ -28,31 +29,27 @@ pub enum SourceExpr {
         /// How its values are read; as many as it has.
         shape: MatrixShape,
     },
-    /// An 8-bit float tensor times its scales.
+    /// 8-bit floats or whole numbers, less their zero points, times their scales.
     Dequant {
         /// Name of the tensor in the checkpoint.
         name: String,
-        /// Shape of the tensor; one slice.
+        /// Shape of the tensor.
         shape: MatrixShape,
         /// Name of the tensor of scales.
         scale: String,
-        /// Shape of the scales: each holds for a block of rows and columns, the last ones maybe short.
+        /// Shape of the scales, one slice or as many: each holds for a block of rows and columns, the last ones maybe short.
         scales: MatrixShape,
+        /// Name of the tensor of zero points, of the scales' shape.
+        zero: Option<String>,
         /// Rows and columns of a block.
         block: [u64; 2],
     },
     /// Packed codes with scales and zero points: GPTQ, AWQ, compressed-tensors.
     Packed(Box<Packed>),
-    /// 4-bit floats with a shared exponent for 32: tensors of bytes `[slices, rows, cols / 32, 16]`, the lower nibble first,
-    /// and `[slices, rows, cols / 32]`.
-    Mxfp4 {
-        /// Name of the tensor of codes.
-        blocks: String,
-        /// Name of the tensor of exponents.
-        scales: String,
-        /// Shape of the result.
-        shape: MatrixShape,
-    },
+    /// Ternary codes, four a byte, with one scale: BitNet.
+    Ternary(Box<Ternary>),
+    /// 4-bit floats with scales: MXFP4 and NVFP4.
+    Fp4(Box<Fp4>),
     /// Computed values, in row-major order.
     Constant {
         /// The values.
@@ -137,10 +134,11 @@ impl SourceExpr {
         match self {
             Self::Tensor { shape, .. }
             | Self::Dequant { shape, .. }
-            | Self::Mxfp4 { shape, .. }
             | Self::Constant { shape, .. }
             | Self::Reshape { shape, .. } => *shape,
             Self::Packed(packed) => packed.shape,
+            Self::Ternary(ternary) => ternary.shape,
+            Self::Fp4(floats) => floats.shape,
             Self::Slice { of, rows } => {
                 MatrixShape { rows: rows.end.saturating_sub(rows.start), ..of.shape() }
             }
@@ -172,9 +170,12 @@ impl SourceExpr {
     pub fn sources(&self) -> Vec<&str> {
         match self {
             Self::Tensor { name, .. } => vec![name],
-            Self::Dequant { name, scale, .. } => vec![name, scale],
+            Self::Dequant { name, scale, zero, .. } => {
+                [Some(name), Some(scale), zero.as_ref()].into_iter().flatten().map(String::as_str).collect()
+            }
             Self::Packed(packed) => packed.sources(),
-            Self::Mxfp4 { blocks, scales, .. } => vec![blocks, scales],
+            Self::Ternary(ternary) => vec![&ternary.codes, &ternary.scale],
+            Self::Fp4(floats) => floats.sources(),
             Self::Constant { .. } => Vec::new(),
             Self::Stack(parts) | Self::Concat(parts) => {
                 let mut names: Vec<&str> = Vec::new();
@@ -208,7 +209,7 @@ impl SourceExpr {
     fn stored_values(&self, checkpoint: &Checkpoint) -> Option<u64> {
         match self {
             Self::Tensor { name, .. } => Some(checkpoint.tensor(name)?.shape.iter().product()),
-            Self::Dequant { .. } | Self::Packed(_) | Self::Mxfp4 { .. } => count(self.shape()),
+            Self::Dequant { .. } | Self::Packed(_) | Self::Ternary(_) | Self::Fp4(_) => count(self.shape()),
             Self::Constant { .. } => Some(0),
             Self::Concat(parts) | Self::Stack(parts) => {
                 let mut known = std::collections::HashSet::new();
@@ -264,31 +265,29 @@ impl SourceExpr {
         match self {
             Self::Tensor { name, shape } => holds(name, *shape),
             Self::Packed(packed) => packed.check(checkpoint),
-            Self::Mxfp4 { blocks, scales, shape } => {
-                for (name, a_block) in [(blocks, 16), (scales, 1)] {
-                    let tensor = find(checkpoint, name)?;
-                    let found = tensor.shape.iter().try_fold(1u64, |all, axis| all.checked_mul(*axis));
-                    let wanted = count(*shape).and_then(|values| (values / 32).checked_mul(a_block));
-                    let whole = shape.cols.is_multiple_of(32) && found.is_some() && found == wanted;
-                    if !whole || tensor.element != Element::Plain(Dtype::U8) {
-                        return Err(unreadable(
-                            name,
-                            format!("it is not {a_block} bytes for each 32 values; get the checkpoint anew"),
-                        ));
-                    }
-                }
-                Ok(())
-            }
-            Self::Dequant { name, shape, scale, scales, block } => {
+            Self::Ternary(ternary) => ternary.check(checkpoint),
+            Self::Fp4(floats) => floats.check(checkpoint),
+            Self::Dequant { name, shape, scale, scales, zero, block } => {
                 // Whole numbers of 8 bits are scaled as floats are.
                 let tensor = find(checkpoint, name)?;
-                if tensor.element != Element::Plain(Dtype::I8) || tensor.shape != [shape.rows, shape.cols] {
+                if tensor.element != Element::Plain(Dtype::I8) || matrix_shape(&tensor.shape) != *shape {
                     holds(name, *shape)?;
                 }
                 holds(scale, *scales)?;
+                if let Some(zero) = zero {
+                    let tensor = find(checkpoint, zero)?;
+                    let values = tensor.shape.iter().try_fold(1u64, |all, axis| all.checked_mul(*axis));
+                    if tensor.element != Element::Plain(Dtype::I8) || values != count(*scales) {
+                        return Err(unreadable(
+                            zero,
+                            format!(
+                                "it is not an 8-bit zero point for each value of {scale}; get the checkpoint anew"
+                            ),
+                        ));
+                    }
+                }
                 let fits = |length: u64, block: u64, count: u64| block > 0 && length.div_ceil(block) == count;
-                let fit = shape.slices == 1
-                    && scales.slices == 1
+                let fit = (scales.slices == 1 || scales.slices == shape.slices)
                     && fits(shape.rows, block[0], scales.rows)
                     && fits(shape.cols, block[1], scales.cols);
                 if fit {
@@ -392,26 +391,36 @@ impl SourceExpr {
                 let tensor = find(checkpoint, name)?;
                 read_values(checkpoint, tensor, (slice * shape.rows + rows.start) * shape.cols, out)
             }
-            Self::Dequant { name, scale, scales, block, .. } => {
-                read_values(checkpoint, find(checkpoint, name)?, rows.start * shape.cols, out)?;
+            Self::Dequant { name, scale, scales, zero, block, .. } => {
+                let first = slice * shape.rows + rows.start;
+                read_values(checkpoint, find(checkpoint, name)?, first * shape.cols, out)?;
                 let first = rows.start / block[0];
                 let held = (rows.end - 1) / block[0] + 1 - first;
+                let slice = if scales.slices == 1 { 0 } else { slice };
+                let start = (slice * scales.rows + first) * scales.cols;
                 let mut factors = vec![0.0; index(held * scales.cols)];
-                read_values(checkpoint, find(checkpoint, scale)?, first * scales.cols, &mut factors)?;
+                read_values(checkpoint, find(checkpoint, scale)?, start, &mut factors)?;
+                let mut zeros = vec![0.0; factors.len()];
+                if let Some(zero) = zero {
+                    read_values(checkpoint, find(checkpoint, zero)?, start, &mut zeros)?;
+                }
                 let (cols, width) = (index(shape.cols), index(block[1]));
                 for (row, values) in rows.zip(out.chunks_exact_mut(cols)) {
-                    let factors = &factors[index((row / block[0] - first) * scales.cols)..];
-                    for (values, factor) in values.chunks_mut(width).zip(factors) {
-                        values.iter_mut().for_each(|value| *value *= factor);
+                    let at = index((row / block[0] - first) * scales.cols);
+                    let blocks = factors[at..].iter().zip(&zeros[at..]);
+                    for (values, (factor, taken)) in values.chunks_mut(width).zip(blocks) {
+                        match zero {
+                            Some(_) => values.iter_mut().for_each(|value| *value = (*value - taken) * factor),
+                            // Not less 0, which would make -0 of floats 0.
+                            None => values.iter_mut().for_each(|value| *value *= factor),
+                        }
                     }
                 }
                 Ok(())
             }
             Self::Packed(packed) => packed.read_rows(checkpoint, rows, out),
-            Self::Mxfp4 { blocks, scales, .. } => {
-                let start = (slice * shape.rows + rows.start) * shape.cols / 32;
-                crate::packed::read_mxfp4(checkpoint, blocks, scales, start, out)
-            }
+            Self::Ternary(ternary) => ternary.read_rows(checkpoint, rows, out),
+            Self::Fp4(floats) => floats.read_rows(checkpoint, slice, rows, out),
             Self::Constant { values, .. } => {
                 let start = index((slice * shape.rows + rows.start) * shape.cols);
                 let values = values.get(start..start + out.len());
@@ -422,14 +431,7 @@ impl SourceExpr {
                 of.read_rows(checkpoint, slice, part.start + rows.start..part.start + rows.end, out)
             }
             Self::Gather { of, first, axes } => {
-                let source = |row: u64| {
-                    let mut rest = row;
-                    axes.iter().rev().fold(*first, |at, axis| {
-                        let index = rest % axis.count;
-                        rest /= axis.count;
-                        at + index * axis.stride
-                    })
-                };
+                let source = |row| gathered(*first, axes, row);
                 read_scattered(of, checkpoint, slice, rows, &source, out)
             }
             Self::Concat(parts) => {
@@ -506,11 +508,107 @@ impl SourceExpr {
         }
     }
 
+    /// The block type whose blocks the checkpoint's codes and scales make up, if they only have to change places: tensors
+    /// of such blocks can be written without decoding.
+    #[must_use]
+    pub fn block_type(&self) -> Option<GgmlType> {
+        match self {
+            Self::Fp4(floats) => floats.block_type(),
+            Self::Slice { of, .. } | Self::Gather { of, .. } => of.block_type(),
+            Self::Reshape { of, shape } => of.block_type().filter(|_| of.shape().cols == shape.cols),
+            Self::Stack(parts) | Self::Concat(parts) => {
+                let first = parts.first()?.block_type()?;
+                parts.iter().all(|part| part.block_type() == Some(first)).then_some(first)
+            }
+            _ => None,
+        }
+    }
+
+    /// Reads rows `rows` of slice `slice` into `out` as blocks of [`SourceExpr::block_type`]. Any thread.
+    ///
+    /// # Errors
+    /// When there is no such type, a tensor cannot be read, or the range lies outside.
+    pub fn read_blocks(
+        &self,
+        checkpoint: &Checkpoint,
+        slice: u64,
+        rows: Range<u64>,
+        out: &mut [u8],
+    ) -> Result<(), ModelError> {
+        let shape = self.shape();
+        let Some(ty) = self.block_type() else { return Err(self.wrong("blocks of no type")) };
+        let a_row = shape.cols / ty.block_elements() * ty.block_bytes();
+        let wanted = rows.end.checked_sub(rows.start).and_then(|rows| rows.checked_mul(a_row));
+        if slice >= shape.slices || rows.end > shape.rows || wanted != Some(out.len() as u64) {
+            let what =
+                format!("rows {rows:?} of slice {slice} into {} bytes do not fit {shape:?}", out.len());
+            return Err(self.wrong(&what));
+        }
+        for (row, out) in rows.zip(out.chunks_exact_mut(index(a_row).max(1))) {
+            self.read_block_row(checkpoint, slice, row, out)?;
+        }
+        Ok(())
+    }
+
+    /// One row of [`SourceExpr::read_blocks`].
+    fn read_block_row(
+        &self,
+        checkpoint: &Checkpoint,
+        slice: u64,
+        row: u64,
+        out: &mut [u8],
+    ) -> Result<(), ModelError> {
+        match self {
+            Self::Fp4(floats) => floats.read_blocks(checkpoint, slice, row..row + 1, out),
+            Self::Slice { of, rows } => of.read_block_row(checkpoint, slice, rows.start + row, out),
+            Self::Gather { of, first, axes } => {
+                of.read_block_row(checkpoint, slice, gathered(*first, axes, row), out)
+            }
+            Self::Reshape { of, shape } => {
+                let (at, source_rows) = (slice * shape.rows + row, of.shape().rows.max(1));
+                of.read_block_row(checkpoint, at / source_rows, at % source_rows, out)
+            }
+            Self::Stack(parts) => {
+                let mut slice = slice;
+                for part in parts {
+                    let slices = part.shape().slices;
+                    if slice < slices {
+                        return part.read_block_row(checkpoint, slice, row, out);
+                    }
+                    slice -= slices;
+                }
+                Err(self.wrong("a slice past the last"))
+            }
+            Self::Concat(parts) => {
+                let mut row = row;
+                for part in parts {
+                    let rows = part.shape().rows;
+                    if row < rows {
+                        return part.read_block_row(checkpoint, slice, row, out);
+                    }
+                    row -= rows;
+                }
+                Err(self.wrong("a row past the last"))
+            }
+            _ => Err(self.wrong("blocks of no type")),
+        }
+    }
+
     fn wrong(&self, what: &str) -> ModelError {
         let reason =
             format!("{what}; this is a defect of kbit's table for the architecture: please report it");
         ModelError::Unreadable { tensor: self.sources().first().unwrap_or(&"(constant)").to_string(), reason }
     }
+}
+
+/// The row of the source that is row `row` of what [`SourceExpr::Gather`] makes of it.
+fn gathered(first: u64, axes: &[Axis], row: u64) -> u64 {
+    let mut rest = row;
+    axes.iter().rev().fold(first, |at, axis| {
+        let index = rest % axis.count;
+        rest /= axis.count;
+        at + index * axis.stride
+    })
 }
 
 /// Rows in the order `source`, read in runs of rows that lie together.

@@ -7,6 +7,7 @@
 
 pub mod architecture;
 pub mod description;
+pub mod fp4;
 
 mod convert;
 mod describe;

@@ -19,9 +19,12 @@ pub enum Layout {
     /// Codes `[cols, rows / 8]` and zero points `[groups, rows / 8]`, of 4 bits in the order 0 2 4 6 1 3 5 7; scales
     /// `[groups, rows]`.
     Awq,
-    /// Codes `[rows, cols / codes a word]`, zero points `[rows / codes a word, groups]` packed along the rows, scales
+    /// Codes `[rows, words]` packed along the columns, zero points `[words, groups]` packed along the rows, scales
     /// `[rows, groups]`.
-    CompressedTensors,
+    CompressedTensors {
+        /// Codes run over the ends of words, as releases from 2026 on pack them; before, a word held whole codes.
+        across: bool,
+    },
 }
 
 /// What is taken from codes.
@@ -86,11 +89,28 @@ impl Packed {
 
     /// Words that hold `count` codes.
     fn words(&self, count: u64) -> Option<u64> {
-        Some(match self.bits {
-            // Three bits run over the ends of words where GPTQ packs them.
-            3 if self.layout == Layout::Gptq => count.checked_mul(3)?.div_ceil(32),
-            bits => count.div_ceil(32 / u64::from(bits)),
+        let bits = u64::from(self.bits);
+        Some(match self.layout {
+            Layout::CompressedTensors { across: false } => count.div_ceil(32 / bits),
+            _ => count.checked_mul(bits)?.div_ceil(32),
         })
+    }
+
+    /// The word and the bit where code `at` of a stream of codes begins.
+    fn place(&self, at: u64) -> (u64, u32) {
+        let bits = u64::from(self.bits);
+        let bit = match self.layout {
+            Layout::CompressedTensors { across: false } => at / (32 / bits) * 32 + at % (32 / bits) * bits,
+            Layout::Awq => at / 8 * 32 + u64::from(4 * AWQ_PLACE[index(at % 8)]),
+            _ => at * bits,
+        };
+        (bit / 32, (bit % 32) as u32)
+    }
+
+    /// The code that begins at bit `bit` of `low` and maybe goes on in the next word.
+    const fn code(&self, low: u32, high: u32, bit: u32) -> u32 {
+        let both = (high as u64) << 32 | low as u64;
+        (both >> bit) as u32 & ((1 << self.bits) - 1)
     }
 
     /// Checks that all parts are there with their sizes and types.
@@ -122,7 +142,7 @@ impl Packed {
         let known = match self.layout {
             Layout::Gptq => matches!(self.bits, 2 | 3 | 4 | 8),
             Layout::Awq => self.bits == 4,
-            Layout::CompressedTensors => (1..=8).contains(&self.bits),
+            Layout::CompressedTensors { .. } => (1..=8).contains(&self.bits),
         };
         let size = match self.groups {
             Groups::Of(size) => size > 0 && cols.div_ceil(size) == self.group_count,
@@ -149,7 +169,7 @@ impl Packed {
                 self.words(rows).map(|words| [groups, words]),
                 [groups, rows],
             ),
-            Layout::CompressedTensors => (
+            Layout::CompressedTensors { .. } => (
                 self.words(cols).map(|words| [rows, words]),
                 self.words(rows).map(|words| [words, groups]),
                 [rows, groups],
@@ -207,13 +227,11 @@ impl Packed {
                         read_words(checkpoint, name, word * self.shape.rows + rows.start, held)?;
                     }
                     for col in begin..cols.min(begin + codes) {
-                        let bit = (col - begin) * self.bits as usize;
+                        let (word, bit) = self.place((col - begin) as u64);
                         for row in 0..height {
-                            let (word, shift) = (bit / 32, bit % 32);
-                            let low = held[word * height + row];
-                            let high = held.get((word + 1) * height + row).copied().unwrap_or(0);
-                            let both = u64::from(high) << 32 | u64::from(low);
-                            set(out, row, col, (both >> shift) as u32 & self.mask());
+                            let low = held[index(word) * height + row];
+                            let high = held.get((index(word) + 1) * height + row).copied().unwrap_or(0);
+                            set(out, row, col, self.code(low, high, bit));
                         }
                     }
                 }
@@ -225,29 +243,25 @@ impl Packed {
                 for col in 0..cols {
                     read_words(checkpoint, name, col as u64 * width + first, &mut held)?;
                     for (row, at) in rows.clone().enumerate() {
-                        let place = AWQ_PLACE[index(at % 8)];
-                        set(out, row, col, held[index(at / 8 - first)] >> (4 * place) & 15);
+                        let (word, bit) = self.place(at);
+                        set(out, row, col, self.code(held[index(word - first)], 0, bit));
                     }
                 }
             }
-            Layout::CompressedTensors => {
+            Layout::CompressedTensors { .. } => {
                 let width = self.words(self.shape.cols).unwrap_or(0);
-                let a_word = index(32 / u64::from(self.bits));
                 let mut held = vec![0u32; index(width)];
                 for (row, at) in rows.enumerate() {
                     read_words(checkpoint, name, at * width, &mut held)?;
                     for col in 0..cols {
-                        let shift = (col % a_word) as u32 * self.bits;
-                        set(out, row, col, held[col / a_word] >> shift & self.mask());
+                        let (word, bit) = self.place(col as u64);
+                        let high = held.get(index(word) + 1).copied().unwrap_or(0);
+                        set(out, row, col, self.code(held[index(word)], high, bit));
                     }
                 }
             }
         }
         Ok(())
-    }
-
-    const fn mask(&self) -> u32 {
-        (1 << self.bits) - 1
     }
 
     /// The group of each column.
@@ -287,7 +301,7 @@ impl Packed {
         let (height, groups) = (index(rows.end - rows.start), index(self.group_count));
         let tensor = find(checkpoint, &self.scales)?;
         let mut scales = vec![0.0; height * groups];
-        if self.layout == Layout::CompressedTensors {
+        if matches!(self.layout, Layout::CompressedTensors { .. }) {
             read_values(checkpoint, tensor, rows.start * self.group_count, &mut scales)?;
             return Ok(scales);
         }
@@ -309,36 +323,95 @@ impl Packed {
             Zero::Packed { name, plus } => (name, *plus),
         };
         let mut zeros = vec![0; height * groups];
-        let a_word = 32 / u64::from(self.bits);
-        if self.layout == Layout::CompressedTensors {
-            let (first, last) = (rows.start / a_word, rows.end.div_ceil(a_word));
+        let width = self.words(self.shape.rows).unwrap_or(0);
+        if matches!(self.layout, Layout::CompressedTensors { .. }) {
+            let first = self.place(rows.start).0;
+            // The last code may go on in one more word.
+            let last = (self.place(rows.end - 1).0 + 2).min(width);
             let mut held = vec![0u32; index(last - first) * groups];
             read_words(checkpoint, name, first * self.group_count, &mut held)?;
             for (row, at) in rows.enumerate() {
-                let shift = (at % a_word) as u32 * self.bits;
+                let (word, bit) = self.place(at);
                 for group in 0..groups {
-                    let word = held[index(at / a_word - first) * groups + group];
-                    zeros[row * groups + group] = (word >> shift & self.mask()) as i32 + plus;
+                    let place = index(word - first) * groups + group;
+                    let high = held.get(place + groups).copied().unwrap_or(0);
+                    zeros[row * groups + group] = self.code(held[place], high, bit) as i32 + plus;
                 }
             }
             return Ok(zeros);
         }
-        let width = self.words(self.shape.rows).unwrap_or(0);
         let mut held = vec![0u32; index(width)];
         for group in 0..groups {
             read_words(checkpoint, name, group as u64 * width, &mut held)?;
             for (row, at) in rows.clone().enumerate() {
-                let bit = match self.layout {
-                    Layout::Awq => at / 8 * 32 + u64::from(4 * AWQ_PLACE[index(at % 8)]),
-                    _ => at * u64::from(self.bits),
-                };
-                let word = index(bit / 32);
-                let high = held.get(word + 1).copied().unwrap_or(0);
-                let both = u64::from(high) << 32 | u64::from(held[word]);
-                zeros[row * groups + group] = ((both >> (bit % 32)) as u32 & self.mask()) as i32 + plus;
+                let (word, bit) = self.place(at);
+                let high = held.get(index(word) + 1).copied().unwrap_or(0);
+                zeros[row * groups + group] = self.code(held[index(word)], high, bit) as i32 + plus;
             }
         }
         Ok(zeros)
+    }
+}
+
+/// Ternary codes, four a byte from the lowest bits on, each a quarter of the rows further, with one scale that divides: the
+/// packed BitNet of Hugging Face transformers (Ma et al. 2024).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ternary {
+    /// Shape of the weights; one slice, rows a multiple of 4.
+    pub shape: MatrixShape,
+    /// Name of the tensor of bytes `[rows / 4, cols]`.
+    pub codes: String,
+    /// Name of the tensor of the scale.
+    pub scale: String,
+}
+
+impl Ternary {
+    /// Checks that both parts are there with their sizes and types.
+    pub(crate) fn check(&self, checkpoint: &Checkpoint) -> Result<(), ModelError> {
+        let MatrixShape { rows, cols, slices } = self.shape;
+        let codes = find(checkpoint, &self.codes)?;
+        if slices != 1
+            || !rows.is_multiple_of(4)
+            || codes.shape != [rows / 4, cols]
+            || codes.element != Element::Plain(Dtype::U8)
+        {
+            return Err(unreadable(
+                &self.codes,
+                format!(
+                    "it does not hold {rows} x {cols} ternary codes, four a byte; get the checkpoint anew"
+                ),
+            ));
+        }
+        let scale = find(checkpoint, &self.scale)?;
+        let float = matches!(scale.element, Element::Plain(dtype) if dtype.is_float());
+        if !float || scale.shape.iter().any(|axis| *axis != 1) {
+            return Err(unreadable(
+                &self.scale,
+                "it is not one floating-point number; get the checkpoint anew",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Reads rows `rows` into `out` `[rows, cols]`.
+    pub(crate) fn read_rows(
+        &self,
+        checkpoint: &Checkpoint,
+        rows: Range<u64>,
+        out: &mut [f32],
+    ) -> Result<(), ModelError> {
+        let codes = find(checkpoint, &self.codes)?;
+        let mut scale = [0.0];
+        read_values(checkpoint, find(checkpoint, &self.scale)?, 0, &mut scale)?;
+        let (cols, quarter) = (index(self.shape.cols), (self.shape.rows / 4).max(1));
+        let mut held = vec![0u8; cols];
+        for (row, out) in rows.zip(out.chunks_exact_mut(cols.max(1))) {
+            read_bytes(checkpoint, codes, row % quarter * self.shape.cols, &mut held)?;
+            for (value, byte) in out.iter_mut().zip(&held) {
+                *value = (f32::from(byte >> (2 * (row / quarter)) & 3) - 1.0) / scale[0];
+            }
+        }
+        Ok(())
     }
 }
 
@@ -346,40 +419,5 @@ impl Packed {
 fn read_words(checkpoint: &Checkpoint, name: &str, start: u64, out: &mut [u32]) -> Result<(), ModelError> {
     read_bytes(checkpoint, find(checkpoint, name)?, start * 4, bytemuck::cast_slice_mut(out))?;
     out.iter_mut().for_each(|word| *word = u32::from_le(*word));
-    Ok(())
-}
-
-/// Values of MXFP4 codes, doubled: E2M1 of the Open Compute Project's Microscaling specification 1.0.
-const E2M1_DOUBLED: [f32; 16] =
-    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
-
-/// Half of the scale that an exponent stands for, `2^(exponent - 128)`; subnormal for the two smallest.
-fn half_scale(exponent: u8) -> f32 {
-    match exponent {
-        0 | 1 => f32::from_bits(0x0020_0000 << exponent),
-        _ => f32::from_bits(u32::from(exponent - 1) << 23),
-    }
-}
-
-/// Reads blocks of MXFP4: of each 32 values 16 bytes of `blocks`, the lower nibble first, and an exponent of `scales`.
-/// `start` is the first block; `out` holds whole blocks.
-pub(crate) fn read_mxfp4(
-    checkpoint: &Checkpoint,
-    blocks: &str,
-    scales: &str,
-    start: u64,
-    out: &mut [f32],
-) -> Result<(), ModelError> {
-    let count = out.len() / 32;
-    let (mut codes, mut exponents) = (vec![0u8; count * 16], vec![0u8; count]);
-    read_bytes(checkpoint, find(checkpoint, blocks)?, start * 16, &mut codes)?;
-    read_bytes(checkpoint, find(checkpoint, scales)?, start, &mut exponents)?;
-    for ((values, codes), exponent) in out.chunks_exact_mut(32).zip(codes.chunks_exact(16)).zip(exponents) {
-        let scale = half_scale(exponent);
-        for (pair, code) in values.chunks_exact_mut(2).zip(codes) {
-            pair[0] = E2M1_DOUBLED[usize::from(code & 15)] * scale;
-            pair[1] = E2M1_DOUBLED[usize::from(code >> 4)] * scale;
-        }
-    }
     Ok(())
 }

@@ -132,7 +132,9 @@ fn linear_scaling_is_carried_over() {
     let config = with("rope_scaling", json!({ "type": "linear", "factor": 4.0 }));
     let conversion = converted(&config, &tensors()).unwrap();
     assert_eq!(conversion.metadata.get("llama.rope.scaling.factor"), Some(&Value::F32(4.0)));
-    let Position::Rope(rope) = conversion.description.unwrap().position;
+    let Position::Rope(rope) = conversion.description.unwrap().blocks.swap_remove(0).position else {
+        panic!("no rotary positions");
+    };
     assert_eq!((rope.scaling, rope.base), (RopeScaling::Linear { factor: 4.0 }, 10000.0));
 }
 
@@ -367,12 +369,16 @@ fn expert_tensors() -> Vec<Tensor> {
 }
 
 #[test]
-fn experts_are_stacked_and_not_run() {
+fn experts_are_stacked() {
     let tensors = expert_tensors();
-    let folder = folder(&with("num_local_experts", json!(2)), &tensors);
+    let mut config = with("num_local_experts", json!(2));
+    config["num_experts_per_tok"] = json!(1);
+    let folder = folder(&config, &tensors);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let conversion = convert(&checkpoint, &without_tokenizer()).unwrap();
-    assert!(conversion.description.is_none());
+    let model = conversion.description.unwrap();
+    assert_eq!(model.experts.map(|experts| (experts.count, experts.width)), Some((2, 24)));
+    assert!(model.blocks.iter().all(|block| block.experts));
     assert_eq!(conversion.metadata.str("general.size_label").unwrap(), "2x5.3K");
     let up = conversion.tensors.iter().find(|t| t.name == "blk.1.ffn_up_exps.weight").unwrap();
     assert_eq!((up.shape.as_slice(), up.role), (&[2, 24, 16][..], Role::Matrix));

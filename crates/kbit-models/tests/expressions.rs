@@ -148,6 +148,7 @@ fn eight_bit_floats_are_scaled_by_block() {
         shape: MatrixShape::dense(5, 7),
         scale: "s".to_owned(),
         scales: MatrixShape::dense(3, 3),
+        zero: None,
         block: [2, 3],
     };
     let wanted: Vec<f32> = t

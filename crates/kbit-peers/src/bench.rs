@@ -8,14 +8,12 @@ use crate::models;
 use crate::peers::{self, Peers};
 use crate::process::{self, Measured};
 use crate::table::Table;
-use crate::{Result, in_context, print, say};
+use crate::{Result, in_context, print, say, yardstick};
 use kbit_types::GgmlType;
 use serde::Serialize;
-use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 /// Room that the outputs need: two files of at most 0.7 GB, the same while they are compared.
 const ROOM: u64 = 2 << 30;
@@ -69,8 +67,10 @@ struct Row {
     ratio: f64,
     /// Bytes of input a second.
     kbit_rate: f64,
-    /// The rate as a part of the rate at which both threads copy memory.
+    /// The rate as a part of the rate at which as many threads copy memory.
     of_memory_copy: Option<f64>,
+    /// The rate as a part of the rate at which as many threads read the input and write the output's bytes, computing nothing.
+    of_file_copy: Option<f64>,
     peer_peak_bytes: u64,
     kbit_peak_bytes: u64,
     kbit_private_peak_bytes: u64,
@@ -197,7 +197,8 @@ fn measure(peers: &Peers, pair: &Pair, case: &Case, args: &Args) -> Result<Row> 
         Work::Convert => pair.convert(&model, "ggml:f16", None),
     };
     let input = read_through(&model)?;
-    let (mut theirs, mut ours, mut copies) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+    let (mut memory_copies, mut file_copies) = (Vec::new(), Vec::new());
     for round in 0..args.rounds {
         let run_peer = |theirs: &mut Vec<Measured>| {
             settle()?;
@@ -213,7 +214,11 @@ fn measure(peers: &Peers, pair: &Pair, case: &Case, args: &Args) -> Result<Row> 
             run_peer(&mut theirs)?;
         }
         if case.beside_copy {
-            copies.push(memory_copy(args.threads)?);
+            memory_copies.push(yardstick::memory_copy(args.threads)?);
+            settle()?;
+            let written = fs::metadata(&pair.ours).map_err(in_context(pair.ours.display()))?.len();
+            let copy = pair.ours.with_extension("copy");
+            file_copies.push(yardstick::file_copy_rate(&model, &copy, written, args.threads as usize)?);
         }
     }
     let compared = compare::compare_files(&pair.ours, &pair.theirs)?;
@@ -228,7 +233,8 @@ fn measure(peers: &Peers, pair: &Pair, case: &Case, args: &Args) -> Result<Row> 
         kbit_seconds,
         ratio: peer_seconds / kbit_seconds,
         kbit_rate,
-        of_memory_copy: case.beside_copy.then(|| kbit_rate / median(copies)),
+        of_memory_copy: case.beside_copy.then(|| kbit_rate / median(memory_copies)),
+        of_file_copy: case.beside_copy.then(|| kbit_rate / median(file_copies)),
         peer_peak_bytes: peak(&theirs, |run| run.peak),
         kbit_peak_bytes: peak(&ours, |run| run.peak),
         kbit_private_peak_bytes: peak(&ours, |run| run.peak_private),
@@ -270,37 +276,8 @@ fn read_through(model: &Path) -> Result<u64> {
     })
 }
 
-/// [`memory_copy_rate`], in a process of its own: its buffers must not count among this one's memory.
-fn memory_copy(threads: u32) -> Result<f64> {
-    let own = env::current_exe().map_err(in_context("this program"))?;
-    let found = Command::new(&own)
-        .args(["memory-copy", &threads.to_string()])
-        .output()
-        .map_err(in_context(own.display()))?;
-    let text = String::from_utf8_lossy(&found.stdout);
-    text.trim().parse().map_err(in_context(format_args!("memory-copy says {text:?}")))
-}
-
-/// Bytes a second that `threads` copy together, each its own 256 MiB, beyond any cache: the median of seven passes.
-pub fn memory_copy_rate(threads: usize) -> f64 {
-    const BYTES: usize = 256 << 20;
-    let mut buffers: Vec<_> = (0..threads).map(|_| (vec![1u8; BYTES], vec![2u8; BYTES])).collect();
-    let passes = (0..7).map(|_| {
-        let begin = Instant::now();
-        std::thread::scope(|scope| {
-            for (from, to) in &mut buffers {
-                scope.spawn(|| to.copy_from_slice(std::hint::black_box(from)));
-            }
-        });
-        let seconds = begin.elapsed().as_secs_f64();
-        std::hint::black_box(&mut buffers);
-        (threads * BYTES) as f64 / seconds
-    });
-    median(passes.collect())
-}
-
 /// The middle value, or the mean of the two in the middle; NaN of none.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let half = values.len() / 2;
     match values.len() {
@@ -357,6 +334,7 @@ const COLUMNS: &[Column] = &[
     Column { name: "ratio", is_absolute: false, cell: |row| format!("{:.1}", row.ratio) },
     Column { name: "kbit MB/s", is_absolute: true, cell: |row| format!("{:.0}", row.kbit_rate / 1e6) },
     Column { name: "of memory copy", is_absolute: false, cell: |row| percent(row.of_memory_copy) },
+    Column { name: "of file copy", is_absolute: false, cell: |row| percent(row.of_file_copy) },
     Column { name: "peer MiB", is_absolute: false, cell: |row| mib(row.peer_peak_bytes) },
     Column { name: "kbit MiB", is_absolute: false, cell: |row| mib(row.kbit_peak_bytes) },
     Column { name: "private MiB", is_absolute: false, cell: |row| mib(row.kbit_private_peak_bytes) },
@@ -375,7 +353,7 @@ fn table(rows: &[Row], absolute: bool) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use super::{Row, cases, matches, median, memory_copy_rate, table};
+    use super::{Row, cases, matches, median, table};
     use crate::compare::FileType;
 
     #[test]
@@ -408,6 +386,7 @@ mod tests {
             ratio: 4.0,
             kbit_rate: 2.4e9,
             of_memory_copy: Some(0.75),
+            of_file_copy: Some(0.5),
             peer_peak_bytes: 3 << 30,
             kbit_peak_bytes: 100 << 20,
             kbit_private_peak_bytes: 50 << 20,
@@ -423,10 +402,5 @@ mod tests {
         let markdown = table(&[row()], false).markdown();
         assert!(markdown.contains("| pure/q4_0 |") && !markdown.contains("0.50"), "{markdown}");
         assert_eq!(table(&[], false).markdown().lines().count(), 2);
-    }
-
-    #[test]
-    fn memory_is_copied_at_a_rate() {
-        assert!(memory_copy_rate(1) > 1e6);
     }
 }

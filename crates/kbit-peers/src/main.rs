@@ -14,6 +14,7 @@ mod peers;
 mod process;
 mod random;
 mod table;
+mod yardstick;
 
 use clap::{Parser, Subcommand};
 use std::fmt::Display;
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
         Command::ComparePeers(args) => compare::compare(&peers, &args),
         Command::BenchPeers(args) => bench::bench(&peers, &args),
         Command::MemoryCopy { threads } => {
-            println!("{}", bench::memory_copy_rate(threads));
+            println!("{}", yardstick::memory_copy_rate(threads));
             Ok(())
         }
     };

@@ -14,8 +14,9 @@ use kbit_formats::gguf::{GgufWriter, WriteOptions};
 use kbit_formats::hash::{Checksum, Sha256};
 use kbit_host::{AuxData, Bytes, Job, MatrixInfo, OpenScheme, PluginCodec, TensorBytes, TensorPlan};
 use kbit_models::{Conversion, OutputTensor};
-use kbit_types::{Codec, GgmlType};
+use kbit_types::{Codec, GgmlType, MatrixShape};
 use rayon::prelude::*;
+use std::cell::RefCell;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -209,6 +210,9 @@ impl FileRun<'_> {
         tensor: &PlannedTensor,
         ty: GgmlType,
     ) -> Result<Hashes, PipelineError> {
+        if output.expr.block_type() == Some(ty) {
+            return self.repacked(output, tensor, ty);
+        }
         let name = output.expr.sources().first().copied().unwrap_or_default().to_owned();
         let Some(source) = self.checkpoint.tensor(&name) else {
             return Err(kbit_models::ModelError::MissingTensors { names: vec![name] }.into());
@@ -225,6 +229,33 @@ impl FileRun<'_> {
             self.writer.write_at(tensor.first_stored, range.start, &bytes)?;
         }
         self.bar.advance(elements.saturating_mul(4));
+        let hash = hash.hex();
+        Ok((vec![hash.clone()], self.plan.provenance.then_some(hash), None))
+    }
+
+    /// Takes over the codes and scales of the source as blocks of `ty`.
+    fn repacked(
+        &self,
+        output: &OutputTensor,
+        tensor: &PlannedTensor,
+        ty: GgmlType,
+    ) -> Result<Hashes, PipelineError> {
+        let MatrixShape { rows, cols, slices } = tensor.shape;
+        let a_row = cols / ty.block_elements() * ty.block_bytes();
+        let mut hash = self.checksum();
+        let mut bytes = Vec::new();
+        let mut offset = 0;
+        for slice in 0..slices {
+            for rows in ranges(0..rows, (COPY_BYTES / a_row.max(1)).max(1)) {
+                self.check_cancelled()?;
+                bytes.resize(bounded((rows.end - rows.start) * a_row), 0);
+                output.expr.read_blocks(self.checkpoint, slice, rows.clone(), &mut bytes)?;
+                hash.update(&bytes);
+                self.writer.write_at(tensor.first_stored, offset, &bytes)?;
+                offset += bytes.len() as u64;
+                self.bar.advance((rows.end - rows.start).saturating_mul(cols).saturating_mul(4));
+            }
+        }
         let hash = hash.hex();
         Ok((vec![hash.clone()], self.plan.provenance.then_some(hash), None))
     }
@@ -253,7 +284,12 @@ impl FileRun<'_> {
                 }
             }
             let codec = if self.options.error_statistics { Some(work.open_written(heads)?) } else { None };
-            work.encode(&job, whole.as_deref(), codec.as_ref(), &mut hashes, &mut sums)?;
+            let values = match &whole {
+                Some(whole) => Values::Whole(whole),
+                None if hashes.source.is_some() => Values::Slab,
+                None => Values::Chunk,
+            };
+            work.encode(&job, values, codec.as_ref(), &mut hashes, &mut sums)?;
         }
         let error = self.options.error_statistics.then(|| sums.finish());
         Ok((hashes.stored.into_iter().map(Checksum::hex).collect(), hashes.source.map(Sha256::hex), error))
@@ -333,7 +369,18 @@ impl SlabHashes {
     }
 }
 
-/// Rows in memory: their values, and the bytes of each part that encodes them.
+/// Where the weights of a slice are while they are encoded.
+#[derive(Clone, Copy)]
+enum Values<'a> {
+    /// All are in memory.
+    Whole(&'a [f32]),
+    /// Each slab keeps its own, since they are hashed in their order.
+    Slab,
+    /// Nobody needs them after their chunk is encoded: they never leave the core's cache.
+    Chunk,
+}
+
+/// Rows in memory: their values where they are kept, and the bytes of each part that encodes them.
 #[derive(Default)]
 struct Slab {
     rows: Range<u64>,
@@ -342,10 +389,11 @@ struct Slab {
 }
 
 impl Slab {
-    fn values<'a>(&'a self, whole: Option<&'a [f32]>, cols: u64) -> &'a [f32] {
-        match whole {
-            Some(whole) => &whole[weights(&(0..self.rows.start), cols)..weights(&(0..self.rows.end), cols)],
-            None => &self.values,
+    /// The values to hash; none where nothing hashes them.
+    fn values<'a>(&'a self, values: Values<'a>, cols: u64) -> &'a [f32] {
+        match values {
+            Values::Whole(whole) => rows_of(whole, &self.rows, cols),
+            Values::Slab | Values::Chunk => &self.values,
         }
     }
 }
@@ -432,7 +480,7 @@ impl SliceWork<'_> {
             for rows in self.slabs() {
                 self.run.check_cancelled()?;
                 let values = match whole {
-                    Some(whole) => &whole[weights(&(0..rows.start), cols)..weights(&(0..rows.end), cols)],
+                    Some(whole) => rows_of(whole, &rows, cols),
                     None => {
                         self.read_parallel(rows.clone(), &mut read)?;
                         &read
@@ -478,7 +526,7 @@ impl SliceWork<'_> {
     fn encode(
         &self,
         job: &Job,
-        whole: Option<&[f32]>,
+        values: Values<'_>,
         codec: Option<&PluginCodec>,
         hashes: &mut SlabHashes,
         sums: &mut ErrorSums,
@@ -491,10 +539,10 @@ impl SliceWork<'_> {
             let mut current = std::mem::take(&mut spare);
             current.rows = rows;
             let (slab_sums, ()) = rayon::join(
-                || self.encode_slab(job, whole, codec, &mut current),
+                || self.encode_slab(job, values, codec, &mut current),
                 || {
                     if let Some(slab) = &previous {
-                        hashes.update(slab, slab.values(whole, cols));
+                        hashes.update(slab, slab.values(values, cols));
                     }
                 },
             );
@@ -505,7 +553,7 @@ impl SliceWork<'_> {
             spare = previous.replace(current).unwrap_or_default();
         }
         if let Some(slab) = &previous {
-            hashes.update(slab, slab.values(whole, cols));
+            hashes.update(slab, slab.values(values, cols));
         }
         Ok(())
     }
@@ -514,7 +562,7 @@ impl SliceWork<'_> {
     fn encode_slab(
         &self,
         job: &Job,
-        whole: Option<&[f32]>,
+        values: Values<'_>,
         codec: Option<&PluginCodec>,
         slab: &mut Slab,
     ) -> Result<Vec<ErrorSums>, PipelineError> {
@@ -525,7 +573,7 @@ impl SliceWork<'_> {
         for (bytes, part) in slab.parts.iter_mut().zip(&self.plan.parts) {
             bytes.resize(bounded(groups * part.group_bytes), 0);
         }
-        if whole.is_none() {
+        if matches!(values, Values::Slab) {
             slab.values.resize(weights(&rows, cols), 0.0);
         }
         let chunk = self.chunk_rows();
@@ -536,33 +584,58 @@ impl SliceWork<'_> {
             .zip(&self.plan.parts)
             .map(|(bytes, part)| bytes.chunks_mut(bounded(self.plan.groups(chunk) * part.group_bytes).max(1)))
             .collect();
-        let mut values = slab.values.chunks_mut(chunk_weights);
+        let mut kept = slab.values.chunks_mut(chunk_weights);
         let chunks: Vec<_> = ranges(rows, chunk)
             .map(|rows| Chunk {
                 rows,
-                values: values.next().unwrap_or_default(),
+                kept: kept.next().unwrap_or_default(),
                 parts: pieces.iter_mut().map(|piece| piece.next().unwrap_or_default()).collect(),
             })
             .collect();
-        chunks.into_par_iter().map(|chunk| self.encode_chunk(job, whole, codec, chunk)).collect()
+        chunks.into_par_iter().map(|chunk| self.encode_chunk(job, values, codec, chunk)).collect()
     }
 
     fn encode_chunk(
         &self,
         job: &Job,
-        whole: Option<&[f32]>,
+        values: Values<'_>,
         codec: Option<&PluginCodec>,
         chunk: Chunk<'_>,
     ) -> Result<ErrorSums, PipelineError> {
         let cols = self.tensor.shape.cols;
-        let Chunk { rows, values, mut parts } = chunk;
-        let values: &[f32] = match whole {
-            Some(whole) => &whole[weights(&(0..rows.start), cols)..weights(&(0..rows.end), cols)],
-            None => {
-                self.read(rows.clone(), values)?;
-                values
+        let Chunk { rows, kept, parts } = chunk;
+        match values {
+            Values::Whole(whole) => {
+                self.encode_values(job, codec, rows.clone(), rows_of(whole, &rows, cols), parts)
             }
-        };
+            Values::Slab => {
+                self.read(rows.clone(), kept)?;
+                self.encode_values(job, codec, rows, kept, parts)
+            }
+            Values::Chunk => {
+                let mut read = CHUNK_VALUES.take();
+                let count = weights(&rows, cols);
+                if read.len() < count {
+                    read.resize(count, 0.0);
+                }
+                let result = self
+                    .read(rows.clone(), &mut read[..count])
+                    .and_then(|()| self.encode_values(job, codec, rows, &read[..count], parts));
+                CHUNK_VALUES.set(read);
+                result
+            }
+        }
+    }
+
+    /// Encodes and writes `rows`, whose weights are `values`; the error of what was written where `codec` reads it.
+    fn encode_values(
+        &self,
+        job: &Job,
+        codec: Option<&PluginCodec>,
+        rows: Range<u64>,
+        values: &[f32],
+        mut parts: Vec<&mut [u8]>,
+    ) -> Result<ErrorSums, PipelineError> {
         job.encode(rows.clone(), values, &mut parts)?;
         let first_group = rows.start / self.group();
         let all_groups = self.plan.groups(self.tensor.shape.rows);
@@ -571,10 +644,22 @@ impl SliceWork<'_> {
             self.run.writer.write_at(self.tensor.first_stored + body, offset, bytes)?;
         }
         let Some(codec) = codec else { return Ok(ErrorSums::default()) };
-        let mut decoded = vec![0.0; values.len()];
-        codec.decode(rows, &mut decoded, bounded(cols))?;
-        Ok(ErrorSums::of(values, &decoded))
+        let mut decoded = DECODED.take();
+        if decoded.len() < values.len() {
+            decoded.resize(values.len(), 0.0);
+        }
+        let decode = codec.decode(rows, &mut decoded[..values.len()], bounded(self.tensor.shape.cols));
+        let sums = decode.map(|()| ErrorSums::of(values, &decoded[..values.len()]));
+        DECODED.set(decoded);
+        Ok(sums?)
     }
+}
+
+thread_local! {
+    /// The weights of the chunk that this thread encodes.
+    static CHUNK_VALUES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// What they became.
+    static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Bytes of memory that writing `tensor` takes for slabs: two of them with their encoded bytes, statistics, or a whole slice.
@@ -597,7 +682,8 @@ pub fn memory_bytes(tensor: &PlannedTensor) -> u64 {
 /// One unit of parallel work.
 struct Chunk<'a> {
     rows: Range<u64>,
-    values: &'a mut [f32],
+    /// Their place in the slab where it keeps its values, else empty.
+    kept: &'a mut [f32],
     parts: Vec<&'a mut [u8]>,
 }
 
@@ -613,6 +699,11 @@ fn ranges(rows: Range<u64>, step: u64) -> impl Iterator<Item = Range<u64>> {
         start.checked_add(step).filter(|next| *next < end)
     })
     .map(move |start| start..start.saturating_add(step).min(end))
+}
+
+/// The weights of `rows` among those of all rows.
+fn rows_of<'a>(whole: &'a [f32], rows: &Range<u64>, cols: u64) -> &'a [f32] {
+    &whole[weights(&(0..rows.start), cols)..weights(&(0..rows.end), cols)]
 }
 
 /// Number of weights in `rows`; slabs are bounded, so this fits memory.

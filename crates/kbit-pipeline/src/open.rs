@@ -83,10 +83,10 @@ impl OpenModel {
         let has = |name: &str| names.iter().any(|known| known == name);
         let description = kbit_models::describe(gguf.metadata(), &has)?;
         let model = Model::new(description, &mut |name| {
-            if let Some(codec) = packed.codec(name)? {
-                return Ok(Some(codec));
+            if let Some(codecs) = packed.codecs(name)? {
+                return Ok(Some(codecs));
             }
-            gguf.tensor(name).map(|tensor| block_codec(tensor, map.of(tensor))).transpose()
+            gguf.tensor(name).map(|tensor| block_codecs(tensor, map.of(tensor))).transpose()
         })?;
         let sizes = stored_sizes(gguf, &packed);
         Ok(Self {
@@ -206,15 +206,34 @@ impl AsRef<[u8]> for MappedTensor {
     }
 }
 
-fn block_codec(tensor: &TensorInfo, map: &Arc<Mapped>) -> Result<Arc<dyn Codec>, CodecError> {
+/// A codec for each slice of a tensor.
+type Codecs = Vec<Arc<dyn Codec>>;
+
+fn block_codecs(tensor: &TensorInfo, map: &Arc<Mapped>) -> Result<Codecs, CodecError> {
     let source = |message: String| CodecError::Source { tensor: tensor.name.clone(), message };
     let shape: Vec<u64> = tensor.dims.iter().rev().copied().collect();
-    let shape = matrix_shape(&shape)
-        .filter(|shape| shape.slices == 1)
-        .ok_or_else(|| source(format!("shape {shape:?} is not a matrix; the engine cannot use it")))?;
-    let bytes = MappedTensor { map: Arc::clone(map), range: map.range(tensor) };
-    let codec = BlockCodec::new(&tensor.name, tensor.ty, shape.rows, shape.cols, bytes);
-    Ok(Arc::new(codec.map_err(|error| source(error.to_string()))?))
+    let shape = stack_shape(&shape).ok_or_else(|| {
+        source(format!("shape {shape:?} is no stack of matrices; the engine cannot use it"))
+    })?;
+    slices_of(map.range(tensor), shape.slices)
+        .map(|range| {
+            let bytes = MappedTensor { map: Arc::clone(map), range };
+            let codec = BlockCodec::new(&tensor.name, tensor.ty, shape.rows, shape.cols, bytes);
+            Ok(Arc::new(codec.map_err(|error| source(error.to_string()))?) as Arc<dyn Codec>)
+        })
+        .collect()
+}
+
+/// The shape of a tensor that has something in it, so that there are no more slices than bytes.
+fn stack_shape(shape: &[u64]) -> Option<MatrixShape> {
+    matrix_shape(shape).filter(|shape| shape.elements().is_some_and(|elements| elements > 0))
+}
+
+/// Bytes of each of `count` slices of equal size.
+fn slices_of(all: Range<usize>, count: u64) -> impl Iterator<Item = Range<usize>> {
+    let count = usize::try_from(count).unwrap_or(usize::MAX).max(1);
+    let size = all.len() / count;
+    (0..count).map(move |slice| all.start + slice * size..all.start + (slice + 1) * size)
 }
 
 /// Tensors that schemes with their own layout store in parts.
@@ -255,36 +274,49 @@ impl<'a> PackedModel<'a> {
         Ok(model)
     }
 
-    fn codec(&mut self, name: &str) -> Result<Option<Arc<dyn Codec>>, CodecError> {
+    fn codecs(&mut self, name: &str) -> Result<Option<Codecs>, CodecError> {
         let Some(entry) = self.tensors.get(name) else { return Ok(None) };
         let source = |message: String| CodecError::Source { tensor: name.to_owned(), message };
         let (scheme, parts) = self
             .schemes
             .get(entry.scheme)
             .ok_or_else(|| source(format!("names scheme {} of fewer", entry.scheme)))?;
-        let mut bytes = TensorBytes { heads: Vec::new(), parts: Vec::new() };
+        let slices = entry.shape.slices;
+        if slices == 0 || slices > self.gguf.tensors().iter().map(|tensor| tensor.bytes).max().unwrap_or(0) {
+            return Err(source(format!("{slices} slices do not fit into the file")));
+        }
+        let mut bytes: Vec<TensorBytes> =
+            (0..slices).map(|_| TensorBytes { heads: Vec::new(), parts: Vec::new() }).collect();
         for part in parts {
             let stored = format!("{name}.{part}");
             let body =
                 self.gguf.tensor(&stored).ok_or_else(|| source(format!("part {stored} is missing")))?;
-            let map = self.map.of(body);
-            bytes.parts.push(Bytes::new(Arc::clone(map), map.range(body)));
-            bytes.heads.push(match self.gguf.tensor(&format!("{stored}.head")) {
-                Some(head) => Bytes::new(Arc::clone(self.map.of(head)), self.map.of(head).range(head)),
-                None => Bytes::from(Vec::new()),
-            });
+            let head = self.gguf.tensor(&format!("{stored}.head"));
+            let bodies = slices_of(self.map.of(body).range(body), slices);
+            let mut heads = head.map(|head| slices_of(self.map.of(head).range(head), slices));
+            for (bytes, range) in bytes.iter_mut().zip(bodies) {
+                bytes.parts.push(Bytes::new(Arc::clone(self.map.of(body)), range));
+                bytes.heads.push(match (head, heads.as_mut().and_then(Iterator::next)) {
+                    (Some(head), Some(range)) => Bytes::new(Arc::clone(self.map.of(head)), range),
+                    _ => Bytes::from(Vec::new()),
+                });
+            }
         }
-        let info = MatrixInfo { tensor: name.to_owned(), shape: entry.shape, slice: 0 };
-        let codec: PluginCodec =
-            scheme.open_tensor(&info, bytes).map_err(|error| source(error.to_string()))?;
-        Ok(Some(Arc::new(codec)))
+        let open = |(bytes, slice): (TensorBytes, u64)| {
+            let info = MatrixInfo { tensor: name.to_owned(), shape: entry.shape, slice };
+            let codec: PluginCodec =
+                scheme.open_tensor(&info, bytes).map_err(|error| source(error.to_string()))?;
+            Ok(Arc::new(codec) as Arc<dyn Codec>)
+        };
+        bytes.into_iter().zip(0..).map(open).collect::<Result<Codecs, CodecError>>().map(Some)
     }
 }
 
-/// A tensor of a Hugging Face folder, as the engine's form of it.
+/// A slice of a tensor of a Hugging Face folder, as the engine's form of it.
 struct SourceCodec {
     checkpoint: Arc<Checkpoint>,
     tensor: OutputTensor,
+    slice: u64,
     shape: MatrixShape,
     resident: Option<Vec<f32>>,
 }
@@ -294,27 +326,33 @@ impl SourceCodec {
         checkpoint: &Arc<Checkpoint>,
         tensor: &OutputTensor,
         resident: bool,
-    ) -> Result<Arc<dyn Codec>, CodecError> {
-        let shape = matrix_shape(&tensor.shape).filter(|shape| shape.slices == 1).ok_or_else(|| {
-            CodecError::Source {
-                tensor: tensor.name.clone(),
-                message: format!("shape {:?} is not a matrix; the engine cannot use it", tensor.shape),
-            }
+    ) -> Result<Codecs, CodecError> {
+        let shape = stack_shape(&tensor.shape).ok_or_else(|| CodecError::Source {
+            tensor: tensor.name.clone(),
+            message: format!("shape {:?} is no stack of matrices; the engine cannot use it", tensor.shape),
         })?;
-        let mut codec =
-            Self { checkpoint: Arc::clone(checkpoint), tensor: tensor.clone(), shape, resident: None };
-        if resident {
-            let mut values = vec![0.0; usize::try_from(elements(tensor)).unwrap_or(usize::MAX)];
-            codec.read(0..shape.rows, &mut values)?;
-            codec.resident = Some(values);
-        }
-        Ok(Arc::new(codec))
+        let open = |slice| {
+            let mut codec = Self {
+                checkpoint: Arc::clone(checkpoint),
+                tensor: tensor.clone(),
+                slice,
+                shape: MatrixShape { slices: 1, ..shape },
+                resident: None,
+            };
+            if resident {
+                let len = shape.rows.saturating_mul(shape.cols);
+                let mut values = vec![0.0; usize::try_from(len).unwrap_or(usize::MAX)];
+                codec.read(0..shape.rows, &mut values)?;
+                codec.resident = Some(values);
+            }
+            Ok(Arc::new(codec) as Arc<dyn Codec>)
+        };
+        (0..shape.slices).map(open).collect()
     }
 
     fn read(&self, rows: Range<u64>, out: &mut [f32]) -> Result<(), CodecError> {
-        self.tensor.expr.read_rows(&self.checkpoint, 0, rows, out).map_err(|error| CodecError::Source {
-            tensor: self.tensor.name.clone(),
-            message: error.to_string(),
+        self.tensor.expr.read_rows(&self.checkpoint, self.slice, rows, out).map_err(|error| {
+            CodecError::Source { tensor: self.tensor.name.clone(), message: error.to_string() }
         })
     }
 }

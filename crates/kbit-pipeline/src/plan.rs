@@ -461,7 +461,7 @@ impl Builder<'_> {
             None => main,
         };
         // Blocks of the very type that is asked for are taken over.
-        let stored = stored_type(self.checkpoint, tensor).filter(|ty| ty.is_quantized());
+        let stored = kept_type(self.checkpoint, tensor).filter(|ty| ty.is_quantized());
         match (chosen, stored) {
             (Some(chosen), Some(ty)) if chosen.scheme.ggml_type() == Some(ty) => {
                 self.keep(source, tensor, ty)
@@ -478,7 +478,7 @@ impl Builder<'_> {
         recipe: &Recipe,
         choice: &Choice,
     ) -> Result<(), PipelineError> {
-        let stored = stored_type(self.checkpoint, tensor);
+        let stored = kept_type(self.checkpoint, tensor);
         let ty = match (choice.stored, stored) {
             (Stored::Elsewhere, _) => {
                 return self.add(source, tensor, recipe.rule(&tensor.name).flatten(), false);
@@ -723,6 +723,11 @@ fn stored_type(checkpoint: &Checkpoint, tensor: &OutputTensor) -> Option<GgmlTyp
         Element::Plain(Dtype::I64) => GgmlType::I64,
         Element::Plain(_) => return None,
     })
+}
+
+/// The type in which a tensor can be stored without decoding.
+fn kept_type(checkpoint: &Checkpoint, tensor: &OutputTensor) -> Option<GgmlType> {
+    stored_type(checkpoint, tensor).or_else(|| tensor.expr.block_type())
 }
 
 /// Any shape as slices of matrices: outer axes together.

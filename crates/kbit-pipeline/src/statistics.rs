@@ -30,9 +30,15 @@ pub struct TensorError {
 const LANES: usize = 8;
 
 impl ErrorSums {
-    /// The sums over `source` and `written`, of equal length.
+    /// The sums over `source` and `written`, of equal length. Every instruction set gives the same figures.
     #[must_use]
     pub fn of(source: &[f32], written: &[f32]) -> Self {
+        pulp::Arch::new().dispatch(|| Self::of_lanes(source, written))
+    }
+
+    /// [`ErrorSums::of`], compiled for each instruction set.
+    #[inline(always)]
+    fn of_lanes(source: &[f32], written: &[f32]) -> Self {
         let mut sums = [[0f64; LANES]; 4];
         let mut largest = [0f32; LANES];
         let mut add = |lane: usize, w: f32, v: f32| {

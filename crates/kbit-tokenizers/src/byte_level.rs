@@ -44,7 +44,6 @@ pub(crate) fn to_bytes(text: &str) -> Option<Vec<u8>> {
 }
 
 /// The text of bytes in the alphabet.
-#[cfg(test)]
 pub(crate) fn to_text(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| CHARACTERS[usize::from(byte)]).collect()
 }

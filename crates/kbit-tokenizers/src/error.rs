@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// The folder has no tokenizer.
-    #[error("{}: neither tokenizer.json nor tokenizer.model, nor vocab.json with merges.txt; put the model's tokenizer there, or convert with `--without-tokenizer` (`without_tokenizer: true` in a configuration)", folder.display())]
+    #[error("{}: neither tokenizer.json, tokenizer.model nor tekken.json, nor vocab.json with merges.txt; put the model's tokenizer there, or convert with `--without-tokenizer` (`without_tokenizer: true` in a configuration)", folder.display())]
     Absent {
         /// Folder.
         folder: PathBuf,

@@ -242,10 +242,35 @@ fn vocab_json_and_merges_txt_are_a_tokenizer_where_they_are_sound() {
 }
 
 #[test]
-fn rejects_tekken_json_by_its_name() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("tekken.json"), "{}").unwrap();
-    assert!(refusal(folder.path(), 100).contains("tekken.json"));
+fn rejects_damaged_tekken_json() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tekken/tekken.json");
+    let whole: Json = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let refused = |change: &dyn Fn(&mut Json), words: &str| {
+        let mut file = whole.clone();
+        change(&mut file);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tekken.json"), file.to_string()).unwrap();
+        let error = refusal(folder.path(), 421);
+        assert!(error.contains("tekken.json") && error.contains(words) && error.contains("get "), "{error}");
+    };
+    refused(&|file| *file = json!({}), "line 1");
+    refused(&|file| file["config"]["default_vocab_size"] = json!(422), "422");
+    refused(&|file| file["config"]["default_vocab_size"] = json!(u64::MAX), "the model has 421");
+    refused(&|file| file["config"]["default_num_special_tokens"] = json!(422), "422 special");
+    refused(&|file| file["config"]["default_num_special_tokens"] = json!(3), "token");
+    refused(&|file| file["vocab"][300]["token_bytes"] = json!("Zg="), "token 300 is not in base64");
+    refused(&|file| file["vocab"][300]["token_bytes"] = json!(""), "token 300 has 0 bytes");
+    refused(
+        &|file| file["vocab"][300]["token_bytes"] = json!("Zm9v".repeat(2000)),
+        "token 300 has 6000 bytes",
+    );
+    refused(&|file| file["vocab"][300]["token_bytes"] = json!("/v/+/w=="), "token 300 is no two tokens");
+    refused(&|file| file["vocab"][300]["rank"] = json!(7), "token 300 is not at the place");
+    refused(&|file| file["vocab"][300] = file["vocab"][299].clone(), "token 300");
+    refused(&|file| file["vocab"][65]["token_bytes"] = json!("Qg=="), "token 65 is not the byte");
+    let special = |rank: usize, text: &str| json!({ "rank": rank, "token_str": text, "is_control": true });
+    refused(&|file| file["special_tokens"] = json!([special(1, "<unk>")]), "special token 0 is 1");
+    refused(&|file| file["special_tokens"] = json!([special(0, "<unk>")]), "no token <s>");
 }
 
 #[test]

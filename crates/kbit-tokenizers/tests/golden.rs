@@ -126,6 +126,14 @@ fn byte_level_bpe_of_vocab_json_and_merges_txt_is_llama_cpps() {
 }
 
 #[test]
+fn mistrals_own_file_is_llama_cpps() {
+    folder_agrees("tekken");
+    // The converter says how many tokens there are, as well.
+    let found = metadata_from_folder_named(&golden("tekken"), 421, "llama", None).unwrap();
+    assert!(found.contains(&("llama.vocab_size".to_owned(), Value::U32(421))));
+}
+
+#[test]
 fn every_pre_tokenizer_is_llama_cpps() {
     let file = Gguf::open(&golden("pre-tokenizers/vocabulary.gguf")).unwrap();
     let cases = json(&golden("pre-tokenizers/ids.json"));

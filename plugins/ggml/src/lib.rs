@@ -78,13 +78,18 @@ impl<T: BlockType> Scheme for Blocks<T> {
     ) -> Result<(), Error> {
         let [out] = parts else { return Err(Error::internal("one part")) };
         let row_bytes = out.len() / slab.len().max(1);
-        let place = |first: u64, error: BlockError| match error {
-            BlockError::NotFinite { value, row, column } => Error::numeric(format!(
-                "tensor {}: {value} at row {}, column {column}; the checkpoint is damaged: get it anew",
-                job.tensor,
-                first + row as u64
-            )),
-            other => Error::internal(format!("tensor {}: {other}", job.tensor)),
+        let place = |first: u64, error: BlockError| {
+            let error = error.below(first as usize);
+            let message = format!("tensor {}: {error}", job.tensor);
+            match error {
+                BlockError::NotFinite { .. }
+                | BlockError::TooLarge { .. }
+                | BlockError::TooSmall { .. }
+                | BlockError::Overflow { .. }
+                | BlockError::Importance { .. } => Error::numeric(message),
+                BlockError::NeedsImportance { .. } => Error::missing(message),
+                _ => Error::internal(message),
+            }
         };
         let importance = job.importance.as_deref();
         if let Some(values) = slab.contiguous() {
@@ -197,5 +202,25 @@ mod tests {
             .map(|ty| ty.name())
             .collect();
         assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
+    fn weights_that_a_type_cannot_hold_are_a_numeric_error_at_their_row() {
+        let mut values = vec![0.5; 4 * 64];
+        values[3 * 64 + 7] = 1e6;
+        let scheme = Blocks::<F16>(std::marker::PhantomData);
+        let job = Job { tensor: "blk.0.ffn_up.weight".to_owned(), importance: None };
+        // In one piece, and with gaps between rows.
+        for (cols, stride) in [(64, 64), (32, 64)] {
+            let slab = Slab::new(&values, 100, 4, cols, stride);
+            let mut out = vec![0; 4 * cols * 2];
+            let error =
+                scheme.encode(&job, 100..104, &slab, &mut [&mut out[..]], &mut []).expect_err("too large");
+            assert_eq!(error.status, Error::numeric("").status);
+            assert_eq!(
+                error.message,
+                "tensor blk.0.ffn_up.weight: 1000000 at row 103, column 7 is too large for F16; choose bf16 or f32 for this tensor"
+            );
+        }
     }
 }

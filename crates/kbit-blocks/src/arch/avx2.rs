@@ -4,6 +4,7 @@
 //! stores go through references to whole vectors' worth of numbers; nothing else is unsafe.
 #![expect(unsafe_code, reason = "vector instructions and loads")]
 
+pub(super) mod block;
 pub(super) mod dot;
 mod search;
 
@@ -11,13 +12,10 @@ use self::dot::{
     dot_iq4_nl, dot_iq4_xs, dot_mxfp4, dot_q2_k, dot_q3_k, dot_q4_0, dot_q4_k, dot_q5_k, dot_q6_k, dot_q8_0,
 };
 use super::lanes::{Floats, Integers, Lanes, Mask};
-use super::{lane_kernels, own_kernels, portable, searching_kernels, shared_kernels};
-use crate::block::{Half, Q4_0, Q8_0};
+use super::{for_kernels, kernel, portable};
 use crate::dot::Operands;
 use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
-use crate::legacy::{BELOW_HALF, BLOCK};
 use crate::panel::Source;
-use crate::plain::MAGNITUDE;
 use kbit_types::IntegerPanel;
 use std::arch::x86_64::*;
 
@@ -32,131 +30,14 @@ impl Avx2 {
     }
 }
 
-shared_kernels! {
-    Avx2, "avx2,f16c";
-    largest_bits(x: &[f32]) -> u32;
-    encode_f32(x: &[f32], out: &mut [u8]);
-    encode_bf16(x: &[f32], out: &mut [u8]);
-    encode_q4_1(x: &[f32], out: &mut [u8]);
-    encode_q5_0(x: &[f32], out: &mut [u8]);
-    encode_q5_1(x: &[f32], out: &mut [u8]);
-    decode_f32(bytes: &[u8], out: &mut [f32]);
-    decode_bf16(bytes: &[u8], out: &mut [f32]);
-    decode_q8_0(bytes: &[u8], out: &mut [f32]);
-    decode_q4_0(bytes: &[u8], out: &mut [f32]);
-    decode_q4_1(bytes: &[u8], out: &mut [f32]);
-    decode_q5_0(bytes: &[u8], out: &mut [f32]);
-    decode_q5_1(bytes: &[u8], out: &mut [f32]);
-    decode_q2_k(bytes: &[u8], out: &mut [f32]);
-    decode_q3_k(bytes: &[u8], out: &mut [f32]);
-    decode_q4_k(bytes: &[u8], out: &mut [f32]);
-    decode_q5_k(bytes: &[u8], out: &mut [f32]);
-    decode_q6_k(bytes: &[u8], out: &mut [f32]);
-    encode_tq1_0(x: &[f32], out: &mut [u8]);
-    encode_tq2_0(x: &[f32], out: &mut [u8]);
-    encode_mxfp4(x: &[f32], out: &mut [u8]);
-    encode_nvfp4(x: &[f32], out: &mut [u8]);
-    encode_q1_0(x: &[f32], out: &mut [u8]);
-    encode_q2_0(x: &[f32], out: &mut [u8]);
-    decode_tq1_0(bytes: &[u8], out: &mut [f32]);
-    decode_tq2_0(bytes: &[u8], out: &mut [f32]);
-    decode_mxfp4(bytes: &[u8], out: &mut [f32]);
-    decode_nvfp4(bytes: &[u8], out: &mut [f32]);
-    decode_q1_0(bytes: &[u8], out: &mut [f32]);
-    decode_q2_0(bytes: &[u8], out: &mut [f32]);
-    encode_q8_1(x: &[f32], out: &mut [u8]);
-    encode_q8_k(x: &[f32], out: &mut [u8]);
-    dot_q4_1(operands: Operands<'_, '_>);
-    dot_q5_0(operands: Operands<'_, '_>);
-    dot_q5_1(operands: Operands<'_, '_>);
-    dot_tq1_0(operands: Operands<'_, '_>);
-    dot_tq2_0(operands: Operands<'_, '_>);
-    dot_nvfp4(operands: Operands<'_, '_>);
-    dot_q1_0(operands: Operands<'_, '_>);
-    dot_q2_0(operands: Operands<'_, '_>);
-    dot_iq2_xxs(operands: Operands<'_, '_>);
-    dot_iq2_xs(operands: Operands<'_, '_>);
-    dot_iq2_s(operands: Operands<'_, '_>);
-    dot_iq3_xxs(operands: Operands<'_, '_>);
-    dot_iq3_s(operands: Operands<'_, '_>);
-    dot_iq1_s(operands: Operands<'_, '_>);
-    dot_iq1_m(operands: Operands<'_, '_>);
-    decode_iq4_nl(bytes: &[u8], out: &mut [f32]);
-    decode_iq4_xs(bytes: &[u8], out: &mut [f32]);
-    unpack_q8_0(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q4_0(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q5_0(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_iq4_nl(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_mxfp4(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q2_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q3_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q4_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q5_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q6_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_iq4_xs(source: Source<'_>, panel: IntegerPanel<'_>);
+macro_rules! kernels {
+    ($($signature:tt { $($name:ident $how:ident $avx512:ident;)* })*) => {
+        impl Avx2 {
+            $($(kernel! { $how Avx2, "avx2,f16c", $signature $name })*)*
+        }
+    };
 }
-
-lane_kernels! {
-    Avx2, "avx2,f16c";
-    encode_q2_k(x: &[f32], out: &mut [u8]);
-    encode_q3_k(x: &[f32], out: &mut [u8]);
-    encode_q4_k(x: &[f32], out: &mut [u8]);
-    encode_q5_k(x: &[f32], out: &mut [u8]);
-    encode_q6_k(x: &[f32], out: &mut [u8]);
-    encode_iq4_nl(x: &[f32], out: &mut [u8]);
-    encode_iq4_xs(x: &[f32], out: &mut [u8]);
-    weighted_q4_0(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q4_1(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_0(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_1(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q2_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q3_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q4_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q6_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq4_nl(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq4_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-}
-
-searching_kernels! {
-    Avx2, "avx2,f16c";
-    decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
-    decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
-    decode_iq2_s(bytes: &[u8], out: &mut [f32]);
-    decode_iq3_xxs(bytes: &[u8], out: &mut [f32]);
-    decode_iq3_s(bytes: &[u8], out: &mut [f32]);
-    decode_iq1_s(bytes: &[u8], out: &mut [f32]);
-    decode_iq1_m(bytes: &[u8], out: &mut [f32]);
-    encode_iq2_s(x: &[f32], out: &mut [u8]);
-    encode_iq3_xxs(x: &[f32], out: &mut [u8]);
-    encode_iq3_s(x: &[f32], out: &mut [u8]);
-    encode_iq1_m(x: &[f32], out: &mut [u8]);
-    weighted_iq2_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq2_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq2_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq3_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq3_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq1_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq1_m(rows: &[f32], importance: &[f32], out: &mut [u8]);
-}
-
-own_kernels! {
-    Avx2;
-    encode_f16(x: &[f32], out: &mut [u8]);
-    decode_f16(bytes: &[u8], out: &mut [f32]);
-    encode_q8_0(x: &[f32], out: &mut [u8]);
-    encode_q4_0(x: &[f32], out: &mut [u8]);
-    dot_q8_0(operands: Operands<'_, '_>);
-    dot_q4_0(operands: Operands<'_, '_>);
-    dot_q4_k(operands: Operands<'_, '_>);
-    dot_q6_k(operands: Operands<'_, '_>);
-    dot_mxfp4(operands: Operands<'_, '_>);
-    dot_q2_k(operands: Operands<'_, '_>);
-    dot_q3_k(operands: Operands<'_, '_>);
-    dot_q5_k(operands: Operands<'_, '_>);
-    dot_iq4_nl(operands: Operands<'_, '_>);
-    dot_iq4_xs(operands: Operands<'_, '_>);
-}
+for_kernels!(kernels);
 
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
@@ -188,110 +69,6 @@ fn decode_f16(bytes: &[u8], out: &mut [f32]) {
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(halves)) }
     }
     portable::decode_f16(rest, rest_out);
-}
-
-/// The four vectors of a block.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn load_block(x: &[f32; BLOCK]) -> [__m256; 4] {
-    let vectors = x.as_chunks::<8>().0;
-    [load(&vectors[0]), load(&vectors[1]), load(&vectors[2]), load(&vectors[3])]
-}
-
-/// The largest magnitude of a block, by bit patterns.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn largest(x: &[__m256; 4]) -> f32 {
-    let mask = _mm256_set1_epi32(MAGNITUDE.cast_signed());
-    let magnitudes = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), mask));
-    let most = _mm256_max_epi32(
-        _mm256_max_epi32(magnitudes[0], magnitudes[1]),
-        _mm256_max_epi32(magnitudes[2], magnitudes[3]),
-    );
-    let most = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
-    let most = _mm_max_epi32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
-    let most = _mm_max_epi32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
-    f32::from_bits(_mm_cvtsi128_si32(most).cast_unsigned())
-}
-
-/// One over `d`, 0 for 0.
-#[inline]
-fn inverse(d: f32) -> f32 {
-    if d == 0.0 { 0.0 } else { 1.0 / d }
-}
-
-/// Rounds to nearest even.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn half(value: f32) -> Half {
-    let bits = _mm_cvtsi128_si32(_mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_set_ss(value)));
-    let [low, high, ..] = bits.to_le_bytes();
-    Half([low, high])
-}
-
-/// Bytes (in the low bits of the lanes) of two vectors as words, in an order that [`in_order`] mends.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn words(a: __m256i, b: __m256i) -> __m256i {
-    let mask = _mm256_set1_epi32(0xff);
-    // Only the low byte counts, also of numbers that a saturating pack would change.
-    _mm256_packus_epi32(_mm256_and_si256(a, mask), _mm256_and_si256(b, mask))
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn encode_q8_0(x: &[f32], out: &mut [u8]) {
-    let sign = _mm256_set1_ps(-0.0);
-    let below_half = _mm256_set1_ps(BELOW_HALF);
-    for (x, block) in x.as_chunks::<BLOCK>().0.iter().zip(bytemuck::cast_slice_mut::<u8, Q8_0>(out)) {
-        let x = load_block(x);
-        let d = largest(&x) / 127.0;
-        let id = _mm256_set1_ps(inverse(d));
-        // C's `roundf` (halves away from zero) followed by truncation.
-        let codes = x.map(|x| {
-            let scaled = _mm256_mul_ps(x, id);
-            let toward = _mm256_or_ps(below_half, _mm256_and_ps(scaled, sign));
-            _mm256_cvttps_epi32(_mm256_add_ps(scaled, toward))
-        });
-        let bytes = _mm256_packus_epi16(words(codes[0], codes[1]), words(codes[2], codes[3]));
-        // Packing works on halves of a vector: put the eight groups of four in order.
-        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-        block.d = half(d);
-        // SAFETY: writes the 32 bytes of `q`; the instruction needs no alignment.
-        unsafe { _mm256_storeu_si256(block.q.as_mut_ptr().cast(), bytes) }
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn encode_q4_0(x: &[f32], out: &mut [u8]) {
-    let magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(MAGNITUDE.cast_signed()));
-    let shift = _mm256_set1_ps(8.5);
-    let most = _mm256_set1_epi32(15);
-    for (values, block) in x.as_chunks::<BLOCK>().0.iter().zip(bytemuck::cast_slice_mut::<u8, Q4_0>(out)) {
-        let x = load_block(values);
-        let largest = largest(&x);
-        let equal = x.map(|x| {
-            let same = _mm256_cmp_ps::<_CMP_EQ_OQ>(_mm256_and_ps(x, magnitude), _mm256_set1_ps(largest));
-            _mm256_movemask_ps(same).cast_unsigned()
-        });
-        // The first of the largest; zeros of either sign count as plus zero.
-        let first = (equal[0] | equal[1] << 8 | equal[2] << 16 | equal[3] << 24).trailing_zeros();
-        let extreme = if largest == 0.0 { 0.0 } else { values[first as usize % BLOCK] };
-        let d = extreme / -8.0;
-        let id = _mm256_set1_ps(inverse(d));
-        let codes = x.map(|x| {
-            let wide = _mm256_cvttps_epi32(_mm256_add_ps(_mm256_mul_ps(x, id), shift));
-            // The low byte with its sign, capped.
-            let byte = _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(wide));
-            _mm256_min_epi32(byte, most)
-        });
-        let pair = |low, high| _mm256_or_si256(low, _mm256_slli_epi32::<4>(high));
-        let words = words(pair(codes[0], codes[2]), pair(codes[1], codes[3]));
-        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
-        let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-        block.d = half(d);
-        // SAFETY: writes the 16 bytes of `q`; the instruction needs no alignment.
-        unsafe { _mm_storeu_si128(block.q.as_mut_ptr().cast(), bytes) }
-    }
 }
 
 /// The code of least `sum` among whole units of codes, widened to 32 bits; of equal sums, the first.

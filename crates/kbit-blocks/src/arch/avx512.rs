@@ -4,6 +4,7 @@
 //! subnormal numbers for zero, which ggml's reference does not.
 #![expect(unsafe_code, reason = "vector instructions and loads")]
 
+mod block;
 mod dot;
 mod panel;
 mod search;
@@ -15,11 +16,9 @@ use self::panel::{
 };
 use super::avx2::{Avx2, Floats8, Integers8};
 use super::lanes::Lanes;
-use super::{lane_kernels, own_kernels, portable, searching_kernels, shared_kernels};
-use crate::block::{Half, Q4_0, Q8_0};
+use super::{for_kernels, kernel, portable};
 use crate::dot::Operands;
 use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
-use crate::legacy::{BELOW_HALF, BLOCK};
 use crate::panel::Source;
 use kbit_types::{GgmlType, IntegerPanel, PackedActivation};
 use std::arch::x86_64::*;
@@ -62,160 +61,14 @@ impl Avx512 {
     }
 }
 
-/// Products with VNNI where the CPU has it, else with AVX2.
-macro_rules! vnni_kernels {
-    ($($name:ident)*) => {
+macro_rules! kernels {
+    ($($signature:tt { $($name:ident $avx2:ident $how:ident;)* })*) => {
         impl Avx512 {
-            $(pub(crate) fn $name(self, operands: Operands<'_, '_>) {
-                match self.vnni {
-                    Some(vnni) => vnni.$name(operands),
-                    None => self.avx2.$name(operands),
-                }
-            })*
-        }
-
-        own_kernels! {
-            Vnni;
-            $($name(operands: Operands<'_, '_>);)*
+            $($(kernel! { $how Avx512, "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl", $signature $name })*)*
         }
     };
 }
-
-vnni_kernels! { dot_q8_0 dot_q4_0 dot_mxfp4 dot_q4_k dot_iq4_nl dot_iq4_xs }
-
-/// Kernels that are as fast with AVX2, or faster.
-macro_rules! avx2_kernels {
-    ($($name:ident($($argument:ident: $ty:ty),*);)*) => {
-        impl Avx512 {
-            $(pub(crate) fn $name(self, $($argument: $ty),*) {
-                self.avx2.$name($($argument),*);
-            })*
-        }
-    };
-}
-
-avx2_kernels! {
-    encode_q1_0(x: &[f32], out: &mut [u8]);
-    decode_q4_0(bytes: &[u8], out: &mut [f32]);
-    decode_q4_1(bytes: &[u8], out: &mut [f32]);
-    decode_q2_k(bytes: &[u8], out: &mut [f32]);
-    decode_q6_k(bytes: &[u8], out: &mut [f32]);
-    decode_nvfp4(bytes: &[u8], out: &mut [f32]);
-    dot_q2_k(operands: Operands<'_, '_>);
-    dot_q3_k(operands: Operands<'_, '_>);
-    dot_q5_k(operands: Operands<'_, '_>);
-    dot_q6_k(operands: Operands<'_, '_>);
-    dot_q2_0(operands: Operands<'_, '_>);
-}
-
-shared_kernels! {
-    Avx512, "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl";
-    largest_bits(x: &[f32]) -> u32;
-    encode_f32(x: &[f32], out: &mut [u8]);
-    encode_bf16(x: &[f32], out: &mut [u8]);
-    encode_q4_1(x: &[f32], out: &mut [u8]);
-    encode_q5_0(x: &[f32], out: &mut [u8]);
-    encode_q5_1(x: &[f32], out: &mut [u8]);
-    decode_f32(bytes: &[u8], out: &mut [f32]);
-    decode_bf16(bytes: &[u8], out: &mut [f32]);
-    decode_q8_0(bytes: &[u8], out: &mut [f32]);
-    decode_q5_0(bytes: &[u8], out: &mut [f32]);
-    decode_q5_1(bytes: &[u8], out: &mut [f32]);
-    decode_q3_k(bytes: &[u8], out: &mut [f32]);
-    decode_q4_k(bytes: &[u8], out: &mut [f32]);
-    decode_q5_k(bytes: &[u8], out: &mut [f32]);
-    encode_tq1_0(x: &[f32], out: &mut [u8]);
-    encode_tq2_0(x: &[f32], out: &mut [u8]);
-    encode_mxfp4(x: &[f32], out: &mut [u8]);
-    encode_nvfp4(x: &[f32], out: &mut [u8]);
-    encode_q2_0(x: &[f32], out: &mut [u8]);
-    decode_tq1_0(bytes: &[u8], out: &mut [f32]);
-    decode_tq2_0(bytes: &[u8], out: &mut [f32]);
-    decode_mxfp4(bytes: &[u8], out: &mut [f32]);
-    decode_q1_0(bytes: &[u8], out: &mut [f32]);
-    decode_q2_0(bytes: &[u8], out: &mut [f32]);
-    encode_q8_1(x: &[f32], out: &mut [u8]);
-    encode_q8_k(x: &[f32], out: &mut [u8]);
-    dot_q4_1(operands: Operands<'_, '_>);
-    dot_q5_0(operands: Operands<'_, '_>);
-    dot_q5_1(operands: Operands<'_, '_>);
-    dot_tq1_0(operands: Operands<'_, '_>);
-    dot_tq2_0(operands: Operands<'_, '_>);
-    dot_nvfp4(operands: Operands<'_, '_>);
-    dot_q1_0(operands: Operands<'_, '_>);
-    dot_iq2_xxs(operands: Operands<'_, '_>);
-    dot_iq2_xs(operands: Operands<'_, '_>);
-    dot_iq2_s(operands: Operands<'_, '_>);
-    dot_iq3_xxs(operands: Operands<'_, '_>);
-    dot_iq3_s(operands: Operands<'_, '_>);
-    dot_iq1_s(operands: Operands<'_, '_>);
-    dot_iq1_m(operands: Operands<'_, '_>);
-    decode_iq4_nl(bytes: &[u8], out: &mut [f32]);
-    decode_iq4_xs(bytes: &[u8], out: &mut [f32]);
-    unpack_q2_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q3_k(source: Source<'_>, panel: IntegerPanel<'_>);
-}
-
-lane_kernels! {
-    Avx512, "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl";
-    encode_q2_k(x: &[f32], out: &mut [u8]);
-    encode_q3_k(x: &[f32], out: &mut [u8]);
-    encode_q4_k(x: &[f32], out: &mut [u8]);
-    encode_q5_k(x: &[f32], out: &mut [u8]);
-    encode_q6_k(x: &[f32], out: &mut [u8]);
-    encode_iq4_nl(x: &[f32], out: &mut [u8]);
-    encode_iq4_xs(x: &[f32], out: &mut [u8]);
-    weighted_q4_0(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q4_1(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_0(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_1(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q2_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q3_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q4_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q6_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq4_nl(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq4_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-}
-
-searching_kernels! {
-    Avx512, "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl";
-    decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
-    decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
-    decode_iq2_s(bytes: &[u8], out: &mut [f32]);
-    decode_iq3_xxs(bytes: &[u8], out: &mut [f32]);
-    decode_iq3_s(bytes: &[u8], out: &mut [f32]);
-    decode_iq1_s(bytes: &[u8], out: &mut [f32]);
-    decode_iq1_m(bytes: &[u8], out: &mut [f32]);
-    encode_iq2_s(x: &[f32], out: &mut [u8]);
-    encode_iq3_xxs(x: &[f32], out: &mut [u8]);
-    encode_iq3_s(x: &[f32], out: &mut [u8]);
-    encode_iq1_m(x: &[f32], out: &mut [u8]);
-    weighted_iq2_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq2_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq2_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq3_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq3_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq1_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq1_m(rows: &[f32], importance: &[f32], out: &mut [u8]);
-}
-
-own_kernels! {
-    Avx512;
-    encode_f16(x: &[f32], out: &mut [u8]);
-    decode_f16(bytes: &[u8], out: &mut [f32]);
-    encode_q8_0(x: &[f32], out: &mut [u8]);
-    encode_q4_0(x: &[f32], out: &mut [u8]);
-    unpack_q8_0(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q4_0(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q5_0(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_iq4_nl(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_mxfp4(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q4_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q5_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q6_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_iq4_xs(source: Source<'_>, panel: IntegerPanel<'_>);
-}
+for_kernels!(kernels);
 
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
@@ -247,83 +100,6 @@ fn decode_f16(bytes: &[u8], out: &mut [f32]) {
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(halves)) }
     }
     portable::decode_f16(rest, rest_out);
-}
-
-/// The two vectors of a block.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn load_block(x: &[f32; BLOCK]) -> [__m512; 2] {
-    let vectors = x.as_chunks::<16>().0;
-    [load(&vectors[0]), load(&vectors[1])]
-}
-
-/// The largest magnitude of a block.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn largest(x: &[__m512; 2]) -> f32 {
-    _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1])))
-}
-
-/// One over `d`, 0 for 0.
-#[inline]
-fn inverse(d: f32) -> f32 {
-    if d == 0.0 { 0.0 } else { 1.0 / d }
-}
-
-/// Rounds to nearest even.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn half(value: f32) -> Half {
-    let bits = _mm_cvtsi128_si32(_mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_set_ss(value)));
-    let [low, high, ..] = bits.to_le_bytes();
-    Half([low, high])
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn encode_q8_0(x: &[f32], out: &mut [u8]) {
-    let sign = _mm512_set1_ps(-0.0);
-    let below_half = _mm512_set1_ps(BELOW_HALF);
-    for (x, block) in x.as_chunks::<BLOCK>().0.iter().zip(bytemuck::cast_slice_mut::<u8, Q8_0>(out)) {
-        let x = load_block(x);
-        let d = largest(&x) / 127.0;
-        let id = _mm512_set1_ps(inverse(d));
-        block.d = half(d);
-        for (x, q) in x.into_iter().zip(block.q.as_chunks_mut::<16>().0) {
-            // C's `roundf` (halves away from zero) followed by truncation, of which the low byte stays.
-            let scaled = _mm512_mul_ps(x, id);
-            let toward = _mm512_or_ps(below_half, _mm512_and_ps(scaled, sign));
-            let bytes = _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(_mm512_add_ps(scaled, toward)));
-            // SAFETY: writes the 16 bytes of `q`; the instruction needs no alignment.
-            unsafe { _mm_storeu_si128(q.as_mut_ptr().cast(), bytes) }
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn encode_q4_0(x: &[f32], out: &mut [u8]) {
-    let shift = _mm512_set1_ps(8.5);
-    let most = _mm_set1_epi8(15);
-    for (values, block) in x.as_chunks::<BLOCK>().0.iter().zip(bytemuck::cast_slice_mut::<u8, Q4_0>(out)) {
-        let x = load_block(values);
-        let largest = largest(&x);
-        let equal =
-            x.map(|x| u32::from(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(largest))));
-        // The first of the largest; zeros of either sign count as plus zero.
-        let first = (equal[0] | equal[1] << 16).trailing_zeros();
-        let extreme = if largest == 0.0 { 0.0 } else { values[first as usize % BLOCK] };
-        let d = extreme / -8.0;
-        let id = _mm512_set1_ps(inverse(d));
-        let [low, high] = x.map(|x| {
-            // The low byte with its sign, capped.
-            let wide = _mm512_cvttps_epi32(_mm512_add_ps(_mm512_mul_ps(x, id), shift));
-            _mm_min_epi8(_mm512_cvtepi32_epi8(wide), most)
-        });
-        // Shifts words, so the bits that come from the byte below are cleared.
-        let high = _mm_and_si128(_mm_slli_epi16::<4>(high), _mm_set1_epi8(0xf0u8.cast_signed()));
-        block.d = half(d);
-        // SAFETY: writes the 16 bytes of `q`; the instruction needs no alignment.
-        unsafe { _mm_storeu_si128(block.q.as_mut_ptr().cast(), _mm_or_si128(low, high)) }
-    }
 }
 
 /// The code of least sum of the terms that its levels choose, among whole pairs of units; of equal sums, the first.

@@ -1,10 +1,11 @@
 //! Kernels by instruction set. A kernel is a method of a value that exists only where the CPU has the features, so owning the
 //! value is the proof.
 //!
-//! Most kernels are the loops of [`portable`] compiled again with the features of the set ([`shared_kernels`]): the compiler
-//! vectorises them, never contracts a multiplication with an addition and never reorders sums, so all sets give equal bytes.
-//! Written by hand are those where it does not see the instruction: half-precision conversion and the packing of codes.
-//! Searches run one block a lane ([`crate::lanes`]) over vectors that each set implements ([`lane_kernels`]).
+//! Most kernels are the loops of [`portable`] compiled again with the features of the set: the compiler vectorises them, never
+//! contracts a multiplication with an addition and never reorders sums, so all sets give equal bytes. Where it does not see the
+//! instructions, loops are generic over the vectors that each set implements: searches run one block a lane
+//! ([`crate::lanes`]), blocks without a search lie side by side in vectors ([`crate::legacy::SideBySide`]). Half-precision
+//! conversion and products are written by hand.
 
 use crate::dot::Operands;
 use crate::panel::Source;
@@ -101,209 +102,301 @@ impl Kernels {
         false
     }
 }
+/// The only list of kernels, by signature, which it hands to a macro. After the name: how AVX2 and how AVX-512 come by it, as
+/// an arm of [`kernel`].
+macro_rules! for_kernels {
+    ($callback:ident) => {
+        $callback! {
+            [(x: &[f32]) -> u32] {
+                largest_bits shared shared;
+            }
+            [(x: &[f32], out: &mut [u8])] {
+                encode_f32 shared shared;
+                encode_f16 own own;
+                encode_bf16 shared shared;
+                encode_q8_0 generic generic;
+                encode_q4_0 generic generic;
+                encode_q4_1 generic generic;
+                encode_q5_0 generic generic;
+                encode_q5_1 generic generic;
+                encode_q2_k generic generic;
+                encode_q3_k generic generic;
+                encode_q4_k generic generic;
+                encode_q5_k generic generic;
+                encode_q6_k generic generic;
+                encode_iq4_nl generic generic;
+                encode_iq4_xs generic generic;
+                encode_tq1_0 shared shared;
+                encode_tq2_0 shared shared;
+                encode_mxfp4 shared shared;
+                encode_nvfp4 shared shared;
+                encode_q1_0 shared avx2;
+                encode_q2_0 shared shared;
+                encode_q8_1 generic generic;
+                encode_q8_k shared shared;
+                encode_iq2_s generic generic;
+                encode_iq3_xxs generic generic;
+                encode_iq3_s generic generic;
+                encode_iq1_m generic generic;
+            }
+            [(rows: &[f32], importance: &[f32], out: &mut [u8])] {
+                weighted_q4_0 generic generic;
+                weighted_q4_1 generic generic;
+                weighted_q5_0 generic generic;
+                weighted_q5_1 generic generic;
+                weighted_q2_k generic generic;
+                weighted_q3_k generic generic;
+                weighted_q4_k generic generic;
+                weighted_q5_k generic generic;
+                weighted_q6_k generic generic;
+                weighted_iq4_nl generic generic;
+                weighted_iq4_xs generic generic;
+                weighted_iq2_xxs generic generic;
+                weighted_iq2_xs generic generic;
+                weighted_iq2_s generic generic;
+                weighted_iq3_xxs generic generic;
+                weighted_iq3_s generic generic;
+                weighted_iq1_s generic generic;
+                weighted_iq1_m generic generic;
+            }
+            [(bytes: &[u8], out: &mut [f32])] {
+                decode_f32 shared shared;
+                decode_f16 own own;
+                decode_bf16 shared shared;
+                decode_q8_0 shared shared;
+                decode_q4_0 shared avx2;
+                decode_q4_1 shared avx2;
+                decode_q5_0 shared shared;
+                decode_q5_1 shared shared;
+                decode_q2_k shared avx2;
+                decode_q3_k shared shared;
+                decode_q4_k shared shared;
+                decode_q5_k shared shared;
+                decode_q6_k shared avx2;
+                decode_tq1_0 shared shared;
+                decode_tq2_0 shared shared;
+                decode_mxfp4 shared shared;
+                decode_nvfp4 shared avx2;
+                decode_q1_0 shared shared;
+                decode_q2_0 shared shared;
+                decode_iq2_xxs generic generic;
+                decode_iq2_xs generic generic;
+                decode_iq2_s generic generic;
+                decode_iq3_xxs generic generic;
+                decode_iq3_s generic generic;
+                decode_iq1_s generic generic;
+                decode_iq1_m generic generic;
+                decode_iq4_nl shared shared;
+                decode_iq4_xs shared shared;
+            }
+            [(operands: Operands<'_, '_>)] {
+                dot_q8_0 own vnni;
+                dot_q4_0 own vnni;
+                dot_q4_1 shared shared;
+                dot_q5_0 shared shared;
+                dot_q5_1 shared shared;
+                dot_q2_k own avx2;
+                dot_q3_k own avx2;
+                dot_q4_k own vnni;
+                dot_q5_k own avx2;
+                dot_q6_k own avx2;
+                dot_tq1_0 shared shared;
+                dot_tq2_0 shared shared;
+                dot_mxfp4 own vnni;
+                dot_nvfp4 shared shared;
+                dot_q1_0 shared shared;
+                dot_q2_0 shared avx2;
+                dot_iq4_nl own vnni;
+                dot_iq4_xs own vnni;
+                dot_iq2_xxs shared shared;
+                dot_iq2_xs shared shared;
+                dot_iq2_s shared shared;
+                dot_iq3_xxs shared shared;
+                dot_iq3_s shared shared;
+                dot_iq1_s shared shared;
+                dot_iq1_m shared shared;
+            }
+            [(source: Source<'_>, panel: IntegerPanel<'_>)] {
+                unpack_q8_0 shared own;
+                unpack_q4_0 shared own;
+                unpack_q5_0 shared own;
+                unpack_iq4_nl shared own;
+                unpack_mxfp4 shared own;
+                unpack_q2_k shared shared;
+                unpack_q3_k shared shared;
+                unpack_q4_k shared own;
+                unpack_q5_k shared own;
+                unpack_q6_k shared own;
+                unpack_iq4_xs shared own;
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use for_kernels;
 
 /// Methods of [`Kernels`] that choose the set.
 macro_rules! dispatch {
-    ($($name:ident($($argument:ident: $ty:ty),*) $(-> $result:ty)?;)*) => {
+    (@one [($($argument:ident: $ty:ty),*) $(-> $result:ty)?] $name:ident) => {
+        pub(crate) fn $name(self, $($argument: $ty),*) $(-> $result)? {
+            match self.0 {
+                Set::Portable => portable::$name($($argument),*),
+                #[cfg(target_arch = "x86_64")]
+                Set::Avx2(kernels) => kernels.$name($($argument),*),
+                #[cfg(target_arch = "x86_64")]
+                Set::Avx512(kernels) => kernels.$name($($argument),*),
+            }
+        }
+    };
+    ($($signature:tt { $($name:ident $avx2:ident $avx512:ident;)* })*) => {
         impl Kernels {
-            $(pub(crate) fn $name(self, $($argument: $ty),*) $(-> $result)? {
-                match self.0 {
-                    Set::Portable => portable::$name($($argument),*),
-                    #[cfg(target_arch = "x86_64")]
-                    Set::Avx2(kernels) => kernels.$name($($argument),*),
-                    #[cfg(target_arch = "x86_64")]
-                    Set::Avx512(kernels) => kernels.$name($($argument),*),
-                }
-            })*
+            $($(dispatch! { @one $signature $name })*)*
         }
     };
 }
+for_kernels!(dispatch);
 
-dispatch! {
-    largest_bits(x: &[f32]) -> u32;
-    encode_f32(x: &[f32], out: &mut [u8]);
-    encode_f16(x: &[f32], out: &mut [u8]);
-    encode_bf16(x: &[f32], out: &mut [u8]);
-    encode_q8_0(x: &[f32], out: &mut [u8]);
-    encode_q4_0(x: &[f32], out: &mut [u8]);
-    encode_q4_1(x: &[f32], out: &mut [u8]);
-    encode_q5_0(x: &[f32], out: &mut [u8]);
-    encode_q5_1(x: &[f32], out: &mut [u8]);
-    encode_q2_k(x: &[f32], out: &mut [u8]);
-    encode_q3_k(x: &[f32], out: &mut [u8]);
-    encode_q4_k(x: &[f32], out: &mut [u8]);
-    encode_q5_k(x: &[f32], out: &mut [u8]);
-    encode_q6_k(x: &[f32], out: &mut [u8]);
-    encode_iq4_nl(x: &[f32], out: &mut [u8]);
-    encode_iq4_xs(x: &[f32], out: &mut [u8]);
-    weighted_q4_0(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q4_1(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_0(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_1(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q2_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q3_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q4_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q5_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_q6_k(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq4_nl(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq4_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    decode_f32(bytes: &[u8], out: &mut [f32]);
-    decode_f16(bytes: &[u8], out: &mut [f32]);
-    decode_bf16(bytes: &[u8], out: &mut [f32]);
-    decode_q8_0(bytes: &[u8], out: &mut [f32]);
-    decode_q4_0(bytes: &[u8], out: &mut [f32]);
-    decode_q4_1(bytes: &[u8], out: &mut [f32]);
-    decode_q5_0(bytes: &[u8], out: &mut [f32]);
-    decode_q5_1(bytes: &[u8], out: &mut [f32]);
-    decode_q2_k(bytes: &[u8], out: &mut [f32]);
-    decode_q3_k(bytes: &[u8], out: &mut [f32]);
-    decode_q4_k(bytes: &[u8], out: &mut [f32]);
-    decode_q5_k(bytes: &[u8], out: &mut [f32]);
-    decode_q6_k(bytes: &[u8], out: &mut [f32]);
-    encode_tq1_0(x: &[f32], out: &mut [u8]);
-    encode_tq2_0(x: &[f32], out: &mut [u8]);
-    encode_mxfp4(x: &[f32], out: &mut [u8]);
-    encode_nvfp4(x: &[f32], out: &mut [u8]);
-    encode_q1_0(x: &[f32], out: &mut [u8]);
-    encode_q2_0(x: &[f32], out: &mut [u8]);
-    decode_tq1_0(bytes: &[u8], out: &mut [f32]);
-    decode_tq2_0(bytes: &[u8], out: &mut [f32]);
-    decode_mxfp4(bytes: &[u8], out: &mut [f32]);
-    decode_nvfp4(bytes: &[u8], out: &mut [f32]);
-    decode_q1_0(bytes: &[u8], out: &mut [f32]);
-    decode_q2_0(bytes: &[u8], out: &mut [f32]);
-    encode_q8_1(x: &[f32], out: &mut [u8]);
-    encode_q8_k(x: &[f32], out: &mut [u8]);
-    dot_q8_0(operands: Operands<'_, '_>);
-    dot_q4_0(operands: Operands<'_, '_>);
-    dot_q4_1(operands: Operands<'_, '_>);
-    dot_q5_0(operands: Operands<'_, '_>);
-    dot_q5_1(operands: Operands<'_, '_>);
-    dot_q2_k(operands: Operands<'_, '_>);
-    dot_q3_k(operands: Operands<'_, '_>);
-    dot_q4_k(operands: Operands<'_, '_>);
-    dot_q5_k(operands: Operands<'_, '_>);
-    dot_q6_k(operands: Operands<'_, '_>);
-    dot_tq1_0(operands: Operands<'_, '_>);
-    dot_tq2_0(operands: Operands<'_, '_>);
-    dot_mxfp4(operands: Operands<'_, '_>);
-    dot_nvfp4(operands: Operands<'_, '_>);
-    dot_q1_0(operands: Operands<'_, '_>);
-    dot_q2_0(operands: Operands<'_, '_>);
-    dot_iq4_nl(operands: Operands<'_, '_>);
-    dot_iq4_xs(operands: Operands<'_, '_>);
-    dot_iq2_xxs(operands: Operands<'_, '_>);
-    dot_iq2_xs(operands: Operands<'_, '_>);
-    dot_iq2_s(operands: Operands<'_, '_>);
-    dot_iq3_xxs(operands: Operands<'_, '_>);
-    dot_iq3_s(operands: Operands<'_, '_>);
-    dot_iq1_s(operands: Operands<'_, '_>);
-    dot_iq1_m(operands: Operands<'_, '_>);
-    decode_iq2_xxs(bytes: &[u8], out: &mut [f32]);
-    decode_iq2_xs(bytes: &[u8], out: &mut [f32]);
-    decode_iq2_s(bytes: &[u8], out: &mut [f32]);
-    decode_iq3_xxs(bytes: &[u8], out: &mut [f32]);
-    decode_iq3_s(bytes: &[u8], out: &mut [f32]);
-    decode_iq1_s(bytes: &[u8], out: &mut [f32]);
-    decode_iq1_m(bytes: &[u8], out: &mut [f32]);
-    encode_iq2_s(x: &[f32], out: &mut [u8]);
-    encode_iq3_xxs(x: &[f32], out: &mut [u8]);
-    encode_iq3_s(x: &[f32], out: &mut [u8]);
-    encode_iq1_m(x: &[f32], out: &mut [u8]);
-    weighted_iq2_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq2_xs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq2_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq3_xxs(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq3_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq1_s(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    weighted_iq1_m(rows: &[f32], importance: &[f32], out: &mut [u8]);
-    decode_iq4_nl(bytes: &[u8], out: &mut [f32]);
-    decode_iq4_xs(bytes: &[u8], out: &mut [f32]);
-    unpack_q8_0(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q4_0(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q5_0(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_iq4_nl(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_mxfp4(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q2_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q3_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q4_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q5_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_q6_k(source: Source<'_>, panel: IntegerPanel<'_>);
-    unpack_iq4_xs(source: Source<'_>, panel: IntegerPanel<'_>);
-}
-
-/// Methods that run the portable loops, compiled with the features of a set.
+/// A method of a set with `$features`.
 #[cfg(target_arch = "x86_64")]
-macro_rules! shared_kernels {
+macro_rules! kernel {
+    // The portable loops, compiled with the features.
+    (shared $set:ty, $features:literal, [($($argument:ident: $ty:ty),*) $(-> $result:ty)?] $name:ident) => {
+        pub(crate) fn $name(self, $($argument: $ty),*) $(-> $result)? {
+            #[target_feature(enable = $features)]
+            fn run($($argument: $ty),*) $(-> $result)? {
+                $crate::arch::portable::$name($($argument),*)
+            }
+            // SAFETY: `self` exists only where the CPU has the features.
+            unsafe { run($($argument),*) }
+        }
+    };
+    // The generic loops over the vectors of the set, and its search for the nearest point of a grid.
+    (generic $set:ty, $features:literal, [($($argument:ident: $ty:ty),*)] $name:ident) => {
+        pub(crate) fn $name(self, $($argument: $ty),*) {
+            #[target_feature(enable = $features)]
+            fn run(kernels: $set, $($argument: $ty),*) {
+                $crate::arch::portable::generic::$name(kernels, $($argument),*);
+            }
+            // SAFETY: `self` exists only where the CPU has the features.
+            unsafe { run(self, $($argument),*) }
+        }
+    };
+    // A function with the features, written by hand in the module of the set.
+    (own $set:ty, $features:literal, [($($argument:ident: $ty:ty),*)] $name:ident) => {
+        pub(crate) fn $name(self, $($argument: $ty),*) {
+            // SAFETY: `self` exists only where the CPU has the features.
+            unsafe { $name($($argument),*) }
+        }
+    };
+    // The kernel of AVX2, where it is as fast or faster.
+    (avx2 $set:ty, $features:literal, [($($argument:ident: $ty:ty),*)] $name:ident) => {
+        pub(crate) fn $name(self, $($argument: $ty),*) {
+            self.avx2.$name($($argument),*);
+        }
+    };
+    // A function with VNNI where the CPU has it, written by hand in the module of the set, else the kernel of AVX2.
+    (vnni $set:ty, $features:literal, [($($argument:ident: $ty:ty),*)] $name:ident) => {
+        pub(crate) fn $name(self, $($argument: $ty),*) {
+            match self.vnni {
+                // SAFETY: the proof exists only where the CPU has VNNI and VBMI.
+                Some(Vnni(())) => unsafe { $name($($argument),*) },
+                None => self.avx2.$name($($argument),*),
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use kernel;
+
+/// `Vector`, one register of a set, as the vector of the searches that run one block a lane: how it is made, and its operators.
+/// Everything is sound because vectors come only from the value that proves the CPU's features.
+#[cfg(target_arch = "x86_64")]
+macro_rules! vector {
     (
-        $kernels:ty, $features:literal;
-        $($name:ident($($argument:ident: $ty:ty),*) $(-> $result:ty)?;)*
+        $set:ty, $lanes:literal; set: $splat:ident, load: $load:ident;
+        $($operator:ident $method:ident $intrinsic:ident;)*
     ) => {
-        impl $kernels {
-            $(pub(crate) fn $name(self, $($argument: $ty),*) $(-> $result)? {
-                #[target_feature(enable = $features)]
-                fn run($($argument: $ty),*) $(-> $result)? {
-                    $crate::arch::portable::$name($($argument),*)
-                }
-                // SAFETY: `self` exists only where the CPU has the features.
-                unsafe { run($($argument),*) }
-            })*
-        }
-    };
-}
-#[cfg(target_arch = "x86_64")]
-use shared_kernels;
+        impl Simd for $set {
+            const LANES: usize = $lanes;
+            type Floats = Vector;
 
-/// Methods that run the searches in lanes ([`portable::search`]) over the vectors of a set.
-#[cfg(target_arch = "x86_64")]
-macro_rules! lane_kernels {
-    ($kernels:ty, $features:literal; $($name:ident($($argument:ident: $ty:ty),*);)*) => {
-        impl $kernels {
-            $(pub(crate) fn $name(self, $($argument: $ty),*) {
-                #[target_feature(enable = $features)]
-                fn run(kernels: $kernels, $($argument: $ty),*) {
-                    $crate::arch::portable::search::$name(kernels, $($argument),*)
-                }
-                // SAFETY: `self` exists only where the CPU has the features.
-                unsafe { run(self, $($argument),*) }
-            })*
-        }
-    };
-}
-#[cfg(target_arch = "x86_64")]
-use lane_kernels;
+            #[inline(always)]
+            fn splat(self, x: f32) -> Vector {
+                // SAFETY: `self` is the proof that the CPU has the features.
+                Vector(unsafe { $splat(x) })
+            }
 
-/// Methods written by hand in the same module, as functions with the features of a set.
-#[cfg(target_arch = "x86_64")]
-macro_rules! own_kernels {
-    ($kernels:ty; $($name:ident($($argument:ident: $ty:ty),*);)*) => {
-        impl $kernels {
-            $(pub(crate) fn $name(self, $($argument: $ty),*) {
-                // SAFETY: `self` exists only where the CPU has the features.
-                unsafe { $name($($argument),*) }
-            })*
+            #[inline(always)]
+            fn load(self, x: &[f32; $crate::lanes::MOST]) -> Vector {
+                const { assert!($lanes <= $crate::lanes::MOST) };
+                // SAFETY: `self` is the proof that the CPU has the features; reads the first lanes of `x`, which need no alignment.
+                Vector(unsafe { $load(x.as_ptr()) })
+            }
         }
-    };
-}
-#[cfg(target_arch = "x86_64")]
-use own_kernels;
 
-/// Methods that run the portable loops over blocks with points of a grid, compiled with the features of a set, with its own search
-/// for the nearest point.
+        impl Vector {
+            /// A number in all lanes of another vector.
+            #[inline(always)]
+            fn like(self, x: f32) -> Self {
+                // SAFETY: vectors exist only where the CPU has the features.
+                Self(unsafe { $splat(x) })
+            }
+        }
+
+        $(impl $operator for Vector {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: vectors exist only where the CPU has the features.
+                Self(unsafe { $intrinsic(self.0, other.0) })
+            }
+        })*
+    };
+}
 #[cfg(target_arch = "x86_64")]
-macro_rules! searching_kernels {
-    ($kernels:ty, $features:literal; $($name:ident($($argument:ident: $ty:ty),*);)*) => {
-        impl $kernels {
-            $(pub(crate) fn $name(self, $($argument: $ty),*) {
-                #[target_feature(enable = $features)]
-                fn run(kernels: $kernels, $($argument: $ty),*) {
-                    $crate::arch::portable::searching::$name(kernels, $($argument),*);
-                }
-                // SAFETY: `self` exists only where the CPU has the features.
-                unsafe { run(self, $($argument),*) }
-            })*
+use vector;
+
+/// Methods of [`crate::lanes::Floats`] that are one instruction in every set, or follow from `low_bits`.
+#[cfg(target_arch = "x86_64")]
+macro_rules! vector_methods {
+    (store: $store:ident, least: $least:ident, greatest: $greatest:ident, sqrt: $sqrt:ident) => {
+        #[inline(always)]
+        fn store(self) -> [f32; $crate::lanes::MOST] {
+            let mut out = [0.0; $crate::lanes::MOST];
+            // SAFETY: vectors exist only where the CPU has the features; writes the first lanes of `out`, which need no alignment.
+            unsafe { $store(out.as_mut_ptr(), self.0) }
+            out
+        }
+
+        #[inline(always)]
+        fn least(self, other: Self) -> Self {
+            // SAFETY: vectors exist only where the CPU has the features.
+            Self(unsafe { $least(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn greatest(self, other: Self) -> Self {
+            // SAFETY: vectors exist only where the CPU has the features.
+            Self(unsafe { $greatest(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn sqrt(self) -> Self {
+            // SAFETY: vectors exist only where the CPU has the features.
+            Self(unsafe { $sqrt(self.0) })
+        }
+
+        #[inline(always)]
+        fn nearest(self) -> Self {
+            self.low_bits($crate::lanes::MANTISSA) - self.like($crate::lanes::ROUNDER)
+        }
+
+        #[inline(always)]
+        fn low_byte(self) -> Self {
+            self.low_bits(0xff) - self.like(f32::from_bits($crate::lanes::INTEGERS))
         }
     };
 }
 #[cfg(target_arch = "x86_64")]
-use searching_kernels;
+use vector_methods;

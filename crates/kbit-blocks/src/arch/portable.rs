@@ -7,6 +7,7 @@ use crate::block::{
 use crate::dot::{Operands, interleaved, one, products};
 use crate::grid::OneByOne;
 use crate::lanes::{self, Portable, Simd};
+use crate::legacy::{EncodeSideBySide, SideBySide};
 use crate::panel::{Source, unpack};
 use crate::plain::{MAGNITUDE, bf16_bits, bf16_value, f16_bits, f16_value};
 pub(crate) use crate::ternary::encode_q1_0;
@@ -68,13 +69,6 @@ fn encode<B: Encode>(x: &[f32], out: &mut [u8]) {
 }
 
 #[inline(always)]
-pub(crate) fn encode_q8_1(x: &[f32], out: &mut [u8]) {
-    for (x, block) in bytemuck::cast_slice(x).iter().zip(bytemuck::cast_slice_mut(out)) {
-        *block = Q8_1::encode(x);
-    }
-}
-
-#[inline(always)]
 pub(crate) fn encode_q8_k(x: &[f32], out: &mut [u8]) {
     for (x, block) in bytemuck::cast_slice(x).iter().zip(bytemuck::cast_slice_mut(out)) {
         *block = Q8_K::encode(x);
@@ -116,7 +110,6 @@ macro_rules! of_blocks {
 
 of_blocks! {
     encode: {
-        encode_q8_0 Q8_0, encode_q4_0 Q4_0, encode_q4_1 Q4_1, encode_q5_0 Q5_0, encode_q5_1 Q5_1,
         encode_tq1_0 TQ1_0, encode_tq2_0 TQ2_0, encode_mxfp4 MXFP4, encode_nvfp4 NVFP4, encode_q2_0 Q2_0,
     }
     decode: {
@@ -225,16 +218,29 @@ of_grids! {
     }
 }
 
-/// Searches in lanes: over any instruction set in [`search`], and over every CPU's here.
+/// The loops that are generic over the vectors of an instruction set.
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod generic {
+    pub(crate) use super::{search::*, searching::*};
+}
+
+/// Loops over vectors: of any instruction set in [`search`], and of every CPU here.
 macro_rules! in_lanes {
     (
+        side_by_side: { $($block:ident $c:ty,)* }
         encode: { $($encode:ident $a:ty,)* }
         weighted: { $($weighted:ident $b:ty,)* }
     ) => {
-        /// The searches, generic over the instruction set.
+        /// The loops, generic over the instruction set.
         pub(crate) mod search {
             use super::*;
 
+            $(#[inline(always)]
+            pub(crate) fn $block<S: SideBySide>(simd: S, x: &[f32], out: &mut [u8]) {
+                for (x, block) in x.as_chunks().0.iter().zip(bytemuck::cast_slice_mut(out)) {
+                    *block = <$c>::encode(simd, x);
+                }
+            })*
             $(#[inline(always)]
             pub(crate) fn $encode<S: Simd>(simd: S, x: &[f32], out: &mut [u8]) {
                 lanes::encode::<S, $a>(simd, x, out);
@@ -244,6 +250,9 @@ macro_rules! in_lanes {
                 lanes::weighted::<S, $b>(simd, rows, importance, out);
             })*
         }
+        $(pub(crate) fn $block(x: &[f32], out: &mut [u8]) {
+            search::$block(Portable, x, out);
+        })*
         $(pub(crate) fn $encode(x: &[f32], out: &mut [u8]) {
             search::$encode(Portable, x, out);
         })*
@@ -254,6 +263,9 @@ macro_rules! in_lanes {
 }
 
 in_lanes! {
+    side_by_side: {
+        encode_q8_0 Q8_0, encode_q8_1 Q8_1, encode_q4_0 Q4_0, encode_q4_1 Q4_1, encode_q5_0 Q5_0, encode_q5_1 Q5_1,
+    }
     encode: {
         encode_q2_k Q2_K, encode_q3_k Q3_K, encode_q4_k Q4_K, encode_q5_k Q5_K, encode_q6_k Q6_K,
         encode_iq4_nl IQ4_NL, encode_iq4_xs IQ4_XS,

@@ -103,14 +103,18 @@ pub(crate) fn tile_integers(tile: &mut IntegerTile<'_, '_>) {
             for part in block * parts..(block + 1) * parts {
                 let mut products = [x.corrections[part * tokens + token]; PANEL];
                 for unit in part * units..(part + 1) * units {
-                    let levels = x.levels[unit * tokens + token].to_le_bytes().map(|level| i32::from(level.cast_signed()));
+                    let levels = x.levels[unit * tokens + token]
+                        .to_le_bytes()
+                        .map(|level| i32::from(level.cast_signed()));
                     for (product, w) in products.iter_mut().zip(&w.levels[row(unit)]) {
                         let w = [w & 255, w >> 8 & 255, w >> 16 & 255, w >> 24].map(u32::cast_signed);
                         *product += w[0] * levels[0] + w[1] * levels[1] + w[2] * levels[2] + w[3] * levels[3];
                     }
                 }
                 if layout.terms.has_parts() {
-                    for ((total, product), scale) in totals.iter_mut().zip(products).zip(&w.part_scales[row(part)]) {
+                    for ((total, product), scale) in
+                        totals.iter_mut().zip(products).zip(&w.part_scales[row(part)])
+                    {
                         *total += product * scale;
                     }
                 } else {
@@ -120,7 +124,9 @@ pub(crate) fn tile_integers(tile: &mut IntegerTile<'_, '_>) {
             let mut least = [0_i32; PANEL];
             if layout.terms.has_minimums() {
                 for pair in block * parts / 2..(block + 1) * parts / 2 {
-                    let halves = |pair: u32| [pair as u16, (pair >> 16) as u16].map(|half| i32::from(half.cast_signed()));
+                    let halves = |pair: u32| {
+                        [pair as u16, (pair >> 16) as u16].map(|half| i32::from(half.cast_signed()))
+                    };
                     let x = halves(x.sums[pair * tokens + token]);
                     for (least, w) in least.iter_mut().zip(&w.minimums[row(pair)]) {
                         let w = halves(*w);
@@ -135,12 +141,35 @@ pub(crate) fn tile_integers(tile: &mut IntegerTile<'_, '_>) {
                     Terms::ScalesInTurn => total * scale * y,
                     Terms::Scales | Terms::Parts => total * (scale * y),
                     Terms::PartsAndMinimums => {
-                        total * (scale * y) - least[lane] as f32 * (w.minimum_scales[block * PANEL + lane] * y)
+                        total * (scale * y)
+                            - least[lane] as f32 * (w.minimum_scales[block * PANEL + lane] * y)
                     }
                 };
             }
         }
         tile.out().row_mut(token).copy_from_slice(&sums[..rows]);
+    }
+}
+
+/// Sums of the levels of each part of `levels`, `part` of them, which are at most 256.
+#[inline(always)]
+pub(crate) fn sum_parts(levels: &[i8], part: usize, sums: &mut [i16]) {
+    assert!(part <= 256 && levels.len() == part * sums.len(), "{} levels in parts of {part}", levels.len());
+    /// Parts of a fixed size become vector code. 256 times -128 fits 16 bits.
+    #[inline(always)]
+    fn each<const N: usize>(levels: &[i8], sums: &mut [i16]) {
+        for (levels, sum) in levels.as_chunks::<N>().0.iter().zip(sums) {
+            *sum = levels.iter().map(|level| i16::from(*level)).sum();
+        }
+    }
+    match part {
+        16 => each::<16>(levels, sums),
+        32 => each::<32>(levels, sums),
+        _ => {
+            for (levels, sum) in levels.chunks_exact(part).zip(sums) {
+                *sum = levels.iter().map(|level| i16::from(*level)).sum();
+            }
+        }
     }
 }
 
@@ -285,6 +314,98 @@ pub(crate) fn silu_mul<A: Arithmetic>(gate: &mut [f32], up: &[f32]) {
 pub(crate) fn silu<A: Arithmetic>(x: &mut [f32]) {
     for x in x {
         *x /= 1.0 + exp::<A>(-*x);
+    }
+}
+
+/// `x[i] <- e^(x[i] - max)`; the sum of the new values. As [`exp_and_sum`], with a maximum that is known.
+#[inline(always)]
+pub(crate) fn exp_below<A: Arithmetic>(x: &mut [f32], max: f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (groups, rest) = x.as_chunks_mut::<LANES>();
+    for group in groups {
+        for (lane, x) in lanes.iter_mut().zip(group) {
+            *x = exp::<A>(*x - max);
+            *lane += *x;
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *x = exp::<A>(*x - max);
+        *lane += *x;
+    }
+    add_lanes(lanes)
+}
+
+/// `x[i] <- max(x[i], 0)`; NaN stays.
+#[inline(always)]
+pub(crate) fn relu(x: &mut [f32]) {
+    for x in x {
+        *x = if *x < 0.0 { 0.0 } else { *x };
+    }
+}
+
+/// `x[i] <- x[i] * (1 + tanh(u)) / 2` with `u = sqrt(2 / pi) * (x + 0.044715 x^3)`, which is `x / (1 + e^(-2 u))`.
+#[inline(always)]
+pub(crate) fn gelu_tanh<A: Arithmetic>(x: &mut [f32]) {
+    const TWICE_ROOT: f32 = 1.595_769; // 2 sqrt(2 / pi)
+    for x in x {
+        let u = *x * A::mul_add(*x * *x, 0.044_715, 1.0) * TWICE_ROOT;
+        *x /= 1.0 + exp::<A>(-u);
+    }
+}
+
+/// `x[i] <- x[i] * (1 + erf(x[i] / sqrt(2))) / 2`, in double precision.
+///
+/// The complementary error function is a Chebyshev fit, off by 1.2e-7 of its value at most (Press et al., Numerical Recipes,
+/// section 6.2).
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "rounded to f32 once")]
+pub(crate) fn gelu<A: Arithmetic>(x: &mut [f32]) {
+    const FIT: [f64; 10] = [
+        0.170_872_77,
+        -0.822_152_23,
+        1.488_515_87,
+        -1.135_203_98,
+        0.278_868_07,
+        -0.186_288_06,
+        0.096_784_18,
+        0.374_091_96,
+        1.000_023_68,
+        -1.265_512_23,
+    ];
+    for x in x {
+        let wide = f64::from(*x);
+        let z = wide.abs() * std::f64::consts::FRAC_1_SQRT_2;
+        let t = 1.0 / A::mul_add_f64(0.5, z, 1.0);
+        let mut p = FIT[0];
+        for coefficient in &FIT[1..] {
+            p = A::mul_add_f64(p, t, *coefficient);
+        }
+        let tail = 0.5 * t * exp_f64::<A>(A::mul_add_f64(-z, z, p));
+        *x = (wide * if wide < 0.0 { tail } else { 1.0 - tail }) as f32;
+    }
+}
+
+/// `gate[i] <- g / (1 + e^(-alpha g)) * (u + 1)` with `g = min(gate[i], limit)` and `u = up[i]` within `-limit..limit`.
+#[inline(always)]
+pub(crate) fn clamped_swiglu<A: Arithmetic>(gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
+    for (gate, &up) in gate.iter_mut().zip(up) {
+        let g = if *gate > limit { limit } else { *gate };
+        let u = if up > limit { limit } else { up };
+        let u = if u < -limit { -limit } else { u };
+        *gate = g / (1.0 + exp::<A>(-alpha * g)) * (u + 1.0);
+    }
+}
+
+/// `x[i] <- cap * tanh(x[i] / cap)`, in double precision.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "rounded to f32 once")]
+pub(crate) fn soft_cap<A: Arithmetic>(x: &mut [f32], cap: f32) {
+    let cap = f64::from(cap);
+    for x in x {
+        let u = f64::from(*x) / cap;
+        let e = exp_f64::<A>(-2.0 * u.abs());
+        let bounded = cap * (1.0 - e) / (1.0 + e);
+        *x = (if u < 0.0 { -bounded } else { bounded }) as f32;
     }
 }
 

@@ -24,6 +24,16 @@ macro_rules! shared_kernels {
                 unsafe { run(x) }
             }
 
+            /// See [`generic::sum_parts`].
+            pub(crate) fn sum_parts(self, levels: &[i8], part: usize, sums: &mut [i16]) {
+                #[target_feature(enable = $feature)]
+                fn run(levels: &[i8], part: usize, sums: &mut [i16]) {
+                    generic::sum_parts(levels, part, sums);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(levels, part, sums) }
+            }
+
             /// See [`generic::round_bf16`].
             pub(crate) fn round_bf16(self, x: &[f32], out: &mut [u16]) {
                 #[target_feature(enable = $feature)]
@@ -52,6 +62,66 @@ macro_rules! shared_kernels {
                 }
                 // SAFETY: `self` exists only where the CPU has the features.
                 unsafe { run(x) }
+            }
+
+            /// See [`generic::exp_below`].
+            pub(crate) fn exp_below(self, x: &mut [f32], max: f32) -> f32 {
+                #[target_feature(enable = $feature)]
+                fn run(x: &mut [f32], max: f32) -> f32 {
+                    generic::exp_below::<$arithmetic>(x, max)
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x, max) }
+            }
+
+            /// See [`generic::relu`].
+            pub(crate) fn relu(self, x: &mut [f32]) {
+                #[target_feature(enable = $feature)]
+                fn run(x: &mut [f32]) {
+                    generic::relu(x);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x) }
+            }
+
+            /// See [`generic::gelu`].
+            pub(crate) fn gelu(self, x: &mut [f32]) {
+                #[target_feature(enable = $feature)]
+                fn run(x: &mut [f32]) {
+                    generic::gelu::<$arithmetic>(x);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x) }
+            }
+
+            /// See [`generic::gelu_tanh`].
+            pub(crate) fn gelu_tanh(self, x: &mut [f32]) {
+                #[target_feature(enable = $feature)]
+                fn run(x: &mut [f32]) {
+                    generic::gelu_tanh::<$arithmetic>(x);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x) }
+            }
+
+            /// See [`generic::clamped_swiglu`].
+            pub(crate) fn clamped_swiglu(self, gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
+                #[target_feature(enable = $feature)]
+                fn run(gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
+                    generic::clamped_swiglu::<$arithmetic>(gate, up, alpha, limit);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(gate, up, alpha, limit) }
+            }
+
+            /// See [`generic::soft_cap`].
+            pub(crate) fn soft_cap(self, x: &mut [f32], cap: f32) {
+                #[target_feature(enable = $feature)]
+                fn run(x: &mut [f32], cap: f32) {
+                    generic::soft_cap::<$arithmetic>(x, cap);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x, cap) }
             }
 
             /// See [`generic::rms_norm`].

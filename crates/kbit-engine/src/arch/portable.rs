@@ -27,6 +27,11 @@ impl Portable {
         generic::tile_integers(&mut tile);
     }
 
+    /// See [`generic::sum_parts`].
+    pub(crate) fn sum_parts(self, levels: &[i8], part: usize, sums: &mut [i16]) {
+        generic::sum_parts(levels, part, sums);
+    }
+
     /// See [`generic::round_bf16`].
     pub(crate) fn round_bf16(self, x: &[f32], out: &mut [u16]) {
         generic::round_bf16(x, out);
@@ -70,6 +75,36 @@ impl Portable {
     /// See [`generic::silu`].
     pub(crate) fn silu(self, x: &mut [f32]) {
         generic::silu::<Native>(x);
+    }
+
+    /// See [`generic::exp_below`].
+    pub(crate) fn exp_below(self, x: &mut [f32], max: f32) -> f32 {
+        generic::exp_below::<Native>(x, max)
+    }
+
+    /// See [`generic::relu`].
+    pub(crate) fn relu(self, x: &mut [f32]) {
+        generic::relu(x);
+    }
+
+    /// See [`generic::gelu`].
+    pub(crate) fn gelu(self, x: &mut [f32]) {
+        generic::gelu::<Native>(x);
+    }
+
+    /// See [`generic::gelu_tanh`].
+    pub(crate) fn gelu_tanh(self, x: &mut [f32]) {
+        generic::gelu_tanh::<Native>(x);
+    }
+
+    /// See [`generic::clamped_swiglu`].
+    pub(crate) fn clamped_swiglu(self, gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
+        generic::clamped_swiglu::<Native>(gate, up, alpha, limit);
+    }
+
+    /// See [`generic::soft_cap`].
+    pub(crate) fn soft_cap(self, x: &mut [f32], cap: f32) {
+        generic::soft_cap::<Native>(x, cap);
     }
 
     /// See [`generic::rms_norm`].

@@ -5,7 +5,7 @@ use kbit_blocks::BlockCodec;
 use kbit_engine::{Description, Model};
 use kbit_formats::Checkpoint;
 use kbit_formats::gguf::{Gguf, Metadata};
-use kbit_models::{ConvertOptions, Role};
+use kbit_models::{Conversion, ConvertOptions, Role};
 use kbit_types::{Codec, CodecError, GgmlType, MatrixShape};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -38,6 +38,12 @@ pub struct Plain {
     pub open: bool,
 }
 
+impl Plain {
+    pub fn new(rows: usize, cols: usize, data: Vec<f32>) -> Self {
+        Self { rows, cols, data, group: 1, open: true }
+    }
+}
+
 impl Codec for Plain {
     fn shape(&self) -> MatrixShape {
         MatrixShape::dense(self.rows as u64, self.cols as u64)
@@ -60,8 +66,8 @@ impl Codec for Plain {
     }
 }
 
-/// Tensors of a model by GGUF name.
-pub type Tensors = HashMap<String, Arc<dyn Codec>>;
+/// Tensors of a model by GGUF name, a codec for each slice.
+pub type Tensors = HashMap<String, Vec<Arc<dyn Codec>>>;
 
 pub fn model(description: &Description, tensors: &Tensors) -> Model {
     Model::new(description.clone(), &mut |name| Ok(tensors.get(name).cloned())).unwrap()
@@ -75,9 +81,12 @@ pub fn load_gguf(path: &Path) -> (Model, Metadata) {
         let Some(info) = gguf.tensor(name) else { return Ok(None) };
         let mut bytes = vec![0; info.bytes as usize];
         gguf.read_at(info, 0, &mut bytes).unwrap();
-        let cols = info.dims[0];
-        let rows = info.dims[1..].iter().product();
-        Ok(Some(Arc::new(BlockCodec::new(name, info.ty, rows, cols, bytes).unwrap()) as Arc<dyn Codec>))
+        let (cols, rows) = (info.dims[0], info.dims.get(1).copied().unwrap_or(1));
+        let slices: u64 = info.dims.iter().skip(2).product();
+        let slice = |bytes: &[u8]| {
+            Arc::new(BlockCodec::new(name, info.ty, rows, cols, bytes.to_vec()).unwrap()) as Arc<dyn Codec>
+        };
+        Ok(Some(bytes.chunks_exact(bytes.len() / slices as usize).map(slice).collect()))
     };
     let model = Model::new(description, &mut tensors).unwrap();
     (model, gguf.metadata().clone())
@@ -85,27 +94,33 @@ pub fn load_gguf(path: &Path) -> (Model, Metadata) {
 
 /// A Hugging Face folder, its matrices encoded as `ty` (or left in f32).
 pub fn load_folder(path: &Path, ty: Option<GgmlType>) -> (Model, Metadata) {
+    let (conversion, tensors) = folder_tensors(path, ty);
+    (model(&conversion.description.unwrap(), &tensors), conversion.metadata)
+}
+
+/// As [`load_folder`], before they become a model.
+pub fn folder_tensors(path: &Path, ty: Option<GgmlType>) -> (Conversion, Tensors) {
     let checkpoint = Checkpoint::open(path).unwrap();
-    let conversion = kbit_models::convert(&checkpoint, &ConvertOptions::default()).unwrap();
+    let options = ConvertOptions { without_tokenizer: true, ..ConvertOptions::default() };
+    let conversion = kbit_models::convert(&checkpoint, &options).unwrap();
     let mut tensors = Tensors::new();
     for tensor in &conversion.tensors {
-        let cols = *tensor.shape.last().unwrap() as usize;
-        let rows = tensor.shape.iter().product::<u64>() as usize / cols;
-        let mut data = vec![0.0; rows * cols];
-        tensor.expr.read_rows(&checkpoint, 0, 0..rows as u64, &mut data).unwrap();
-        let codec: Arc<dyn Codec> = match ty.filter(|_| tensor.role != Role::Vector) {
-            Some(ty) => {
-                let mut bytes = vec![0; ty.bytes_for((rows * cols) as u64).unwrap() as usize];
-                kbit_blocks::encode_row_range(ty, &data, cols, None, &mut bytes).unwrap();
-                Arc::new(BlockCodec::new(&tensor.name, ty, rows as u64, cols as u64, bytes).unwrap())
+        let MatrixShape { rows, cols, slices } = tensor.expr.shape();
+        let codec = |slice| -> Arc<dyn Codec> {
+            let mut data = vec![0.0; (rows * cols) as usize];
+            tensor.expr.read_rows(&checkpoint, slice, 0..rows, &mut data).unwrap();
+            match ty.filter(|_| tensor.role != Role::Vector) {
+                Some(ty) => {
+                    let mut bytes = vec![0; ty.bytes_for(rows * cols).unwrap() as usize];
+                    kbit_blocks::encode_row_range(ty, &data, cols as usize, None, &mut bytes).unwrap();
+                    Arc::new(BlockCodec::new(&tensor.name, ty, rows, cols, bytes).unwrap())
+                }
+                None => Arc::new(Plain::new(rows as usize, cols as usize, data)),
             }
-            None => Arc::new(Plain { rows, cols, data, group: 1, open: true }),
         };
-        tensors.insert(tensor.name.clone(), codec);
+        tensors.insert(tensor.name.clone(), (0..slices).map(codec).collect());
     }
-    let metadata = conversion.metadata.clone();
-    let description = kbit_models::describe(&metadata, &|name| tensors.contains_key(name)).unwrap();
-    (model(&description, &tensors), metadata)
+    (conversion, tensors)
 }
 
 /// Numbers between -1 and 1, the same for the same seed.
@@ -123,20 +138,25 @@ pub fn noise(len: usize, seed: u64) -> Vec<f32> {
 pub fn random_tensors(description: &Description, group: u64, open: bool) -> Tensors {
     let mut tensors = Tensors::new();
     for (index, expected) in description.tensors().unwrap().into_iter().enumerate() {
-        let frequency_factors = expected.name == "rope_freqs.weight";
-        let vector = expected.shape.len() == 1;
-        let cols = *expected.shape.last().unwrap() as usize;
-        let rows = if vector { 1 } else { expected.shape[0] as usize };
-        let mut data = noise(rows * cols, index as u64 + 1);
-        for value in &mut data {
-            *value = match (frequency_factors, vector) {
-                (true, _) => 1.5 + *value / 2.0,
-                (_, true) => 0.8 + *value / 4.0,
-                _ => *value * 2.0 / (cols as f32).sqrt(),
-            };
-        }
-        let plain = Plain { rows, cols, data, group: if vector { 1 } else { group }, open };
-        tensors.insert(expected.name, Arc::new(plain));
+        let factors = expected.name.starts_with("rope_f");
+        let vector = expected.role == Role::Vector;
+        let (cols, rest) = expected.shape.split_last().unwrap();
+        let (rows, slices) =
+            (rest.last().map_or(1, |rows| *rows as usize), rest.iter().rev().skip(1).product());
+        let cols = *cols as usize;
+        let codec = |slice: u64| {
+            let mut data = noise(rows * cols, index as u64 + 1 + 1000 * slice);
+            for value in &mut data {
+                *value = match (factors, vector) {
+                    (true, _) => 1.5 + *value / 2.0,
+                    (_, true) if rows == 1 => 0.8 + *value / 4.0,
+                    _ => *value * 2.0 / (cols as f32).sqrt(),
+                };
+            }
+            Arc::new(Plain { rows, cols, data, group: if vector { 1 } else { group }, open })
+                as Arc<dyn Codec>
+        };
+        tensors.insert(expected.name, (0..slices).map(codec).collect());
     }
     tensors
 }

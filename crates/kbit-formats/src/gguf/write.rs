@@ -5,7 +5,7 @@ use crate::FormatError;
 use crate::hash::Checksum;
 use crate::map::Mapped;
 use crate::{atomic, system};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, FsWord, fallocate, fstatfs};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -239,6 +239,10 @@ impl GgufWriter {
     }
 }
 
+/// Linux's number for file systems in memory. To reserve there is to zero every page, on one thread, before the first
+/// weight is read.
+const TMPFS_MAGIC: FsWord = 0x0102_1994;
+
 impl Part {
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), FormatError> {
         self.file.write_all_at(bytes, offset).map_err(FormatError::io(&self.partial, "writing"))
@@ -246,7 +250,13 @@ impl Part {
 
     /// Reserves the whole file, so that a full disk shows now.
     fn reserve(&self, bytes: u64) -> Result<(), FormatError> {
-        match fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
+        let in_memory = fstatfs(&self.file).is_ok_and(|found| found.f_type == TMPFS_MAGIC);
+        let reserved = if in_memory {
+            Err(Errno::OPNOTSUPP)
+        } else {
+            fallocate(&self.file, FallocateFlags::empty(), 0, bytes)
+        };
+        match reserved {
             Ok(()) => Ok(()),
             // File systems that cannot reserve: compare with the free space, and set the length.
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {

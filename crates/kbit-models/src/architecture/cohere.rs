@@ -4,7 +4,11 @@
 //! `conversion/command_r.py`.
 
 use super::parts::*;
-use super::{Architecture, Classes, Dim, Fallback, From, Rounding, TensorRule};
+use super::{
+    ADJACENT_PAIRS, Architecture, Classes, Dim, Fallback, Forward, From, Joined, LAYER_NORM_OF_EACH_HEAD,
+    LLAMA_FORWARD, LocalRope, ONE_BEFORE, Positions, RopeBlocks, Rounding, TensorRule, Windows,
+};
+use crate::description::{NormKind, Residual, RopeStyle};
 
 const COHERE: &[TensorRule] = &[
     embedding("model.embed_tokens.weight"),
@@ -26,7 +30,14 @@ pub(super) const COMMAND_R: Architecture = Architecture {
             ("tie_word_embeddings", Fallback::Flag(true)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        norm: NormKind::Layer,
+        norms: ONE_BEFORE,
+        head_norm: LAYER_NORM_OF_EACH_HEAD,
+        positions: ADJACENT_PAIRS,
+        residual: Joined::Always(Residual::Parallel),
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("", From::Common),
         // The shorter one in config.json is not what the model was trained for.
@@ -69,7 +80,18 @@ pub(super) const COHERE2: Architecture = Architecture {
             ROPE_10K,
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        norm: NormKind::Layer,
+        norms: ONE_BEFORE,
+        positions: Positions::Rope {
+            style: RopeStyle::Adjacent,
+            blocks: RopeBlocks::Windowed,
+            local: LocalRope::Same,
+        },
+        windows: Windows::AllButEvery(4),
+        residual: Joined::Always(Residual::Parallel),
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("", From::Common),
         entry("logit_scale", From::NeededFloat(&["logit_scale"])),

@@ -6,7 +6,13 @@
 //! transposed, so that queries can go into the latent space instead.
 
 use super::parts::*;
-use super::{Architecture, Classes, Dim, Fallback, From, Step, TensorRule};
+use super::{
+    ADJACENT_PAIRS, Architecture, Classes, Dim, Fallback, Forward, From, LLAMA_FORWARD, Routing, Step,
+    TensorRule,
+};
+use crate::description::Gating;
+
+const UNNORMALISED: Routing = Routing { gating: Gating::Softmax, normalised: false, gated_shared: false };
 
 /// The experts that all tokens go through, and the dense blocks before.
 const SHARED_EXPERTS: &[TensorRule] = &[
@@ -40,7 +46,7 @@ pub(super) const DEEPSEEK: Architecture = Architecture {
         names: &["DeepseekForCausalLM"],
         defaults: &[("first_k_dense_replace", Fallback::Count(0))],
     }],
-    forward: None,
+    forward: Some(Forward { positions: ADJACENT_PAIRS, routing: UNNORMALISED, ..LLAMA_FORWARD }),
     parameters: &[
         entry("", From::Common),
         entry("rope.dimension_count", From::Length(Dim::HeadDim)),
@@ -101,14 +107,19 @@ const LATENT_ATTENTION: &[TensorRule] = &[
         &[Dim::Heads, Dim::KeyValueRank, Dim::NopeDim],
     )
     .stored(&[Dim::Product(&[Dim::Heads, KEY_AND_VALUE]), Dim::KeyValueRank])
-    .steps(&[HEADS_AS_SLICES, Step::Rows(&[part(ZERO, &[(Dim::NopeDim, ONE)])]), Step::Transpose]),
+    .steps(&[HEADS_AS_SLICES, Step::Rows(&[part(ZERO, &[(Dim::NopeDim, ONE)])]), Step::Transpose])
+    .absorbed(),
     matrix(
         layer!("self_attn.kv_b_proj.weight"),
         blk!("attn_v_b.weight"),
         &[Dim::Heads, Dim::ValueDim, Dim::KeyValueRank],
     )
     .stored(&[Dim::Product(&[Dim::Heads, KEY_AND_VALUE]), Dim::KeyValueRank])
-    .steps(&[HEADS_AS_SLICES, Step::Rows(&[part(Dim::NopeDim, &[(Dim::ValueDim, ONE)])])]),
+    .steps(&[HEADS_AS_SLICES, Step::Rows(&[part(Dim::NopeDim, &[(Dim::ValueDim, ONE)])])])
+    .absorbed(),
+    // What files had before llama.cpp split it.
+    matrix("", blk!("attn_kv_b.weight"), &[Dim::Product(&[Dim::Heads, KEY_AND_VALUE]), Dim::KeyValueRank])
+        .optional(),
     matrix(
         layer!("self_attn.o_proj.weight"),
         blk!("attn_output.weight"),
@@ -164,7 +175,7 @@ pub(super) const DEEPSEEK2: Architecture = Architecture {
             ],
         },
     ],
-    forward: None,
+    forward: Some(Forward { positions: ADJACENT_PAIRS, routing: UNNORMALISED, ..LLAMA_FORWARD }),
     parameters: &[
         entry("", From::Common),
         // Latent attention has one key head for all queries.

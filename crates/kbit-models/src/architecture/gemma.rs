@@ -3,7 +3,14 @@
 //! Sources: Hugging Face transformers' `modeling_gemma.py` to `modeling_gemma3.py`; llama.cpp's `conversion/gemma.py`.
 
 use super::parts::*;
-use super::{Architecture, Classes, Dim, Fallback, From, Step, TensorRule};
+use super::{
+    AROUND, Architecture, Classes, Dim, EmbeddingScale, Fallback, Forward, From, LLAMA_FORWARD, LocalRope,
+    Positions, RMS_OF_HEADS, RopeBlocks, Step, TensorRule, Windows,
+};
+use crate::description::{Activation, RopeStyle};
+
+/// Early configurations say "gelu" and mean the approximation.
+const GEMMA_GELU: (Activation, &[&str]) = (Activation::GeluTanh, &["gelu_pytorch_tanh", "gelu"]);
 
 /// What norms of Gemma are stored less.
 const PLUS_ONE: &[Step] = &[Step::Add(1.0)];
@@ -38,7 +45,11 @@ pub(super) const GEMMA: Architecture = Architecture {
             ("tie_word_embeddings", Fallback::Flag(true)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        activation: GEMMA_GELU,
+        embedding_scale: EmbeddingScale::RootOfHidden,
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("context_length", From::Needed(CONTEXT_KEYS)),
         entry("embedding_length", From::Needed(HIDDEN_KEYS)),
@@ -82,7 +93,15 @@ pub(super) const GEMMA2: Architecture = Architecture {
             ("tie_word_embeddings", Fallback::Flag(true)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        norms: AROUND,
+        windows: Windows::AllButEvery(2),
+        activation: GEMMA_GELU,
+        embedding_scale: EmbeddingScale::RootOfHidden,
+        wide_scale: Some(46),
+        needed: &["attn_logit_softcapping", "final_logit_softcapping"],
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("context_length", From::Needed(CONTEXT_KEYS)),
         entry("embedding_length", From::Needed(HIDDEN_KEYS)),
@@ -123,7 +142,20 @@ pub(super) const GEMMA3: Architecture = Architecture {
             ("tie_word_embeddings", Fallback::Flag(true)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        norms: AROUND,
+        head_norm: RMS_OF_HEADS,
+        positions: Positions::Rope {
+            style: RopeStyle::Halves,
+            blocks: RopeBlocks::All,
+            local: LocalRope::Unscaled(Some(10000.0)),
+        },
+        windows: Windows::AllButEvery(6),
+        activation: GEMMA_GELU,
+        embedding_scale: EmbeddingScale::RootOfHidden,
+        wide_scale: Some(62),
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("", From::Common),
         entry("final_logit_softcapping", From::NonZeroFloat("final_logit_softcapping")),

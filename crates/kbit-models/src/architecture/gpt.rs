@@ -5,7 +5,18 @@
 //! own, which `docs/architectures.md` lists.
 
 use super::parts::*;
-use super::{Architecture, Classes, Dim, Fallback, From, Rounding, Step, TensorRule};
+use super::{
+    Architecture, BEFORE, Classes, Dim, Fallback, Forward, From, GPT_FORWARD, HALVES, Joined,
+    LAYER_NORM_OF_EACH_HEAD, LLAMA_FORWARD, Positions, Rounding, Step, TensorRule,
+};
+use crate::describe::ACTIVATION;
+use crate::description::{Activation, BlockNorms, NormKind, Residual};
+
+/// GELU by the error function.
+const GELU: (Activation, &[&str]) = (Activation::Gelu, &["gelu"]);
+/// GPT-NeoX-20B has the approximation, Pythia has not.
+const EITHER_GELU: (Activation, &[&str]) =
+    (Activation::Gelu, &["gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh"]);
 
 /// Four times the hidden width.
 const FOUR_WIDE: Dim = Dim::Product(&[Dim::Fixed(4), Dim::Hidden]);
@@ -30,7 +41,7 @@ pub(super) const GPT2: Architecture = Architecture {
             ("tie_word_embeddings", Fallback::Flag(true)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward { ..GPT_FORWARD }),
     parameters: &[
         entry("block_count", From::Needed(LAYER_KEYS)),
         entry("context_length", From::Needed(&["n_ctx", "n_positions"])),
@@ -85,7 +96,7 @@ pub(super) const GPT_NEO: Architecture = Architecture {
             ("tie_word_embeddings", Fallback::Flag(true)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward { ..GPT_FORWARD }),
     parameters: &[
         entry("block_count", From::Needed(LAYER_KEYS)),
         entry("context_length", From::Needed(CONTEXT_KEYS)),
@@ -146,7 +157,17 @@ pub(super) const GPT_NEOX: Architecture = Architecture {
             ("rotary_pct", Fallback::Float(0.25)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        positions: HALVES,
+        activation: EITHER_GELU,
+        residual: Joined::Flag {
+            key: "use_parallel_residual",
+            default: true,
+            set: Residual::Parallel,
+            unset: Residual::Sequential,
+        },
+        ..GPT_FORWARD
+    }),
     parameters: &[
         entry("context_length", From::Needed(CONTEXT_KEYS)),
         entry("embedding_length", From::Needed(HIDDEN_KEYS)),
@@ -156,6 +177,7 @@ pub(super) const GPT_NEOX: Architecture = Architecture {
         entry("attention.head_count", From::Needed(HEAD_KEYS)),
         entry("use_parallel_residual", From::Flag("use_parallel_residual", true)),
         entry("attention.layer_norm_epsilon", From::NeededFloat(&["layer_norm_eps"])),
+        entry(ACTIVATION, From::OtherActivation),
         entry("", From::FileType),
     ],
     tensors: &[&[
@@ -201,7 +223,16 @@ pub(super) const OPT: Architecture = Architecture {
             ("tie_word_embeddings", Fallback::Flag(true)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        activation: (Activation::Relu, &["relu"]),
+        residual: Joined::Flag {
+            key: "norm_before",
+            default: true,
+            set: Residual::Sequential,
+            unset: Residual::NormAfter,
+        },
+        ..GPT_FORWARD
+    }),
     parameters: &[
         entry("block_count", From::Needed(LAYER_KEYS)),
         entry("context_length", From::Needed(CONTEXT_KEYS)),
@@ -210,6 +241,7 @@ pub(super) const OPT: Architecture = Architecture {
         entry("attention.head_count", From::Needed(HEAD_KEYS)),
         entry("attention.layer_norm_epsilon", From::AlwaysFloat(1e-5)),
         entry("norm_before", From::Flag("do_layer_norm_before", true)),
+        entry("token_embedding_length", From::Length(Dim::EmbeddingWidth)),
         entry("", From::FileType),
     ],
     tensors: &[&[
@@ -284,7 +316,7 @@ pub(super) const BLOOM: Architecture = Architecture {
             ("tie_word_embeddings", Fallback::Flag(true)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward { positions: Positions::Alibi { max_bias: 8.0 }, ..GPT_FORWARD }),
     parameters: &[
         // Positions have no end.
         entry("context_length", From::Needed(&["seq_length", "hidden_size", "n_embed"])),
@@ -327,7 +359,18 @@ pub(super) const FALCON: Architecture = Architecture {
             ("tie_word_embeddings", Fallback::Flag(true)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        // Either one norm for both sub-layers, or attention has one of its own.
+        norms: BlockNorms {
+            before_attention: Some("attn_norm_2"),
+            before_feed_forward: Some("attn_norm"),
+            ..BEFORE
+        },
+        positions: HALVES,
+        activation: GELU,
+        residual: Joined::Always(Residual::Parallel),
+        ..GPT_FORWARD
+    }),
     parameters: &[
         // Not in config.json.
         entry("context_length", From::Always(2048)),
@@ -373,8 +416,8 @@ pub(super) const STARCODER2: Architecture = Architecture {
             ROPE_10K,
         ],
     }],
-    forward: None,
-    parameters: &[entry("", From::Common)],
+    forward: Some(Forward { positions: HALVES, ..GPT_FORWARD }),
+    parameters: &[entry("", From::Common), entry("attention.sliding_window", From::OwnWindow)],
     tensors: &[
         ENDS,
         NORMS,
@@ -407,7 +450,17 @@ pub(super) const STABLELM: Architecture = Architecture {
             ROPE_10K,
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        norm: NormKind::Layer,
+        head_norm: LAYER_NORM_OF_EACH_HEAD,
+        residual: Joined::Flag {
+            key: "use_parallel_residual",
+            default: false,
+            set: Residual::Parallel,
+            unset: Residual::Sequential,
+        },
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("context_length", From::Needed(CONTEXT_KEYS)),
         entry("embedding_length", From::Needed(HIDDEN_KEYS)),

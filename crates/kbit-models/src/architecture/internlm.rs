@@ -4,13 +4,18 @@
 //! `conversion/minicpm.py` and `conversion/internlm.py`.
 
 use super::parts::*;
-use super::{Architecture, Classes, Dim, Factors, From, Power, Step};
+use super::{ADJACENT_PAIRS, Architecture, Classes, Dim, Factors, Forward, From, LLAMA_FORWARD, Power, Step};
 
 /// MiniCPM 1 and 2: a Llama with factors on embedding, residual stream and logits.
 pub(super) const MINICPM: Architecture = Architecture {
     name: "minicpm",
     classes: &[Classes { names: &["MiniCPMForCausalLM"], defaults: &[] }],
-    forward: None,
+    forward: Some(Forward {
+        positions: ADJACENT_PAIRS,
+        divided_logits: true,
+        needed: &["embedding_scale", "residual_scale", "logit_scale"],
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("", From::Common),
         entry("embedding_scale", From::NeededFloat(&["scale_emb"])),
@@ -40,7 +45,7 @@ const WQKV: &str = layer!("attention.wqkv.weight");
 pub(super) const INTERNLM2: Architecture = Architecture {
     name: "internlm2",
     classes: &[Classes { names: &["InternLM2ForCausalLM"], defaults: &[] }],
-    forward: None,
+    forward: Some(Forward { positions: ADJACENT_PAIRS, ..LLAMA_FORWARD }),
     parameters: &[entry("", From::Common)],
     tensors: &[&[
         embedding("model.tok_embeddings.weight"),

@@ -6,15 +6,17 @@
 
 use super::parts::*;
 use super::{
-    Architecture, Classes, Dim, Factors, Fallback, Forward, From, Parameter, Rounding, Step, TensorRule,
+    ADJACENT_PAIRS, Architecture, BEFORE, Classes, Dim, Factors, Fallback, Forward, From, LLAMA_FORWARD,
+    LocalRope, Parameter, Positions, RopeBlocks, Rounding, Routing, Step, TensorRule, Windows,
 };
-use crate::description::{Activation, NormKind, Residual, RopeStyle};
+use crate::description::{Activation, BlockNorms, Gating, RopeStyle};
 
 /// Entries that llama.cpp adds for all of the family.
 const LLAMA_PARAMETERS: &[Parameter] = &[
     entry("", From::Common),
     entry("vocab_size", From::Needed(&["vocab_size"])),
     entry("rope.dimension_count", From::Length(Dim::HeadDim)),
+    entry("attention.sliding_window", From::OwnWindow),
 ];
 
 /// Llama 1, 2, 3, 3.1 to 3.3, Mistral, Mixtral, SmolLM, TinyLlama and others.
@@ -59,13 +61,7 @@ pub(super) const LLAMA: Architecture = Architecture {
             ],
         },
     ],
-    forward: Some(Forward {
-        norm: NormKind::Rms,
-        rope: RopeStyle::Adjacent,
-        activation: (Activation::Silu, &["silu", "swish"]),
-        gated: true,
-        residual: Residual::Sequential,
-    }),
+    forward: Some(Forward { positions: ADJACENT_PAIRS, ..LLAMA_FORWARD }),
     parameters: LLAMA_PARAMETERS,
     tensors: &[
         &[factors("rope_freqs.weight", Factors::Llama3)],
@@ -94,7 +90,14 @@ pub(super) const SMOLLM3: Architecture = Architecture {
             ("tie_word_embeddings", Fallback::Flag(true)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        positions: Positions::Rope {
+            style: RopeStyle::Adjacent,
+            blocks: RopeBlocks::AllButEvery(4),
+            local: LocalRope::Same,
+        },
+        ..LLAMA_FORWARD
+    }),
     parameters: LLAMA_PARAMETERS,
     tensors: &[&[factors("rope_freqs.weight", Factors::Llama3)], ENDS, NORMS, PAIRED_ATTENTION, GATED],
     dropped: BUFFERS,
@@ -119,7 +122,7 @@ const GRANITE_DEFAULTS: &[(&str, Fallback)] = &[
 pub(super) const GRANITE: Architecture = Architecture {
     name: "granite",
     classes: &[Classes { names: &["GraniteForCausalLM"], defaults: GRANITE_DEFAULTS }],
-    forward: None,
+    forward: Some(Forward { positions: ADJACENT_PAIRS, divided_logits: true, ..LLAMA_FORWARD }),
     parameters: &[
         entry("", From::Common),
         entry("vocab_size", From::Needed(&["vocab_size"])),
@@ -143,7 +146,7 @@ pub(super) const GRANITE_MOE: Architecture = Architecture {
         Classes { names: &["GraniteMoeForCausalLM"], defaults: GRANITE_MOE_DEFAULTS },
         Classes { names: &["GraniteMoeSharedForCausalLM"], defaults: GRANITE_MOE_DEFAULTS },
     ],
-    forward: None,
+    forward: Some(Forward { positions: ADJACENT_PAIRS, divided_logits: true, ..LLAMA_FORWARD }),
     parameters: &[
         entry("", From::Common),
         entry("vocab_size", From::Needed(&["vocab_size"])),
@@ -278,7 +281,15 @@ pub(super) const GPT_OSS: Architecture = Architecture {
             ("sliding_window", Fallback::Count(128)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        // What llama.cpp calls so is the norm before the feed-forward network.
+        norms: BlockNorms { before_feed_forward: Some("post_attention_norm"), ..BEFORE },
+        windows: Windows::AllButEvery(2),
+        activation: (Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 }, &["silu"]),
+        routing: Routing { gating: Gating::SoftmaxOfChosen, normalised: false, gated_shared: false },
+        yarn_in_whole_pairs: false,
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("", From::Common),
         entry("attention.sliding_window", From::Needed(&["sliding_window"])),

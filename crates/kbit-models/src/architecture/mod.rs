@@ -5,7 +5,8 @@
 //! be done to the values. Conversion, description and checks all read these tables; none of them names an architecture.
 //!
 //! To add one, write a table in a file of its family and put it into [`ARCHITECTURES`]; `parts.rs` has what most have
-//! in common. A table with a [`Forward`] can also be run by the engine; the others convert, quantize and inspect.
+//! in common. A table with a [`Forward`] can also be run by the engine; the others convert, quantize and inspect. Tensors
+//! that Hugging Face has not, but some GGUF files have, are rules without a source.
 //! Names, order and metadata are those of llama.cpp's `convert_hf_to_gguf.py`, which
 //! `tests/python/compare_converter.py` compares with kbit's.
 
@@ -22,8 +23,12 @@ mod qwen;
 
 pub(crate) use parts::{COMMON, EXPERT_KEYS, HEAD_KEYS, HIDDEN_KEYS, LAYER_KEYS};
 
-use crate::description::{Activation, Description, NormKind, Position, Residual, RopeStyle};
+use crate::description::{
+    Activation, BlockNorms, Description, Gate, Gating, HeadNorm, NormKind, NormOver, Position, Residual,
+    RopeStyle,
+};
 use crate::{ModelError, Role};
+use std::collections::HashSet;
 
 /// All architectures that kbit knows.
 pub const ARCHITECTURES: &[&Architecture] = &[
@@ -113,19 +118,207 @@ pub enum Fallback {
     Ignored,
 }
 
-/// The building blocks of the forward pass.
+/// The building blocks of the forward pass: what metadata do not say, because every model of the architecture has it.
 #[derive(Debug)]
 pub struct Forward {
-    /// Normalisation.
+    /// Normalisation of the stream.
     pub norm: NormKind,
-    /// Which dimensions of a head turn together.
-    pub rope: RopeStyle,
-    /// Non-linearity, and the names of it that config.json may use in `hidden_act`.
+    /// False where it has no weights.
+    pub norm_weights: bool,
+    /// Where it is normalised in a block.
+    pub norms: BlockNorms,
+    /// Normalisation of queries and keys, where there are tensors for it.
+    pub head_norm: Option<HeadNorm>,
+    /// How tokens know where they stand.
+    pub positions: Positions,
+    /// Which blocks have a sliding window, where there is one and no pattern is given.
+    pub windows: Windows,
+    /// Non-linearity, and the names of it that config.json may use.
     pub activation: (Activation, &'static [&'static str]),
-    /// True for a gated feed-forward network.
-    pub gated: bool,
+    /// Whether the feed-forward network has a gate.
+    pub gate: Gate,
+    /// How experts are chosen, where there are any.
+    pub routing: Routing,
     /// How sub-layers are joined.
-    pub residual: Residual,
+    pub residual: Joined,
+    /// Factor on the embedding where the metadata give none.
+    pub embedding_scale: EmbeddingScale,
+    /// True where logits are divided by `logit_scale`, not multiplied.
+    pub divided_logits: bool,
+    /// In models of this many blocks the factor on attention scores goes by the hidden width shared out among the heads,
+    /// not by a head's width.
+    pub wide_scale: Option<usize>,
+    /// True where YaRN's bounds are rounded outwards to whole pairs.
+    pub yarn_in_whole_pairs: bool,
+    /// Metadata without which the model cannot be run.
+    pub needed: &'static [&'static str],
+}
+
+/// A Llama's building blocks, which others name their differences from.
+pub(crate) const LLAMA_FORWARD: Forward = Forward {
+    norm: NormKind::Rms,
+    norm_weights: true,
+    norms: BEFORE,
+    head_norm: None,
+    positions: HALVES,
+    windows: Windows::All,
+    activation: (Activation::Silu, &["silu", "swish"]),
+    gate: Gate::Separate,
+    routing: Routing { gating: Gating::Softmax, normalised: true, gated_shared: false },
+    residual: Joined::Always(Residual::Sequential),
+    embedding_scale: EmbeddingScale::One,
+    divided_logits: false,
+    wide_scale: None,
+    yarn_in_whole_pairs: true,
+    needed: &[],
+};
+
+/// Building blocks of the GPT-2 family.
+pub(crate) const GPT_FORWARD: Forward = Forward {
+    norm: NormKind::Layer,
+    positions: Positions::Learned,
+    activation: GELU_TANH,
+    gate: Gate::None,
+    ..LLAMA_FORWARD
+};
+
+/// A norm before each sub-layer.
+pub(crate) const BEFORE: BlockNorms = BlockNorms {
+    before_attention: Some("attn_norm"),
+    after_attention: None,
+    before_feed_forward: Some("ffn_norm"),
+    after_feed_forward: None,
+};
+
+/// One norm that both sub-layers read.
+pub(crate) const ONE_BEFORE: BlockNorms = BlockNorms { before_feed_forward: Some("attn_norm"), ..BEFORE };
+
+/// Norms before and after each sub-layer.
+pub(crate) const AROUND: BlockNorms = BlockNorms {
+    after_attention: Some("post_attention_norm"),
+    after_feed_forward: Some("post_ffw_norm"),
+    ..BEFORE
+};
+
+/// A norm of each head, with weights that all heads share.
+pub(crate) const RMS_OF_HEADS: Option<HeadNorm> =
+    Some(HeadNorm { kind: NormKind::Rms, over: NormOver::Head });
+/// A norm of all heads together.
+pub(crate) const RMS_OF_ALL_HEADS: Option<HeadNorm> =
+    Some(HeadNorm { kind: NormKind::Rms, over: NormOver::AllHeads });
+/// A norm of each head, with weights of its own.
+pub(crate) const LAYER_NORM_OF_EACH_HEAD: Option<HeadNorm> =
+    Some(HeadNorm { kind: NormKind::Layer, over: NormOver::EachHead });
+
+/// Rotary positions of all blocks, pairs side by side.
+pub(crate) const ADJACENT_PAIRS: Positions =
+    Positions::Rope { style: RopeStyle::Adjacent, blocks: RopeBlocks::All, local: LocalRope::Same };
+
+/// The same, pairs half a width apart.
+pub(crate) const HALVES: Positions =
+    Positions::Rope { style: RopeStyle::Halves, blocks: RopeBlocks::All, local: LocalRope::Same };
+
+/// GELU by its approximation, under its names in config.json.
+pub(crate) const GELU_TANH: (Activation, &[&str]) =
+    (Activation::GeluTanh, &["gelu_new", "gelu_pytorch_tanh", "gelu_fast"]);
+
+/// The non-linearity of that name in Hugging Face's `ACT2FN`.
+pub(crate) fn activation_of(name: &str) -> Option<Activation> {
+    Some(match name {
+        "silu" | "swish" => Activation::Silu,
+        "gelu" => Activation::Gelu,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
+        "relu" => Activation::Relu,
+        _ => return None,
+    })
+}
+
+/// How tokens know where they stand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Positions {
+    /// Rotary embedding.
+    Rope {
+        /// Which dimensions of a head turn together.
+        style: RopeStyle,
+        /// Which blocks have it.
+        blocks: RopeBlocks,
+        /// What it is in blocks with a sliding window.
+        local: LocalRope,
+    },
+    /// A learned vector for each position.
+    Learned,
+    /// Scores that fall with the distance.
+    Alibi {
+        /// See [`Position::Alibi`].
+        max_bias: f32,
+    },
+}
+
+/// Which blocks have rotary positions; the others have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeBlocks {
+    /// All.
+    All,
+    /// All but the last of each so many.
+    AllButEvery(usize),
+    /// Those with a sliding window.
+    Windowed,
+}
+
+/// Rotary positions in blocks with a sliding window.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LocalRope {
+    /// As in the others.
+    Same,
+    /// Without scaling, on a base of their own: `rope.freq_base_swa`, else this one, else that of the others.
+    Unscaled(Option<f32>),
+}
+
+/// Which blocks have a sliding window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// All.
+    All,
+    /// All but the last of each so many.
+    AllButEvery(usize),
+}
+
+/// How experts are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// How the router's logits become scores.
+    pub gating: Gating,
+    /// True where the scores of the chosen are divided by their sum.
+    pub normalised: bool,
+    /// True where the expert that all tokens go through has a gate.
+    pub gated_shared: bool,
+}
+
+/// How sub-layers are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joined {
+    /// So.
+    Always(Residual),
+    /// As a flag of the metadata says.
+    Flag {
+        /// Its key.
+        key: &'static str,
+        /// What holds without it.
+        default: bool,
+        /// If it is set.
+        set: Residual,
+        /// If not.
+        unset: Residual,
+    },
+}
+
+/// Factor on the embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmbeddingScale {
+    /// 1.
+    One,
+    /// The square root of the hidden width.
+    RootOfHidden,
 }
 
 /// One metadata entry: `<architecture>.<key>`, or `key` where that begins with `general.` or `tokenizer.`.
@@ -193,6 +386,12 @@ pub enum From {
     LongRopeAttention,
     /// Bool array: which blocks have a sliding window.
     SlidingPattern,
+    /// String: the name of the non-linearity, where it is another than the architecture's usual one.
+    OtherActivation,
+    /// Bool: this key, where it differs from what llama.cpp takes for granted of the architecture.
+    FlagUnless(&'static str, bool),
+    /// U32: the sliding window, where the model has one that llama.cpp does not know of.
+    OwnWindow,
     /// Not an entry of the architecture: `general.file_type` stands here, which depends on the output.
     FileType,
 }
@@ -337,6 +536,8 @@ pub enum Presence {
     Optional,
     /// It can where the output matrix is tied to the token embedding.
     UnlessTied,
+    /// It can where keys and values are made of the latent vector, as older GGUF files have it.
+    Absorbed,
 }
 
 /// Some of the blocks.
@@ -395,22 +596,23 @@ impl Dim {
             Self::KvHeads => model.kv_heads,
             Self::Group => model.heads / model.kv_heads.max(1),
             Self::HeadDim => model.head_dim,
-            Self::ValueDim => model.value_dim,
+            Self::ValueDim => model.attention.latent.map_or(model.value_dim, |latent| latent.value),
             Self::Queries => model.query_width(),
             Self::Keys => model.key_width(),
             Self::Values => model.value_width(),
             Self::Attention => model.attention_width(),
-            Self::RopePairs => match &model.position {
-                Position::Rope(rope) => rope.dims / 2,
-            },
-            Self::Experts
-            | Self::ExpertFeedForward
-            | Self::SharedFeedForward
-            | Self::QueryRank
-            | Self::KeyValueRank
-            | Self::NopeDim
-            | Self::RopeDim
-            | Self::EmbeddingWidth => return None,
+            Self::RopePairs => model.blocks.iter().find_map(|block| match &block.position {
+                Position::Rope(rope) => Some(rope.dims / 2),
+                _ => None,
+            })?,
+            Self::Experts => model.experts?.count,
+            Self::ExpertFeedForward => model.experts?.width,
+            Self::SharedFeedForward => model.experts?.shared?.width,
+            Self::QueryRank => model.attention.latent?.query_rank?,
+            Self::KeyValueRank => model.attention.latent?.rank,
+            Self::NopeDim => model.attention.latent?.nope,
+            Self::RopeDim => model.attention.latent?.rope,
+            Self::EmbeddingWidth => model.embedding.width,
             Self::Fixed(length) => usize::try_from(length).ok()?,
             Self::Sum(parts) => {
                 parts.iter().try_fold(0usize, |sum, part| sum.checked_add(part.of(model)?))?
@@ -449,31 +651,66 @@ pub struct ExpectedTensor {
     pub required: bool,
 }
 
+impl ExpectedTensor {
+    /// True for a tensor of that shape; axes of length 1 at the front do not count.
+    #[must_use]
+    pub fn fits(&self, shape: &[u64]) -> bool {
+        let squeezed =
+            |shape: &[u64]| -> Vec<u64> { shape.iter().copied().skip_while(|axis| *axis == 1).collect() };
+        squeezed(&self.shape) == squeezed(shape)
+    }
+}
+
+/// Matrices that some files have apart and others in one.
+const APART: [&str; 3] = ["blk.{layer}.attn_q.", "blk.{layer}.attn_k.", "blk.{layer}.attn_v."];
+/// The one.
+const FUSED: [&str; 2] = ["blk.{layer}.attn_qkv.weight", "blk.{layer}.attn_qkv.bias"];
+
 impl Description {
     /// Every tensor that a GGUF of this model has or may have.
     ///
     /// # Errors
     /// [`ModelError::UnknownArchitecture`] where the description was not made by [`describe`](crate::describe).
     pub fn tensors(&self) -> Result<Vec<ExpectedTensor>, ModelError> {
-        let mut expected = Vec::new();
-        for rule in Architecture::by_name(&self.architecture)?.rules() {
-            // The engine runs no experts.
-            if rule.blocks == Blocks::Experts {
-                continue;
-            }
+        let mut expected: Vec<ExpectedTensor> = Vec::new();
+        let mut known = HashSet::new();
+        let architecture = Architecture::by_name(&self.architecture)?;
+        // Older files of some architectures have one matrix where newer ones have three.
+        let swapped = self.attention.fused && architecture.rules().all(|rule| rule.name != FUSED[0]);
+        let apart = |rule: &&TensorRule| APART.iter().any(|name| rule.name.starts_with(name));
+        for rule in architecture.rules().filter(|rule| !(swapped && apart(rule))) {
             let required = match rule.presence {
                 Presence::Required => true,
                 Presence::Optional => false,
                 Presence::UnlessTied => !self.tied_output,
+                Presence::Absorbed => self.attention.latent.is_some_and(|latent| latent.absorbed),
             };
             let Some(shape) = rule.shape_in(self) else { continue };
             let layers = if rule.is_per_layer() { 0..self.layers } else { 0..1 };
-            expected.extend(layers.map(|layer| ExpectedTensor {
-                name: in_layer(rule.name, layer),
-                shape: shape.clone(),
-                role: rule.role,
-                required,
-            }));
+            for layer in layers {
+                let experts = self.blocks.get(layer).is_some_and(|block| block.experts);
+                let applies = match rule.blocks {
+                    Blocks::All => true,
+                    Blocks::Dense => !experts,
+                    Blocks::Experts => experts,
+                };
+                let name = in_layer(rule.name, layer);
+                if applies && known.insert(name.clone()) {
+                    expected.push(ExpectedTensor { name, shape: shape.clone(), role: rule.role, required });
+                }
+            }
+        }
+        if swapped {
+            let width = (self.query_width() + self.key_width() + self.value_width()) as u64;
+            for layer in 0..self.layers {
+                for (name, shape, role) in [
+                    (FUSED[0], vec![width, self.hidden as u64], Role::Matrix),
+                    (FUSED[1], vec![width], Role::Vector),
+                ] {
+                    let required = role == Role::Matrix;
+                    expected.push(ExpectedTensor { name: in_layer(name, layer), shape, role, required });
+                }
+            }
         }
         Ok(expected)
     }

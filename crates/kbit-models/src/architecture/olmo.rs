@@ -4,7 +4,11 @@
 //! `modeling_olmoe.py`; llama.cpp's `conversion/olmo.py`.
 
 use super::parts::*;
-use super::{Architecture, Classes, Fallback, From};
+use super::{
+    ADJACENT_PAIRS, AROUND, Architecture, Classes, Fallback, Forward, From, LLAMA_FORWARD, LocalRope,
+    Positions, RMS_OF_ALL_HEADS, RopeBlocks, Routing, Windows,
+};
+use crate::description::{BlockNorms, Gating, NormKind, RopeStyle};
 
 /// OLMo: norms without weights.
 pub(super) const OLMO: Architecture = Architecture {
@@ -17,7 +21,12 @@ pub(super) const OLMO: Architecture = Architecture {
             ROPE_10K,
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        norm: NormKind::Layer,
+        norm_weights: false,
+        positions: ADJACENT_PAIRS,
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("", From::Common),
         entry("attention.layer_norm_epsilon", From::AlwaysFloat(1e-5)),
@@ -55,7 +64,17 @@ pub(super) const OLMO2: Architecture = Architecture {
             ],
         },
     ],
-    forward: None,
+    forward: Some(Forward {
+        norms: BlockNorms { before_attention: None, before_feed_forward: None, ..AROUND },
+        head_norm: RMS_OF_ALL_HEADS,
+        positions: Positions::Rope {
+            style: RopeStyle::Halves,
+            blocks: RopeBlocks::All,
+            local: LocalRope::Unscaled(None),
+        },
+        windows: Windows::AllButEvery(4),
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("", From::Common),
         entry("attention.sliding_window", From::Count(&["sliding_window"])),
@@ -91,10 +110,16 @@ pub(super) const OLMOE: Architecture = Architecture {
             ROPE_10K,
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        head_norm: RMS_OF_ALL_HEADS,
+        routing: Routing { gating: Gating::Softmax, normalised: false, gated_shared: false },
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("", From::Common),
         entry("attention.layer_norm_rms_epsilon", From::AlwaysFloat(1e-5)),
+        entry("attention.clamp_kqv", From::Float(&["clip_qkv"])),
+        entry("expert_weights_norm", From::FlagUnless("norm_topk_prob", false)),
     ],
     tensors: &[ENDS, NORMS, ATTENTION, WIDE_NORMS, EXPERTS],
     dropped: BUFFERS,

@@ -92,6 +92,11 @@ impl TensorRule {
         Self { presence: Presence::Optional, ..self }
     }
 
+    /// The same, in files whose latent attention takes queries into the latent space.
+    pub(super) const fn absorbed(self) -> Self {
+        Self { presence: Presence::Absorbed, ..self }
+    }
+
     /// The same, in blocks without experts.
     pub(super) const fn dense(self) -> Self {
         Self { blocks: Blocks::Dense, ..self }

@@ -4,7 +4,11 @@
 //! `conversion/phi.py`.
 
 use super::parts::*;
-use super::{Architecture, Classes, Dim, Factors, Fallback, From, Parameter, Rounding, TensorRule};
+use super::{
+    Architecture, Classes, Dim, Factors, Fallback, Forward, From, GPT_FORWARD, HALVES, Joined, LLAMA_FORWARD,
+    ONE_BEFORE, Parameter, Rounding, TensorRule,
+};
+use crate::description::{Gate, Residual};
 
 /// Phi-2: one norm a block, attention and feed-forward side by side, part of each head rotary.
 pub(super) const PHI2: Architecture = Architecture {
@@ -19,7 +23,12 @@ pub(super) const PHI2: Architecture = Architecture {
             ROPE_10K,
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        norms: ONE_BEFORE,
+        positions: HALVES,
+        residual: Joined::Always(Residual::Parallel),
+        ..GPT_FORWARD
+    }),
     parameters: &[
         entry("context_length", From::Needed(&["n_positions", "max_position_embeddings"])),
         entry("embedding_length", From::Needed(HIDDEN_KEYS)),
@@ -94,7 +103,7 @@ pub(super) const PHI3: Architecture = Architecture {
             ROPE_10K,
         ],
     }],
-    forward: None,
+    forward: Some(Forward { gate: Gate::Fused, ..LLAMA_FORWARD }),
     parameters: PHI3_PARAMETERS,
     tensors: &[
         LONG_FACTORS,

@@ -4,7 +4,10 @@
 //! `conversion/qwen.py`.
 
 use super::parts::*;
-use super::{Architecture, Classes, Dim, Fallback, From, TensorRule};
+use super::{
+    Architecture, Classes, Dim, Fallback, Forward, From, LLAMA_FORWARD, RMS_OF_HEADS, Routing, TensorRule,
+};
+use crate::description::Gating;
 
 /// Qwen 1.5, 2 and 2.5.
 pub(super) const QWEN2: Architecture = Architecture {
@@ -18,7 +21,7 @@ pub(super) const QWEN2: Architecture = Architecture {
             ROPE_10K,
         ],
     }],
-    forward: None,
+    forward: Some(Forward { ..LLAMA_FORWARD }),
     parameters: &[entry("", From::Common)],
     tensors: &[ENDS, NORMS, ATTENTION, GATED],
     dropped: BUFFERS,
@@ -43,11 +46,15 @@ pub(super) const QWEN2_MOE: Architecture = Architecture {
             ROPE_10K,
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        routing: Routing { gating: Gating::Softmax, normalised: false, gated_shared: true },
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("", From::Common),
         entry("expert_feed_forward_length", From::Count(&["moe_intermediate_size"])),
         entry("expert_shared_feed_forward_length", From::Count(&["shared_expert_intermediate_size"])),
+        entry("expert_weights_norm", From::FlagUnless("norm_topk_prob", false)),
     ],
     tensors: &[ENDS, NORMS, ATTENTION, EXPERTS, FUSED_EXPERTS, SHARED_EXPERT],
     dropped: BUFFERS,
@@ -88,7 +95,7 @@ pub(super) const QWEN3: Architecture = Architecture {
             ROPE_10K,
         ],
     }],
-    forward: None,
+    forward: Some(Forward { head_norm: RMS_OF_HEADS, ..LLAMA_FORWARD }),
     parameters: &[entry("", From::Common)],
     tensors: &[ENDS, NORMS, ATTENTION, HEAD_NORMS, GATED],
     dropped: BUFFERS,
@@ -112,10 +119,11 @@ pub(super) const QWEN3_MOE: Architecture = Architecture {
             ROPE_10K,
         ],
     }],
-    forward: None,
+    forward: Some(Forward { head_norm: RMS_OF_HEADS, ..LLAMA_FORWARD }),
     parameters: &[
         entry("", From::Common),
         entry("expert_feed_forward_length", From::Count(&["moe_intermediate_size"])),
+        entry("expert_weights_norm", From::FlagUnless("norm_topk_prob", true)),
     ],
     tensors: &[ENDS, NORMS, ATTENTION, HEAD_NORMS, EXPERTS, FUSED_EXPERTS],
     dropped: BUFFERS,

@@ -3,7 +3,7 @@
 use crate::ModelError;
 use crate::architecture::{
     Architecture, Classes, Dim, EXPERT_KEYS, Factors, Fallback, From, HEAD_KEYS, HIDDEN_KEYS, LAYER_KEYS,
-    Parameter, Power, Rounding,
+    Parameter, Power, Rounding, activation_of,
 };
 use kbit_formats::gguf::{Array, Metadata, Value};
 use serde_json::{Map, Value as Json};
@@ -364,6 +364,20 @@ impl Config {
             .ok_or_else(|| self.bad(format!("{key:?} is {value}, not a number; get the file anew")))
     }
 
+    /// The name of the non-linearity.
+    pub(super) fn activation(&self) -> Option<&str> {
+        const KEYS: &[&str] = &["hidden_activation", "hidden_act", "activation_function", "activation"];
+        KEYS.iter().find_map(|key| self.get(key)).and_then(Json::as_str)
+    }
+
+    /// The factor of dynamic scaling, where the rotary positions have it.
+    pub(super) fn dynamic_factor(&self) -> Result<Option<f64>, ModelError> {
+        match self.rope_type().as_str() {
+            "dynamic" => self.positive("factor", self.rope_float("factor")?),
+            _ => Ok(None),
+        }
+    }
+
     /// Width of a head: `head_dim`, or the hidden width shared out among the query heads.
     fn head_dim(&self) -> Result<u32, ModelError> {
         if let Some(width) = self.opt_count("head_dim")? {
@@ -566,6 +580,18 @@ impl Config {
                 From::SlidingPattern => {
                     self.sliding_pattern()?.map(|pattern| Value::Array(Array::Bool(pattern)))
                 }
+                From::OtherActivation => {
+                    let usual = architecture.forward.as_ref().map(|forward| forward.activation.0);
+                    let name = self.activation().filter(|name| activation_of(name) != usual);
+                    name.map(|name| Value::String(name.to_owned()))
+                }
+                From::FlagUnless(key, usual) => {
+                    self.flag(key).filter(|value| value != usual).map(Value::Bool)
+                }
+                From::OwnWindow => match self.flag("use_sliding_window") {
+                    Some(false) => None,
+                    _ => count(&["sliding_window"])?.filter(|window| *window > 0).map(Value::U32),
+                },
                 From::FileType => {
                     out.file_type = Some(out.entries.len());
                     continue;

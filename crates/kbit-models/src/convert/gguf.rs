@@ -61,7 +61,7 @@ fn checked_roles(
         match checkpoint.tensor(&expected.name) {
             None if expected.required => missing.push(expected.name),
             None => {}
-            Some(tensor) if tensor.shape != expected.shape => {
+            Some(tensor) if !expected.fits(&tensor.shape) => {
                 let found = tensor.shape.clone();
                 return Err(ModelError::Shape { tensor: expected.name, found, wanted: expected.shape });
             }
@@ -73,15 +73,10 @@ fn checked_roles(
     if !missing.is_empty() {
         return Err(ModelError::MissingTensors { names: missing });
     }
+    // What else a file has is kept, by its name: llama.cpp reads more tensors of some architectures than its converter writes.
     let others = checkpoint.tensors().iter().filter(|tensor| !roles.contains_key(&tensor.name));
-    let (other, unexpected): (Vec<_>, Vec<_>) =
-        others.map(|tensor| tensor.name.clone()).partition(|name| is_other_modality(name));
-    if !unexpected.is_empty() {
-        return Err(ModelError::UnexpectedTensors {
-            architecture: model.architecture.clone(),
-            names: unexpected,
-        });
-    }
+    let other: Vec<String> =
+        others.map(|tensor| tensor.name.clone()).filter(|name| is_other_modality(name)).collect();
     if !other.is_empty() && !options.pass_through_other_modalities {
         return Err(ModelError::OtherModalities { names: other });
     }

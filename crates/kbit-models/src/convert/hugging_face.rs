@@ -4,6 +4,7 @@ use super::config::{Config, read_object};
 use super::sources::{Source, sources};
 use super::{Conversion, ConvertOptions, OutputTensor, general, is_other_modality};
 use crate::architecture::{Architecture, Blocks, Presence, Step, TensorRule, in_layer};
+use crate::description::{Position, RopeScaling};
 use crate::expr::{Axis, matrix_shape};
 use crate::{Description, ModelError, Role, SourceExpr, describe};
 use kbit_formats::Checkpoint;
@@ -33,7 +34,14 @@ pub(super) fn convert(
     metadata.insert("general.architecture", Value::String(architecture.name.to_owned()));
     let mut described = metadata.clone();
     hyper.entries.iter().for_each(|(key, value)| described.insert(key, value.clone()));
-    let description = description(&described, &|name| names.contains(name))?;
+    // Most architectures have their vocabulary with the tokenizer alone, which a model can be run without.
+    let embedding = assigned.tensors.iter().find(|tensor| tensor.role == Role::TokenEmbedding);
+    let rows = embedding.and_then(|tensor| u32::try_from(*tensor.shape.first()?).ok());
+    described.insert(format!("{}.vocab_size", architecture.name), Value::U32(rows.unwrap_or(vocab_size)));
+    let mut description = description(&described, &|name| names.contains(name))?;
+    if let (Some(model), Some(factor)) = (&mut description, config.dynamic_factor()?) {
+        scale_dynamically(model, factor);
+    }
     check_presence(architecture, &config, &names)?;
 
     for tensor in assigned.tensors.iter().chain(&assigned.other) {
@@ -73,6 +81,17 @@ fn description(
     }
 }
 
+/// Dynamic scaling, which GGUF has no way to say: within the trained context it changes nothing.
+#[expect(clippy::cast_possible_truncation, reason = "as precise as the other settings")]
+fn scale_dynamically(model: &mut Description, factor: f64) {
+    let original_context = model.context_length;
+    for block in &mut model.blocks {
+        if let Position::Rope(rope) = &mut block.position {
+            rope.scaling = RopeScaling::Dynamic { factor: factor as f32, original_context };
+        }
+    }
+}
+
 /// Refuses configurations that the table does not cover.
 fn check_config(config: &Config, architecture: &Architecture) -> Result<(), ModelError> {
     for (key, what) in architecture.refused {
@@ -85,11 +104,10 @@ fn check_config(config: &Config, architecture: &Architecture) -> Result<(), Mode
         }
     }
     let Some(forward) = &architecture.forward else { return Ok(()) };
-    let activation = config.get("hidden_act").and_then(|name| name.as_str());
-    match activation.filter(|name| !forward.activation.1.contains(name)) {
+    match config.activation().filter(|name| !forward.activation.1.contains(name)) {
         None => Ok(()),
         Some(name) => Err(config.bad(format!(
-            "\"hidden_act\" is {name:?}, where {} models have one of {:?}; the model is not a plain {0}",
+            "the activation is {name:?}, where {} models have one of {:?}; the model is not a plain {0}",
             architecture.name, forward.activation.1
         ))),
     }
@@ -352,7 +370,7 @@ fn check_presence(
     let mut known = HashSet::new();
     for rule in architecture.rules() {
         let required = match rule.presence {
-            Presence::Required => true,
+            Presence::Required | Presence::Absorbed => true,
             Presence::Optional => false,
             Presence::UnlessTied => !config.tied(),
         };

@@ -5,7 +5,8 @@
 
 use super::config::{Config, read_object};
 use crate::expr::matrix_shape;
-use crate::packed::{Groups, Layout, Packed, Zero};
+use crate::fp4::{Fp4, Fp4Format, WholeScale};
+use crate::packed::{Groups, Layout, Packed, Ternary, Zero};
 use crate::{ModelError, SourceExpr};
 use kbit_formats::{Checkpoint, Element, SourceTensor};
 use kbit_types::{Dtype, MatrixShape};
@@ -29,10 +30,12 @@ pub(super) fn sources(
     folder: &Path,
     config: &Config,
 ) -> Result<Vec<Source>, ModelError> {
-    let quantization = Quantization::read(config)?;
+    let settings = settings(folder, config)?;
+    let quantization = Quantization::read(config, &settings)?;
     let scales = match quantization {
+        Quantization::None => Scales::default(),
         Quantization::Scaled { block } => Scales::find(checkpoint, block),
-        _ => Scales::default(),
+        _ => Scales::find(checkpoint, None),
     };
     let shards = shards(folder)?;
     let mut tensors: Vec<&SourceTensor> = checkpoint.tensors().iter().collect();
@@ -40,22 +43,31 @@ pub(super) fn sources(
     let (mut first, mut plain, mut last) = (Vec::new(), Vec::new(), Vec::new());
     let mut parts = HashSet::new();
     for tensor in &tensors {
-        match quantization.decoded(checkpoint, config, tensor)? {
+        match quantization.decoded(checkpoint, tensor)? {
             Some(decoded) => {
-                parts.extend(decoded.expr.sources().into_iter().map(str::to_owned));
+                let others = decoded.expr.sources().into_iter().filter(|name| *name != tensor.name);
+                parts.extend(others.map(str::to_owned));
                 parts.extend(decoded.unread);
                 let source = Source { name: decoded.name, shape: decoded.shape, expr: decoded.expr };
-                if decoded.at_the_end { last.push(source) } else { first.push(source) }
+                match decoded.place {
+                    Place::First => first.push(source),
+                    Place::Own => plain.push((tensor, Some(source))),
+                    Place::Last => last.push(source),
+                }
             }
             None if scales.is_companion(&tensor.name) => {}
-            None => {
-                let expr = scales.apply(checkpoint, tensor)?;
-                plain.push(Source { name: tensor.name.clone(), shape: tensor.shape.clone(), expr });
-            }
+            None => plain.push((tensor, None)),
         }
     }
-    plain.retain(|source| !parts.contains(&source.name));
-    first.extend(plain);
+    for (tensor, decoded) in plain {
+        if !parts.contains(&tensor.name) {
+            let own = || -> Result<Source, ModelError> {
+                let expr = scales.apply(checkpoint, tensor)?;
+                Ok(Source { name: tensor.name.clone(), shape: tensor.shape.clone(), expr })
+            };
+            first.push(decoded.map_or_else(own, Ok)?);
+        }
+    }
     first.extend(last);
     Ok(first)
 }
@@ -71,9 +83,15 @@ enum Quantization {
     /// In AWQ's tensors, for matrix products.
     Awq { group: Option<u64> },
     /// In the packed tensors of compressed-tensors.
-    Packed { bits: u32 },
-    /// Experts in MXFP4.
+    Packed { bits: u32, group: Option<u64> },
+    /// Experts in MXFP4, in gpt-oss's tensors.
     Mxfp4,
+    /// 4-bit floats in the tensors of compressed-tensors.
+    Floats4 { microscaling: bool },
+    /// 4-bit or 8-bit floats in the tensors of NVIDIA's Model Optimizer.
+    ModelOpt,
+    /// Ternary codes.
+    BitNet,
 }
 
 /// A weight that several tensors make up.
@@ -83,13 +101,24 @@ struct Decoded {
     expr: SourceExpr,
     /// Tensors that belong to it and say nothing more.
     unread: Vec<String>,
-    /// Where the converter writes it.
-    at_the_end: bool,
+    place: Place,
+}
+
+/// Where the converter writes a decoded weight.
+enum Place {
+    /// Before all others.
+    First,
+    /// Where its codes are.
+    Own,
+    /// Behind all others.
+    Last,
 }
 
 impl Quantization {
-    fn read(config: &Config) -> Result<Self, ModelError> {
-        let Some(settings) = config.get("quantization_config") else { return Ok(Self::None) };
+    fn read(config: &Config, settings: &serde_json::Value) -> Result<Self, ModelError> {
+        if settings.is_null() {
+            return Ok(Self::None);
+        }
         let method = settings["quant_method"].as_str().unwrap_or("");
         let format = settings["format"].as_str().unwrap_or("");
         let groups = settings["config_groups"].as_object();
@@ -100,10 +129,9 @@ impl Quantization {
             ));
         }
         let weights = weights.unwrap_or(&serde_json::Value::Null);
-        let group = settings["group_size"]
-            .as_i64()
-            .and_then(|size| u64::try_from(size).ok())
-            .filter(|size| *size > 0);
+        // 0 and -1 stand for all columns.
+        let size = |value: &serde_json::Value| value.as_u64().filter(|size| *size > 0);
+        let group = size(&settings["group_size"]);
         let bits = |value: &serde_json::Value| {
             value
                 .as_u64()
@@ -118,9 +146,21 @@ impl Quantization {
         match (method, format) {
             ("fp8", _) => Ok(Self::Scaled { block: block(config, &settings["weight_block_size"])? }),
             ("compressed-tensors", "float-quantized" | "naive-quantized" | "int-quantized") => {
-                Ok(Self::Scaled { block: block(config, &weights["block_structure"])? })
+                let groups = size(&weights["group_size"]).map(|size| [1, size]);
+                Ok(Self::Scaled { block: block(config, &weights["block_structure"])?.or(groups) })
             }
-            ("compressed-tensors", "pack-quantized") => Ok(Self::Packed { bits: bits(&weights["num_bits"])? }),
+            ("compressed-tensors", "pack-quantized") => {
+                Ok(Self::Packed { bits: bits(&weights["num_bits"])?, group: size(&weights["group_size"]) })
+            }
+            ("compressed-tensors", "nvfp4-pack-quantized") => Ok(Self::Floats4 { microscaling: false }),
+            ("compressed-tensors", "mxfp4-pack-quantized") => Ok(Self::Floats4 { microscaling: true }),
+            ("modelopt", _) => match settings["quant_algo"].as_str() {
+                Some("FP8" | "NVFP4" | "W4A16_NVFP4" | "MIXED_PRECISION") => Ok(Self::ModelOpt),
+                other => Err(config.bad(format!(
+                    "the weights are quantized by modelopt with \"quant_algo\" {other:?}, where kbit reads FP8, NVFP4, W4A16_NVFP4 and MIXED_PRECISION of these; get the unquantized checkpoint"
+                ))),
+            },
+            ("bitnet", _) => Ok(Self::BitNet),
             ("gptq", _) => {
                 let plus = match settings["checkpoint_format"].as_str() {
                     None | Some("gptq") => 1,
@@ -145,18 +185,13 @@ impl Quantization {
             }
             ("mxfp4", _) => Ok(Self::Mxfp4),
             _ => Err(config.bad(format!(
-                "the weights are quantized by {method:?} {format:?}, which kbit does not read; it reads fp8, gptq, awq, mxfp4 and compressed-tensors (float-quantized, naive-quantized, int-quantized, pack-quantized): get the unquantized checkpoint"
+                "the weights are quantized by {method:?} {format:?}, which kbit does not read; it reads fp8, gptq, awq, mxfp4, modelopt, bitnet and compressed-tensors (float-quantized, naive-quantized, int-quantized, pack-quantized, nvfp4-pack-quantized, mxfp4-pack-quantized): get the unquantized checkpoint"
             ))),
         }
     }
 
     /// The weight whose codes are in `tensor`; `None` where it is a tensor of its own, or another part of a weight.
-    fn decoded(
-        &self,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        tensor: &SourceTensor,
-    ) -> Result<Option<Decoded>, ModelError> {
+    fn decoded(&self, checkpoint: &Checkpoint, tensor: &SourceTensor) -> Result<Option<Decoded>, ModelError> {
         let part = |name: String| {
             checkpoint.tensor(&name).ok_or_else(|| ModelError::MissingTensors { names: vec![name.clone()] })
         };
@@ -214,7 +249,7 @@ impl Quantization {
                 };
                 (format!("{base}.weight"), packed, Vec::new())
             }
-            Self::Packed { bits } => {
+            Self::Packed { bits, group } => {
                 let Some(weight) = tensor.name.strip_suffix("_packed") else { return Ok(None) };
                 let scales = part(format!("{weight}_scale"))?;
                 let sizes = part(format!("{weight}_shape"))?;
@@ -224,21 +259,18 @@ impl Quantization {
                 let &[_, group_count] = scales.shape.as_slice() else { return Err(bad_shape()) };
                 let groups = match named {
                     Some(named) => Groups::Named(named.name.clone()),
-                    None => {
-                        let settings =
-                            config.get("quantization_config").map(|settings| &settings["config_groups"]);
-                        let first = settings.and_then(|groups| groups.as_object()?.values().next());
-                        let size = first.and_then(|group| group["weights"]["group_size"].as_u64());
-                        Groups::Of(size.unwrap_or(cols).max(1))
-                    }
+                    None => Groups::Of(group.unwrap_or(cols).max(1)),
                 };
                 let zero = match zeros {
                     Some(zeros) => Zero::Packed { name: zeros.name.clone(), plus: 0 },
                     None => Zero::Constant(1 << (bits - 1)),
                 };
+                // Where a word held whole codes, there are more words.
+                let streamed = cols.checked_mul(u64::from(bits)).ok_or_else(bad_shape)?.div_ceil(32);
+                let across = tensor.shape.get(1) == Some(&streamed);
                 let packed = Packed {
                     shape: MatrixShape::dense(rows, cols),
-                    layout: Layout::CompressedTensors,
+                    layout: Layout::CompressedTensors { across },
                     bits,
                     codes: tensor.name.clone(),
                     scales: scales.name.clone(),
@@ -254,15 +286,71 @@ impl Quantization {
                 let &[slices, rows, blocks, 16] = tensor.shape.as_slice() else { return Err(bad_shape()) };
                 let cols = blocks.checked_mul(32).ok_or_else(bad_shape)?;
                 let shape = MatrixShape { slices, rows, cols };
-                let expr =
-                    SourceExpr::Mxfp4 { blocks: tensor.name.clone(), scales: scales.name.clone(), shape };
+                let floats = Fp4 {
+                    shape,
+                    codes: tensor.name.clone(),
+                    scales: scales.name.clone(),
+                    format: Fp4Format::Mx,
+                };
+                return floats4(checkpoint, tensor.name.clone(), vec![slices, rows, cols], floats);
+            }
+            Self::Floats4 { microscaling } => {
+                let Some(weight) = tensor.name.strip_suffix("_packed") else { return Ok(None) };
+                let scales = part(format!("{weight}_scale"))?;
+                let format = if microscaling {
+                    Fp4Format::Mx
+                } else {
+                    let whole = part(format!("{weight}_global_scale"))?;
+                    Fp4Format::Nv(Some(WholeScale { name: whole.name.clone(), divides: true }))
+                };
+                let &[rows, bytes] = tensor.shape.as_slice() else { return Err(bad_shape()) };
+                let cols = bytes.checked_mul(2).ok_or_else(bad_shape)?;
+                let floats = Fp4 {
+                    shape: MatrixShape::dense(rows, cols),
+                    codes: tensor.name.clone(),
+                    scales: scales.name.clone(),
+                    format,
+                };
+                return floats4(checkpoint, weight.to_owned(), vec![rows, cols], floats);
+            }
+            Self::ModelOpt => {
+                // Weights of 8 bits are scaled like others.
+                if !tensor.name.ends_with(".weight") || tensor.element != Element::Plain(Dtype::U8) {
+                    return Ok(None);
+                }
+                let weight = &tensor.name;
+                let scales = part(format!("{weight}_scale"))?;
+                let whole = checkpoint.tensor(&format!("{weight}_scale_2"));
+                let &[rows, bytes] = tensor.shape.as_slice() else { return Err(bad_shape()) };
+                let cols = bytes.checked_mul(2).ok_or_else(bad_shape)?;
+                let floats = Fp4 {
+                    shape: MatrixShape::dense(rows, cols),
+                    codes: weight.clone(),
+                    scales: scales.name.clone(),
+                    format: Fp4Format::Nv(
+                        whole.map(|whole| WholeScale { name: whole.name.clone(), divides: false }),
+                    ),
+                };
+                return floats4(checkpoint, weight.clone(), vec![rows, cols], floats);
+            }
+            Self::BitNet => {
+                let scale = checkpoint.tensor(&format!("{}_scale", tensor.name));
+                let Some(scale) = scale.filter(|_| tensor.name.ends_with(".weight")) else { return Ok(None) };
+                let &[bytes, cols] = tensor.shape.as_slice() else { return Err(bad_shape()) };
+                let rows = bytes.checked_mul(4).ok_or_else(bad_shape)?;
+                let ternary = Ternary {
+                    shape: MatrixShape::dense(rows, cols),
+                    codes: tensor.name.clone(),
+                    scale: scale.name.clone(),
+                };
+                let expr = SourceExpr::Ternary(Box::new(ternary));
                 expr.check(checkpoint)?;
                 return Ok(Some(Decoded {
                     name: tensor.name.clone(),
-                    shape: vec![slices, rows, cols],
+                    shape: vec![rows, cols],
                     expr,
                     unread: Vec::new(),
-                    at_the_end: false,
+                    place: Place::Own,
                 }));
             }
             Self::None | Self::Scaled { .. } => return Ok(None),
@@ -270,8 +358,45 @@ impl Quantization {
         let shape = vec![packed.shape.rows, packed.shape.cols];
         let expr = SourceExpr::Packed(Box::new(packed));
         expr.check(checkpoint)?;
-        Ok(Some(Decoded { name, shape, expr, unread, at_the_end: true }))
+        Ok(Some(Decoded { name, shape, expr, unread, place: Place::Last }))
     }
+}
+
+/// Weights of 4-bit floats, which the converter packs anew before all else.
+fn floats4(
+    checkpoint: &Checkpoint,
+    name: String,
+    shape: Vec<u64>,
+    floats: Fp4,
+) -> Result<Option<Decoded>, ModelError> {
+    let expr = SourceExpr::Fp4(Box::new(floats));
+    expr.check(checkpoint)?;
+    Ok(Some(Decoded { name, shape, expr, unread: Vec::new(), place: Place::First }))
+}
+
+/// What config.json says of the quantization, or else the files of the tools that write it elsewhere; null where the
+/// weights are not quantized.
+fn settings(folder: &Path, config: &Config) -> Result<serde_json::Value, ModelError> {
+    use serde_json::Value;
+    let mut settings = config.get("quantization_config").cloned().unwrap_or(Value::Null);
+    let method = settings["quant_method"].as_str();
+    if method.is_none_or(|method| method == "modelopt" && settings["quant_algo"].is_null())
+        && let Some(mut file) = read_object(&folder.join("hf_quant_config.json"))?
+        && let Some(Value::Object(mut found)) = file.remove("quantization")
+    {
+        let producer = file.get("producer").and_then(|producer| producer["name"].as_str()).unwrap_or("");
+        found.entry("quant_method").or_insert_with(|| producer.to_lowercase().into());
+        return Ok(Value::Object(found));
+    }
+    for (name, method) in [("quantize_config.json", "gptq"), ("quant_config.json", "awq")] {
+        if settings.is_null()
+            && let Some(mut found) = read_object(&folder.join(name))?
+        {
+            found.entry("quant_method").or_insert_with(|| method.into());
+            settings = Value::Object(found);
+        }
+    }
+    Ok(settings)
 }
 
 /// The two lengths that a tensor of whole numbers holds.
@@ -338,13 +463,22 @@ struct Scales {
     companions: HashSet<String>,
     /// Rows and columns that share a scale, where config.json says.
     block: Option<[u64; 2]>,
+    /// Weights of 8 bits mean nothing without a scale.
+    needed: bool,
 }
 
 impl Scales {
     fn find(checkpoint: &Checkpoint, block: Option<[u64; 2]>) -> Self {
-        let mut scales = Self { block, ..Self::default() };
-        const ACTIVATIONS: &[&str] =
-            &[".activation_scale", "_activation_scale", ".input_scale", ".k_scale", ".v_scale"];
+        let mut scales = Self { block, needed: true, ..Self::default() };
+        const ACTIVATIONS: &[&str] = &[
+            ".activation_scale",
+            "_activation_scale",
+            ".input_scale",
+            ".input_global_scale",
+            ".input_zero_point",
+            ".k_scale",
+            ".v_scale",
+        ];
         for tensor in checkpoint.tensors() {
             let name = &tensor.name;
             let weight = name
@@ -353,6 +487,7 @@ impl Scales {
             if let Some(weight) = weight.filter(|weight| checkpoint.tensor(weight).is_some()) {
                 scales.of.insert(weight.to_owned(), name.clone());
                 scales.companions.insert(name.clone());
+                scales.companions.insert(format!("{weight}_zero_point"));
             } else if ACTIVATIONS.iter().any(|ending| name.ends_with(ending)) {
                 scales.companions.insert(name.clone());
             }
@@ -367,23 +502,33 @@ impl Scales {
     /// The tensor's values, scaled where it has a scale.
     fn apply(&self, checkpoint: &Checkpoint, tensor: &SourceTensor) -> Result<SourceExpr, ModelError> {
         let Some(scale) = self.of.get(&tensor.name).and_then(|name| checkpoint.tensor(name)) else {
+            let narrow = matches!(tensor.element, Element::Plain(Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::I8));
+            if self.needed && narrow {
+                return Err(ModelError::MissingTensors { names: vec![format!("{}_scale", tensor.name)] });
+            }
             return Ok(SourceExpr::tensor(tensor));
         };
         let shape = matrix_shape(&tensor.shape);
         let values: u64 = scale.shape.iter().product();
-        let (scales, block) = match self.block {
-            _ if values == 1 => (MatrixShape::dense(1, 1), [shape.rows.max(1), shape.cols.max(1)]),
-            Some(block) => {
-                (MatrixShape::dense(shape.rows.div_ceil(block[0]), shape.cols.div_ceil(block[1])), block)
+        // Scales of blocks may be as many as rows or slices, but not in this shape.
+        let of_rows = scale.shape.len() < tensor.shape.len() || scale.shape.last() == Some(&1);
+        let (rows, cols, block) = match self.block {
+            _ if values == 1 || of_rows && values == shape.slices => {
+                (1, 1, [shape.rows.max(1), shape.cols.max(1)])
             }
-            // A scale a row.
-            None => (MatrixShape::dense(shape.rows, 1), [1, shape.cols.max(1)]),
+            _ if of_rows && Some(values) == shape.rows.checked_mul(shape.slices) => {
+                (shape.rows, 1, [1, shape.cols.max(1)])
+            }
+            Some(block) => (shape.rows.div_ceil(block[0]), shape.cols.div_ceil(block[1]), block),
+            None => (shape.rows, 1, [1, shape.cols.max(1)]),
         };
+        let zero = checkpoint.tensor(&format!("{}_zero_point", tensor.name));
         let expr = SourceExpr::Dequant {
             name: tensor.name.clone(),
             shape,
             scale: scale.name.clone(),
-            scales,
+            scales: MatrixShape { rows, cols, slices: if values == 1 { 1 } else { shape.slices } },
+            zero: zero.map(|zero| zero.name.clone()),
             block,
         };
         expr.check(checkpoint)?;

@@ -10,6 +10,7 @@
 mod fingerprint;
 mod sentencepiece;
 mod special_tokens;
+mod tekken;
 mod tokenizer_json;
 mod tokens;
 
@@ -62,6 +63,13 @@ pub fn metadata_from_folder_named(
         out.insert(ADD_SPACE, Value::Bool(*add));
     }
     let json = folder.tokenizer_json()?;
+    // Mistral's own file goes before a SentencePiece model.
+    if json.is_none()
+        && LLAMAS.contains(&architecture)
+        && let Some(metadata) = folder.tekken(vocab_size, architecture)?
+    {
+        return Ok(metadata);
+    }
     // As a tokenizer.json would say it. Only its vocabulary counts: the converter looks for special tokens in the file.
     let parts = if json.is_none() { folder.vocab_and_merges()? } else { None };
     let model = match folder.sentencepiece_model()? {
@@ -74,11 +82,10 @@ pub fn metadata_from_folder_named(
             folder.write_sentencepiece(model, json.as_ref(), vocab_size, architecture, &mut out)?
         }
         (None, Some(json)) => folder.write_json(json, vocab_size, architecture, pre_tokenizer, &mut out)?,
-        (None, None) if folder.path.join("tekken.json").is_file() => {
-            let reason = "kbit does not read it; put the model's tokenizer.json beside it".to_owned();
-            return Err(folder.broken("tekken.json", reason));
+        (None, None) => {
+            let tekken = folder.tekken(vocab_size, architecture)?;
+            return tekken.ok_or(TokenizerError::Absent { folder: folder.path });
         }
-        (None, None) => return Err(TokenizerError::Absent { folder: folder.path }),
     }
     let tokens = match out.str("tokenizer.ggml.model")? {
         // For these the converter does not look whether there is such a token.

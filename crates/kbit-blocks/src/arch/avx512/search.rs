@@ -1,7 +1,8 @@
 //! Vectors of [`Avx512`] for the searches that run one block a lane.
 
 use super::Avx512;
-use crate::lanes::{Floats, Grid, INTEGERS, MANTISSA, MOST, ROUNDER, Simd};
+use crate::arch::{vector, vector_methods};
+use crate::lanes::{Floats, Grid, INTEGERS, ROUNDER, Simd};
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, Div, Mul, Sub};
 
@@ -13,38 +14,9 @@ pub(crate) struct Vector(__m512);
 #[derive(Clone, Copy)]
 pub(crate) struct Mask(__mmask16);
 
-impl Simd for Avx512 {
-    const LANES: usize = 16;
-    type Floats = Vector;
-
-    #[inline(always)]
-    fn splat(self, x: f32) -> Vector {
-        // SAFETY: `self` is the proof that the CPU has AVX-512 F.
-        Vector(unsafe { _mm512_set1_ps(x) })
-    }
-
-    #[inline(always)]
-    fn load(self, x: &[f32; MOST]) -> Vector {
-        // SAFETY: `self` is the proof that the CPU has AVX-512 F; reads the 64 bytes of `x`, which need no alignment.
-        Vector(unsafe { _mm512_loadu_ps(x.as_ptr()) })
-    }
-}
-
-macro_rules! operators {
-    ($($name:ident $method:ident $intrinsic:ident;)*) => {
-        $(impl $name for Vector {
-            type Output = Self;
-
-            #[inline(always)]
-            fn $method(self, other: Self) -> Self {
-                // SAFETY: vectors exist only where the CPU has AVX-512 F.
-                Self(unsafe { $intrinsic(self.0, other.0) })
-            }
-        })*
-    };
-}
-
-operators! {
+vector! {
+    Avx512, 16;
+    set: _mm512_set1_ps, load: _mm512_loadu_ps;
     Add add _mm512_add_ps;
     Sub sub _mm512_sub_ps;
     Mul mul _mm512_mul_ps;
@@ -79,13 +51,7 @@ impl Vector {
 impl Floats for Vector {
     type Mask = Mask;
 
-    #[inline(always)]
-    fn store(self) -> [f32; MOST] {
-        let mut out = [0.0; MOST];
-        // SAFETY: vectors exist only where the CPU has AVX-512 F; writes the 64 bytes of `out`, which need no alignment.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), self.0) }
-        out
-    }
+    vector_methods! { store: _mm512_storeu_ps, least: _mm512_min_ps, greatest: _mm512_max_ps, sqrt: _mm512_sqrt_ps }
 
     #[inline(always)]
     fn less(self, other: Self) -> Mask {
@@ -111,39 +77,9 @@ impl Floats for Vector {
     }
 
     #[inline(always)]
-    fn least(self, other: Self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        Self(unsafe { _mm512_min_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn greatest(self, other: Self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        Self(unsafe { _mm512_max_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
     fn abs(self) -> Self {
         // SAFETY: vectors exist only where the CPU has AVX-512 F.
         Self(unsafe { _mm512_abs_ps(self.0) })
-    }
-
-    #[inline(always)]
-    fn sqrt(self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        Self(unsafe { _mm512_sqrt_ps(self.0) })
-    }
-
-    #[inline(always)]
-    fn nearest(self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        self.low_bits(MANTISSA) - Self(unsafe { _mm512_set1_ps(ROUNDER) })
-    }
-
-    #[inline(always)]
-    fn low_byte(self) -> Self {
-        // SAFETY: vectors exist only where the CPU has AVX-512 F.
-        self.low_bits(0xff) - Self(unsafe { _mm512_set1_ps(f32::from_bits(INTEGERS)) })
     }
 
     #[inline(always)]

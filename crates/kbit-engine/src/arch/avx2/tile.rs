@@ -103,11 +103,11 @@ macro_rules! tiles {
             for col in (0..rows).step_by(2 * LANES) {
                 for token in (0..tokens).step_by(PASS) {
                     macro_rules! of {
-                                ($count:literal) => {
-                                    // SAFETY: the tile holds as many activations from `token` on, and has checked its operands.
-                                    unsafe { $tile::<$count>(tile, token, tokens, col) }
-                                };
-                            }
+                                                ($count:literal) => {
+                                                    // SAFETY: the tile holds as many activations from `token` on, and has checked its operands.
+                                                    unsafe { $tile::<$count>(tile, token, tokens, col) }
+                                                };
+                                            }
                     match tokens - token {
                         1 => of!(1),
                         2 => of!(2),

@@ -78,7 +78,8 @@ impl Avx512 {
 unsafe fn columns(firsts: [*const u8; 4], stride: usize, at: usize) -> [__m512i; 4] {
     let lines: [__m512i; 4] = std::array::from_fn(|i| {
         // SAFETY: as this function's.
-        let quarter = |four: usize| unsafe { _mm_loadu_si128(firsts[four].wrapping_add(at + i * stride).cast()) };
+        let quarter =
+            |four: usize| unsafe { _mm_loadu_si128(firsts[four].wrapping_add(at + i * stride).cast()) };
         let line = _mm512_castsi128_si512(quarter(0));
         let line = _mm512_inserti32x4::<1>(line, quarter(1));
         let line = _mm512_inserti32x4::<2>(line, quarter(2));
