@@ -1,4 +1,5 @@
 //! Products in every mode: what they are equal to, and what they do not depend on.
+#![expect(clippy::print_stdout, reason = "tests say what they skipped")]
 
 mod common;
 
