@@ -2,7 +2,9 @@
 //!
 //! A [`Model`] is a [`Description`] and a codec for each tensor; it knows neither files nor plugins. A [`Session`]
 //! runs it: there is one forward pass, which asks the description what to do (norm, positions, attention,
-//! feed-forward), so that another architecture is another description. A [`Sampler`] chooses the next token.
+//! feed-forward), so that another architecture is another description. A [`Sampler`] chooses the next token; a
+//! [`Generator`] continues a text with it, and keeps what two texts have in common. [`speed`] measures a model beside its
+//! machine.
 //!
 //! The only computing mode so far is [`Mode::F32`]: weights are decoded to f32 whenever they are used, activations are f32. It measures what
 //! quantization of the *weights* costs, with one arithmetic for all schemes; so a codec's own fused kernel, whose
@@ -23,17 +25,20 @@ mod buffer;
 mod cache;
 mod compute;
 mod error;
+mod generation;
 mod kernels;
 mod model;
 mod rope;
 mod sampler;
 mod session;
+pub mod speed;
 mod weight;
 
 pub use buffer::{Rows, RowsMut};
 pub use error::{EngineError, Shape};
+pub use generation::{Finish, Generated, Generator};
 pub use kbit_models::Description;
 pub use kernels::{InstructionSet, Kernels};
 pub use model::{Mode, Model, Tensors};
-pub use sampler::Sampler;
+pub use sampler::{Sampler, Sampling};
 pub use session::Session;
