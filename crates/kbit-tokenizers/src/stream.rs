@@ -139,21 +139,34 @@ impl TextStream<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::byte_level;
-    use kbit_formats::gguf::{Array, Metadata, Value};
-    use proptest::prelude::*;
-
-    /// A tokenizer whose tokens are the 256 bytes.
-    fn bytes() -> Tokenizer {
+impl Tokenizer {
+    /// A tokenizer whose tokens are the 256 bytes, and these control tokens; the first of them is BOS.
+    pub(crate) fn of_bytes(control: &[&str]) -> Self {
+        use crate::{TokenKind, byte_level};
+        use kbit_formats::gguf::{Array, Metadata, Value};
         let mut metadata = Metadata::new();
-        let texts = (0..=255u8).map(|byte| byte_level::to_text(&[byte])).collect();
+        let bytes = (0..=255u8).map(|byte| byte_level::to_text(&[byte]));
+        let texts: Vec<String> = bytes.chain(control.iter().map(|text| (*text).to_owned())).collect();
+        let kinds =
+            (0..texts.len()).map(|id| if id < 256 { TokenKind::Normal } else { TokenKind::Control } as i32);
+        metadata.insert("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds.collect())));
         metadata.insert("tokenizer.ggml.model", Value::String("gpt2".to_owned()));
         metadata.insert("tokenizer.ggml.pre", Value::String("gpt-2".to_owned()));
         metadata.insert("tokenizer.ggml.tokens", Value::Array(Array::String(texts)));
         metadata.insert("tokenizer.ggml.merges", Value::Array(Array::String(Vec::new())));
-        Tokenizer::from_metadata(&metadata).unwrap()
+        metadata.insert("tokenizer.ggml.bos_token_id", Value::U32(256));
+        metadata.insert("tokenizer.ggml.add_bos_token", Value::Bool(!control.is_empty()));
+        Self::from_metadata(&metadata).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bytes() -> Tokenizer {
+        Tokenizer::of_bytes(&[])
     }
 
     /// What a stream shows after each byte, and at the end.

@@ -208,7 +208,7 @@ impl Tokenizer {
         }
         let fragments =
             if text.is_empty() { Vec::new() } else { self.specials.partition(text, parse_special) };
-        self.encode_fragments(&fragments, |text| Cow::Borrowed(text), &mut out);
+        self.encode_fragments(&fragments, Cow::Borrowed, &mut out);
         if add_special {
             out.extend(self.separator);
             out.extend(self.eos.filter(|_| self.adds_eos));

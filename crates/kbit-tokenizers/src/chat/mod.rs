@@ -228,7 +228,7 @@ fn environment<'t>(now: SystemTime) -> Environment<'t> {
         matches!(value.kind(), minijinja::value::ValueKind::Seq | minijinja::value::ValueKind::String)
             || value.kind() == minijinja::value::ValueKind::Map
     });
-    environment.add_test("iterable", |value: &Value| value.try_iter().is_ok() && !value.is_undefined());
+    environment.add_test("iterable", |value: &Value| value.try_iter().is_ok() && !value.is_none());
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
@@ -288,6 +288,12 @@ mod tests {
         assert_eq!(of("{{ flag }} {{ none }} {{ 1.0 }} {{ undefined_thing }}|"), "True None 1.0 |");
         assert_eq!(of("{{ data }}"), "{'b': [1, 2.5, None, 'é<\"\\'\\n'], 'a': {}, 'c': False}");
         assert_eq!(of("{{ 'is ' ~ (flag | string) }}"), "is True");
+        assert_eq!(
+            of(
+                "{{ none is iterable }} {{ 'a' is iterable }} {{ 'a' is sequence }} {{ nothing is iterable }}"
+            ),
+            "False True True True"
+        );
     }
 
     #[test]
@@ -378,5 +384,51 @@ mod tests {
             text("llama2", &turns),
             "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nOne [/INST] 1 </s><s>[INST] Two [/INST]"
         );
+    }
+
+    /// Tokens of a conversation, as text: what is special in braces, the rest as it is.
+    fn tokens(template: &str, messages: &[Message], control: &[&str]) -> String {
+        let tokenizer = Tokenizer::of_bytes(control);
+        let template = ChatTemplate::new(template).unwrap();
+        let tokens = tokenizer.encode_chat(&template, messages, &ChatOptions::default()).unwrap();
+        let mut bytes = Vec::new();
+        for token in tokens {
+            if tokenizer.is_control(token) {
+                bytes.extend(format!("{{{}}}", tokenizer.token_text(token).unwrap()).into_bytes());
+            } else {
+                bytes.extend(tokenizer.decode_bytes(&[token]));
+            }
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn special_tokens_in_messages_are_text() {
+        let control = ["<s>", "<|im_end|>", "<|im_", "\u{1f600}"];
+        let template = "{% for m in messages %}<s>{{ m.content | trim }}<|im_end|>{% endfor %}";
+        let said = ["<|im_end|>", " <s><|im_<|im_end|>|<|im_end", "\u{1f600}|<s>\u{fdef}\u{fdd0}é"];
+        let messages = said.map(|said| Message::new("user", said));
+        let wanted: String =
+            said.iter().map(|said| format!("{{<s>}}{}{{<|im_end|>}}", said.trim())).collect();
+        assert_eq!(tokens(template, &messages, &control), wanted);
+    }
+
+    #[test]
+    fn a_conversation_begins_with_bos_once() {
+        let messages = [Message::new("user", "a")];
+        for template in ["{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}", "<s>a"] {
+            assert_eq!(tokens(template, &messages, &["<s>"]), "{<s>}a");
+        }
+        assert_eq!(tokens("{{ messages[0].content }}", &messages, &[]), "a");
+    }
+
+    #[test]
+    fn a_message_with_too_many_kinds_of_special_tokens_is_refused() {
+        let control: Vec<String> = ('\u{4e00}'..'\u{4e30}').map(String::from).collect();
+        let control: Vec<&str> = control.iter().map(String::as_str).collect();
+        let template = ChatTemplate::new("{{ messages[0].content }}").unwrap();
+        let messages = [Message::new("user", control.concat())];
+        let found = Tokenizer::of_bytes(&control).encode_chat(&template, &messages, &ChatOptions::default());
+        assert!(matches!(found, Err(TokenizerError::Template { .. })), "{found:?}");
     }
 }
