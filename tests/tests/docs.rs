@@ -37,7 +37,14 @@ fn every_command_shown_runs() {
         std::fs::read_to_string(manifest).expect("xtask")
     };
     let folder = workplace();
-    for page in ["README.md", "docs/guide/convert.md", "docs/guide/mixes.md", "docs/guide/evaluate.md"] {
+    for page in [
+        "README.md",
+        "docs/guide/convert.md",
+        "docs/guide/mixes.md",
+        "docs/guide/evaluate.md",
+        "docs/guide/generate.md",
+        "docs/benchmarks.md",
+    ] {
         let mut ran = 0;
         for line in blocks(&read(page), "sh").iter().flat_map(|block| block.lines()) {
             if let Some(task) = line.strip_prefix("cargo xtask ") {

@@ -112,8 +112,13 @@ pub(crate) fn fit_scale<S: Simd, const N: usize>(
     for step in [0i8, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9] {
         let candidate = simd.splat(-(half + 0.1 * f32::from(step))) / extreme;
         let (mut xl, mut ll) = (zero, zero);
+        // The extreme weight times the candidate is `half + 0.1 * step` below zero, and no other is further from it.
+        let may_fall_below = step >= 5;
         for i in 0..N {
-            let l = (candidate * x[i]).nearest().least(most).greatest(least);
+            let mut l = (candidate * x[i]).nearest().least(most);
+            if may_fall_below {
+                l = l.greatest(least);
+            }
             xl = xl + weighted[i] * l;
             ll = ll + weights[i] * l * l;
         }

@@ -94,6 +94,19 @@ pub enum EngineError {
         "the logits are not finite: the model has weights that are not numbers; verify the file, or convert it again"
     )]
     Logits,
+    /// A sampling option that means nothing.
+    #[error("a {option} of {value} means nothing: {cure}")]
+    Sampling {
+        /// The option's name.
+        option: &'static str,
+        /// What was given.
+        value: f32,
+        /// What to write instead.
+        cure: &'static str,
+    },
+    /// Nothing to continue.
+    #[error("there is no token to continue: begin with at least one")]
+    NoPrompt,
 }
 
 /// A shape in an error message: `[rows, cols]` or `[length]`.

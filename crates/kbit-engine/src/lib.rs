@@ -2,7 +2,9 @@
 //!
 //! A [`Model`] is a [`Description`] and a codec for each tensor; it knows neither files nor plugins. A [`Session`]
 //! runs it: there is one forward pass, which asks the description what to do (norm, positions, attention,
-//! feed-forward), so that another architecture is another description. A [`Sampler`] chooses the next token.
+//! feed-forward), so that another architecture is another description. A [`Sampler`] chooses the next token; a
+//! [`Generator`] continues a text with it, and keeps what two texts have in common. [`speed`] measures a model beside its
+//! machine.
 //!
 //! A [`Mode`] says how weights and activations are multiplied: as floats (f32, which measures what quantization of the *weights* costs
 //! with one arithmetic for all schemes, or bf16), as integers (llama.cpp's arithmetic), or as floats with rounded activations. Any codec
@@ -26,6 +28,7 @@ mod cache;
 mod compute;
 mod error;
 mod experts;
+mod generation;
 mod integer;
 mod kernels;
 mod mode;
@@ -34,14 +37,16 @@ mod packed;
 mod rope;
 mod sampler;
 mod session;
+pub mod speed;
 mod weight;
 
 pub use buffer::{Rows, RowsMut};
 pub use error::{EngineError, Shape};
+pub use generation::{Finish, Generated, Generator};
 pub use kbit_models::Description;
 pub use kernels::{InstructionSet, Kernels};
 pub use mode::{Group, Mode, Rounding, UnknownMode};
 pub use model::{Model, Tensors};
-pub use sampler::Sampler;
+pub use sampler::{Sampler, Sampling};
 pub use session::Session;
 pub use weight::multiply;

@@ -134,6 +134,13 @@ impl<'m> Session<'m> {
         }
     }
 
+    /// Forgets the tokens from the `len`th on. Those before are as if the others had never been.
+    pub fn truncate(&mut self, len: usize) {
+        if let Some(sequence) = self.sequences.first_mut() {
+            sequence.len = sequence.len.min(len);
+        }
+    }
+
     /// Appends `tokens` and computes the logits `[tokens.len() - from, vocab]` that follow the tokens from the
     /// `from`th on. What `logits` held is lost. After an error the session is as before the call.
     ///

@@ -32,6 +32,8 @@ pub struct OpenModel {
     pub params: u64,
     /// Bytes of all tensors, as stored.
     pub tensor_bytes: u64,
+    /// Bytes that generating a token reads from memory: the tensors, without embeddings of which only a row is read.
+    pub step_bytes: u64,
     /// Stored bits a weight without embedding and output.
     pub decoder_bits_per_weight: f64,
     /// What is known of its training.
@@ -91,6 +93,7 @@ impl OpenModel {
         let sizes = stored_sizes(gguf, &packed);
         Ok(Self {
             path: gguf.path().to_owned(),
+            step_bytes: step_bytes(&model, &sizes, |_, bytes| bytes),
             model,
             tokenizer: tokenizer(gguf.metadata())?,
             params: sizes.iter().map(|(_, weights, _)| weights).sum(),
@@ -121,6 +124,12 @@ impl OpenModel {
             .collect();
         Ok(Self {
             path: checkpoint.path().to_owned(),
+            // What is resident is so in f32.
+            step_bytes: step_bytes(
+                &model,
+                &sizes,
+                |weights, bytes| if resident { weights.saturating_mul(4) } else { bytes },
+            ),
             model,
             tokenizer: tokenizer(&conversion.metadata)?,
             params: sizes.iter().map(|(_, weights, _)| weights).sum(),
@@ -185,6 +194,13 @@ fn stored_sizes(gguf: &Gguf, packed: &PackedModel<'_>) -> Sizes {
         }
     }
     sizes
+}
+
+/// Bytes of the tensors that generating a token reads whole; `bytes_of` gives a tensor's from its weights and stored bytes.
+fn step_bytes(model: &Model, sizes: &Sizes, bytes_of: impl Fn(u64, u64) -> u64) -> u64 {
+    let embedding = (!model.description().tied_output).then_some("token_embd.weight");
+    let read = sizes.iter().filter(|(name, ..)| Some(name.as_str()) != embedding);
+    read.map(|(_, weights, bytes)| bytes_of(*weights, *bytes)).sum()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]

@@ -54,6 +54,22 @@ pub enum TokenizerError {
         /// What is known.
         known: Vec<&'static str>,
     },
+    /// A chat template that is not valid, or fails.
+    #[error("chat template{place}: {reason}; use another one with `--template NAME` or `--template-file F`")]
+    Template {
+        /// `, line 3`, where known.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A chat template that refuses a conversation.
+    #[error(
+        "the chat template refuses this conversation: {message}; say it otherwise, or use another template with `--template NAME` or `--template-file F`"
+    )]
+    TemplateRefuses {
+        /// The template's own words.
+        message: String,
+    },
     /// Metadata of a wrong type.
     #[error(transparent)]
     Format(#[from] kbit_formats::FormatError),

@@ -2,12 +2,13 @@
 //!
 //! [`Tokenizer`] is kbit's own encoder and decoder over the `tokenizer.ggml.*` keys of a GGUF file: `SentencePiece` BPE
 //! (`llama`), BPE by merges (`gpt2`, `gemma4`, `whitespace`) with the pre-tokenizers of llama.cpp, Unigram (`t5`) and
-//! `WordPiece` (`bert`). [`metadata_from_folder`] makes these keys from the tokenizer files of a Hugging Face folder,
+//! `WordPiece` (`bert`). [`TextStream`] gives text as tokens come, [`ChatTemplate`] turns conversations into text. [`metadata_from_folder`] makes these keys from the tokenizer files of a Hugging Face folder,
 //! [`files_from_metadata`] such files from the keys.
 #![forbid(unsafe_code)]
 
 mod bpe;
 mod byte_level;
+mod chat;
 mod error;
 mod export;
 mod folder;
@@ -15,6 +16,7 @@ mod merge;
 mod pre_tokenizer;
 mod special;
 mod spm;
+mod stream;
 mod tokenizer;
 mod trie;
 mod unicode;
@@ -22,8 +24,10 @@ mod unigram;
 mod vocabulary;
 mod wordpiece;
 
+pub use chat::{ChatOptions, ChatTemplate, KNOWN_TEMPLATES, KnownTemplate, Message};
 pub use error::TokenizerError;
 pub use export::{TokenizerFiles, files_from_metadata};
 pub use folder::{metadata_from_folder, metadata_from_folder_named};
+pub use stream::TextStream;
 pub use tokenizer::Tokenizer;
 pub use vocabulary::TokenKind;

@@ -1,6 +1,7 @@
 //! Finding special tokens in text before anything else is done to it.
 
 use crate::vocabulary::{TokenKind, Vocabulary};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// A stretch of text, or a token that was found in it.
@@ -38,6 +39,53 @@ pub(crate) enum Strips {
     Left,
     /// What stands after it.
     Right,
+}
+
+/// Keeps the special tokens in some texts from being found: the first character of each occurrence gives way to a character
+/// that stands in none of the texts (one of Unicode's noncharacters), until it is restored.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    unused: Vec<char>,
+    /// Characters and what stands for them.
+    pairs: Vec<(char, char)>,
+}
+
+impl Guard {
+    /// A guard that uses none of the characters of `texts`.
+    pub(crate) fn for_texts<'t>(texts: impl Iterator<Item = &'t str>) -> Self {
+        let mut unused: Vec<char> = ('\u{fdd0}'..='\u{fdef}').collect();
+        for c in texts.flat_map(str::chars) {
+            unused.retain(|candidate| *candidate != c);
+        }
+        Self { unused, pairs: Vec::new() }
+    }
+
+    /// `text` in which no control token is found; `None` where characters run out.
+    pub(crate) fn protect(&mut self, specials: &Specials, text: &str) -> Option<String> {
+        let mut out = String::with_capacity(text.len());
+        for (at, c) in text.char_indices() {
+            if !specials.begins_with_control(&text.as_bytes()[at..]) {
+                out.push(c);
+            } else if let Some((_, stand_in)) = self.pairs.iter().find(|(from, _)| *from == c) {
+                out.push(*stand_in);
+            } else {
+                let stand_in = self.unused.pop()?;
+                self.pairs.push((c, stand_in));
+                out.push(stand_in);
+            }
+        }
+        Some(out)
+    }
+
+    /// Undoes [`Guard::protect`].
+    pub(crate) fn restore<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let original =
+            |c: char| self.pairs.iter().find(|(_, stand_in)| *stand_in == c).map(|(from, _)| *from);
+        if text.chars().all(|c| original(c).is_none()) {
+            return Cow::Borrowed(text);
+        }
+        Cow::Owned(text.chars().map(|c| original(c).unwrap_or(c)).collect())
+    }
 }
 
 /// White space as C's `isspace` has it.
@@ -88,6 +136,22 @@ impl Specials {
         fragments
     }
 
+    /// True where `rest` begins with a token that is found on request only.
+    fn begins_with_control(&self, rest: &[u8]) -> bool {
+        rest.first().is_some_and(|first| self.first_bytes[usize::from(*first)])
+            && self.candidates(rest).any(|index| {
+                let special = &self.tokens[index];
+                special.on_request && rest.starts_with(special.text.as_bytes())
+            })
+    }
+
+    /// Indices of the tokens whose first two bytes `rest` begins with.
+    fn candidates(&self, rest: &[u8]) -> impl Iterator<Item = usize> {
+        let first = rest.first().copied().unwrap_or(0);
+        let prefixes = [[first, rest.get(1).copied().unwrap_or(0)], [first, 0]];
+        prefixes.into_iter().filter_map(|prefix| self.by_prefix.get(&prefix)).flatten().copied()
+    }
+
     /// Indices of the tokens that occur in `text`, in order.
     fn occurring(&self, text: &str, parse_special: bool) -> Vec<usize> {
         let bytes = text.as_bytes();
@@ -98,9 +162,7 @@ impl Specials {
                 continue;
             }
             let rest = &bytes[at..];
-            let prefixes = [[byte, rest.get(1).copied().unwrap_or(0)], [byte, 0]];
-            let candidates = prefixes.iter().filter_map(|prefix| self.by_prefix.get(prefix)).flatten();
-            for &index in candidates {
+            for index in self.candidates(rest) {
                 let special = &self.tokens[index];
                 if !found[index]
                     && (parse_special || !special.on_request)

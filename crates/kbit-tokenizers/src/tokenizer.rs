@@ -33,6 +33,8 @@ pub struct Tokenizer {
     adds_bos: bool,
     adds_eos: bool,
     adds_space: bool,
+    /// Names and sources; the default one has no name.
+    chat_templates: Vec<(Option<String>, String)>,
 }
 
 #[derive(Debug)]
@@ -191,6 +193,7 @@ impl Tokenizer {
             adds_bos,
             adds_eos,
             adds_space: adds_space && !is_bpe,
+            chat_templates: chat_templates(metadata)?,
             vocabulary,
         })
     }
@@ -205,19 +208,41 @@ impl Tokenizer {
         }
         let fragments =
             if text.is_empty() { Vec::new() } else { self.specials.partition(text, parse_special) };
-        let mut after_special = true;
-        for fragment in fragments {
-            match fragment {
-                Fragment::Token(id) => out.push(id),
-                Fragment::Text(text) => self.encode_text(text, after_special, &mut out),
-            }
-            after_special = matches!(fragment, Fragment::Token(_));
-        }
+        self.encode_fragments(&fragments, Cow::Borrowed, &mut out);
         if add_special {
             out.extend(self.separator);
             out.extend(self.eos.filter(|_| self.adds_eos));
         }
         out
+    }
+
+    /// Tokens of a text that is to be continued, special tokens in it included: BOS before it where the model wants one (or has
+    /// one, and there is nothing else to begin with), once; no EOS after it.
+    #[must_use]
+    pub fn encode_prompt(&self, text: &str) -> Vec<u32> {
+        let mut tokens = self.encode(text, false, true);
+        let wanted = self.bos.filter(|_| self.adds_bos || tokens.is_empty());
+        if wanted.is_some() && tokens.first().copied() != wanted {
+            tokens.splice(..0, wanted);
+        }
+        tokens
+    }
+
+    /// Appends the tokens of `fragments`, whose texts stand for what `text_of` gives.
+    pub(crate) fn encode_fragments<'t>(
+        &self,
+        fragments: &[Fragment<'t>],
+        text_of: impl Fn(&'t str) -> Cow<'t, str>,
+        out: &mut Vec<u32>,
+    ) {
+        let mut after_special = true;
+        for fragment in fragments {
+            match *fragment {
+                Fragment::Token(id) => out.push(id),
+                Fragment::Text(text) => self.encode_text(&text_of(text), after_special, out),
+            }
+            after_special = matches!(fragment, Fragment::Token(_));
+        }
     }
 
     /// Appends the tokens of text without special tokens, which begins a text or follows a special token where so marked.
@@ -279,7 +304,7 @@ impl Tokenizer {
         bytes
     }
 
-    fn push_bytes(&self, token: u32, out: &mut Vec<u8>) {
+    pub(crate) fn push_bytes(&self, token: u32, out: &mut Vec<u8>) {
         let Some(Token { text, kind, .. }) = self.vocabulary.get(token) else { return };
         match (kind, &self.model) {
             (TokenKind::Control | TokenKind::Unknown | TokenKind::Unused, _) => {}
@@ -329,6 +354,22 @@ impl Tokenizer {
         self.adds_eos
     }
 
+    pub(crate) const fn specials(&self) -> &Specials {
+        &self.specials
+    }
+
+    /// The model's own chat template of that name; without a name, the one that it is made for.
+    #[must_use]
+    pub fn chat_template(&self, name: Option<&str>) -> Option<&str> {
+        let (_, source) = self.chat_templates.iter().find(|(known, _)| known.as_deref() == name)?;
+        Some(source)
+    }
+
+    /// True where encoding puts a space before text.
+    pub(crate) const fn adds_space(&self) -> bool {
+        self.adds_space
+    }
+
     /// Number of tokens.
     #[must_use]
     pub fn vocab_len(&self) -> usize {
@@ -358,6 +399,20 @@ impl Tokenizer {
     pub fn ends_generation(&self, id: u32) -> bool {
         Some(id) == self.eos || self.vocabulary.ends_generation(id)
     }
+}
+
+/// `tokenizer.chat_template`, and those that `tokenizer.chat_templates` names.
+fn chat_templates(metadata: &Metadata) -> Result<Vec<(Option<String>, String)>, TokenizerError> {
+    const KEY: &str = "tokenizer.chat_template";
+    let mut templates = Vec::new();
+    templates.extend(metadata.opt_str(KEY)?.map(|source| (None, source.to_owned())));
+    if let Some(Value::Array(Array::String(names))) = metadata.get("tokenizer.chat_templates") {
+        for name in names {
+            let source = metadata.opt_str(&format!("{KEY}.{name}"))?;
+            templates.extend(source.map(|source| (Some(name.clone()), source.to_owned())));
+        }
+    }
+    Ok(templates)
 }
 
 /// A list of bytes, empty where the key is missing.

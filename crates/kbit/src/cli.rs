@@ -83,8 +83,20 @@ pub enum Command {
     #[command(after_help = "Example:\n  echo 'Hello world' | kbit tokenize assets/family/s0")]
     Tokenize(Tokenize),
     /// Continue a text
-    #[command(after_help = "Example:\n  kbit generate assets/family/s3 --prompt 'The river' -n 40 --top-k 1")]
+    #[command(
+        after_help = "Examples:\n  kbit generate assets/family/s3 --prompt 'The river' -n 40 --top-k 1\n  kbit generate model.gguf --prompt-file story.txt --temperature 0.7 --top-p 0.9 --seed 7\n  kbit generate model.gguf --prompt 'Q: What is a tensor?' --stop 'Q:' --json"
+    )]
     Generate(Generate),
+    /// Talk with a model, a line a turn, in the form of its chat template
+    #[command(
+        after_help = "A line begins with a command or is a message:\n  /reset         forget the conversation\n  /system TEXT   begin again with other instructions; without TEXT, with none\n  /quit          end, as the end of the input does\n\nExamples:\n  kbit chat model.gguf\n  kbit chat model.gguf --system 'Answer in one sentence.' --temperature 0.5\n  echo 'Who are you?' | kbit chat assets/family/s3 --template plain -n 40 --json"
+    )]
+    Chat(Chat),
+    /// Measure the speed of a model beside what the machine can do
+    #[command(
+        after_help = "Examples:\n  kbit bench model.gguf --threads 2\n  kbit bench assets/family/s0 --prompt 128 --generate 16 --repetitions 3 --json"
+    )]
+    Bench(Bench),
     /// Fit laws of quality against bits and size to measurements
     #[command(after_help = "Example:\n  kbit fit kbit-runs/quickstart/results.jsonl")]
     Fit(Fit),
@@ -378,28 +390,114 @@ pub struct Tokenize {
 
 /// `kbit generate`.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("text to continue").required(true).args(["prompt", "prompt_file"]))]
 pub struct Generate {
     /// GGUF file or Hugging Face folder
     #[arg(value_hint = ValueHint::AnyPath)]
     pub model: PathBuf,
-    /// Text to continue
+    /// Text to continue; an empty one begins a text, where the model has a token for that
     #[arg(long, value_name = "P")]
-    pub prompt: String,
-    /// Tokens to generate
+    pub prompt: Option<String>,
+    /// File with the text to continue, UTF-8; a line break at its end is left out
+    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath)]
+    pub prompt_file: Option<PathBuf>,
+    /// Tokens to generate, at most
     #[arg(short, long = "count", default_value_t = 64)]
     pub n: u32,
-    /// Sample among this many likeliest tokens; 1 takes the likeliest
-    #[arg(long, value_name = "K", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How the text goes on
+    #[command(flatten)]
+    pub continuation: Continuation,
+}
+
+/// `kbit chat`.
+#[derive(Debug, Args)]
+pub struct Chat {
+    /// GGUF file or Hugging Face folder
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub model: PathBuf,
+    /// Instructions that the conversation begins with
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Tokens of a reply, at most [default: as many as fit]
+    #[arg(short, long = "count", value_parser = clap::value_parser!(u32).range(1..))]
+    pub n: Option<u32>,
+    /// Chat template instead of the model's: another of the model's own by its name, or chatml, llama2, llama3, mistral, gemma,
+    /// phi3, zephyr, vicuna, alpaca, plain
+    #[arg(long, value_name = "NAME", conflicts_with = "template_file")]
+    pub template: Option<String>,
+    /// Chat template instead of the model's: a file in Jinja
+    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath)]
+    pub template_file: Option<PathBuf>,
+    /// Variable for the template, as enable_thinking=false
+    #[arg(long, value_name = "KEY=JSON", value_parser = parse_variable)]
+    pub template_var: Vec<(String, serde_json::Value)>,
+    /// How the text goes on
+    #[command(flatten)]
+    pub continuation: Continuation,
+}
+
+/// Options of what continues texts. The steps are in the order in which llama.cpp takes them.
+#[derive(Debug, Args)]
+pub struct Continuation {
+    /// Stop before this text; may be given more than once
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub stop: Vec<String>,
+    /// Tokens of prompt and continuation together [default: as many as the model was trained for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub context: Option<u32>,
+    /// Divide positive logits of recent tokens by this, multiply negative ones; 1 for none
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true, help_heading = SAMPLING)]
+    pub repeat_penalty: f32,
+    /// Take this from the logits of recent tokens
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, help_heading = SAMPLING)]
+    pub presence_penalty: f32,
+    /// Take this from the logits of recent tokens for each time that they occur
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, help_heading = SAMPLING)]
+    pub frequency_penalty: f32,
+    /// How many tokens back are recent, the prompt's included; -1 for all, 0 for none
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, help_heading = SAMPLING, value_parser = clap::value_parser!(i32).range(-1..))]
+    pub repeat_last_n: i32,
+    /// Choose among this many likeliest tokens; 0 for all, 1 takes the likeliest
+    #[arg(long, value_name = "K", default_value_t = 40, help_heading = SAMPLING)]
     pub top_k: u32,
-    /// Temperature
-    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    /// Choose among the likeliest tokens that have this share of probability together; 1 for all
+    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true, help_heading = SAMPLING)]
+    pub top_p: f32,
+    /// Choose among tokens at least this many times as likely as the likeliest; 0 for all
+    #[arg(long, value_name = "P", default_value_t = 0.05, allow_negative_numbers = true, help_heading = SAMPLING)]
+    pub min_p: f32,
+    /// Temperature; 0 takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.8, allow_negative_numbers = true, help_heading = SAMPLING)]
     pub temperature: f32,
-    /// Seed
-    #[arg(long, value_name = "S", default_value_t = 1)]
+    /// Seed: the same one gives the same text
+    #[arg(long, value_name = "S", default_value_t = 1, help_heading = SAMPLING)]
     pub seed: u64,
     /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
     #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
     pub mode: Mode,
+}
+
+/// Heading of the options that choose tokens.
+const SAMPLING: &str = "Choice of tokens, step by step";
+
+/// `kbit bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// GGUF file or Hugging Face folder
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub model: PathBuf,
+    /// Tokens of the prompt; 0 leaves it out
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
+    pub prompt: u32,
+    /// Tokens to generate one by one; 0 leaves it out
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
+    pub generate: u32,
+    /// Repetitions, of which the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repetitions: u32,
+    /// Arithmetic of the engine
+    #[arg(long, value_enum, default_value_t = ModeArg::F32)]
+    pub mode: ModeArg,
 }
 
 /// `kbit fit`.
@@ -643,6 +741,12 @@ fn parse_rule(text: &str) -> Result<(regex::Regex, String), String> {
     let (pattern, scheme) = text.split_once('=').ok_or("write REGEX=SCHEME, as token_embd=ggml:q8_0")?;
     let pattern = regex::Regex::new(pattern).map_err(|error| error.to_string())?;
     Ok((pattern, scheme.to_owned()))
+}
+
+/// Reads `key=json`; what is no JSON is text.
+fn parse_variable(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, as enable_thinking=false")?;
+    Ok((key.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
 }
 
 /// Reads a ggml type by name, in any case.

@@ -59,6 +59,15 @@ impl From<kbit_host::HostError> for Failure {
     }
 }
 
+impl From<kbit_engine::EngineError> for Failure {
+    fn from(error: kbit_engine::EngineError) -> Self {
+        match error {
+            kbit_engine::EngineError::Sampling { .. } => Self::usage(error),
+            other => Self::failed(other),
+        }
+    }
+}
+
 macro_rules! failed {
     ($($error:ty),*) => {
         $(impl From<$error> for Failure {
@@ -74,7 +83,6 @@ failed!(
     kbit_calibrate::CalibrateError,
     kbit_models::ModelError,
     kbit_tokenizers::TokenizerError,
-    kbit_engine::EngineError,
     kbit_eval::EvalError,
     kbit_results::ResultsError,
     kbit_report::ReportError,

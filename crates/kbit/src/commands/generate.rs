@@ -1,71 +1,88 @@
 //! `kbit generate`.
 
+use super::text::{self, Stream};
 use crate::cli::Generate;
 use crate::failure::{DONE, Failure};
 use crate::output;
 use crate::session::Session;
-use kbit_engine::Sampler;
+use kbit_engine::Generator;
 use kbit_host::Isolation;
 use kbit_models::ConvertOptions;
 use kbit_pipeline::open::OpenModel;
-use std::io::Write;
-use std::time::Instant;
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
 
 /// Continues a text, token by token.
 pub fn generate(session: &Session, arguments: &Generate) -> Result<u8, Failure> {
+    let options = &arguments.continuation;
+    let mut sampler = text::sampler(options)?;
+    let prompt = match (&arguments.prompt, &arguments.prompt_file) {
+        (Some(prompt), _) => prompt.clone(),
+        (None, Some(path)) => {
+            let mut prompt = kbit_pipeline::measure::read_text(path)?;
+            if prompt.ends_with('\n') {
+                prompt.truncate(prompt.len() - if prompt.ends_with("\r\n") { 2 } else { 1 });
+            }
+            prompt
+        }
+        (None, None) => {
+            return Err(Failure::usage("there is nothing to continue; write --prompt or --prompt-file"));
+        }
+    };
     let registry = session.registry(&[], None)?;
     let model =
         OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
             .with_mode(arguments.mode);
     let tokenizer = model.tokenizer()?;
-    let prompt = tokenizer.encode(&arguments.prompt, true, true);
-    if prompt.is_empty() {
-        return Err(Failure::usage("the prompt gives no token; write at least one character after --prompt"));
+    let tokens = tokenizer.encode_prompt(&prompt);
+    if tokens.is_empty() {
+        return Err(Failure::usage(
+            "the prompt is empty, and the model has no token that begins a text; write at least one character",
+        ));
     }
     let count = usize::try_from(arguments.n).map_err(Failure::usage)?;
-    let top_k = usize::try_from(arguments.top_k).map_err(Failure::usage)?;
-    let mut sampler = Sampler::new(top_k, arguments.temperature, arguments.seed);
-    let mut state = model.model.session(prompt.len() + count);
-    let mut logits = Vec::new();
-    let started = Instant::now();
-    state.forward(&prompt, prompt.len() - 1, &mut logits)?;
-    let prompt_seconds = started.elapsed().as_secs_f64();
-    let mut generated = Vec::new();
-    let mut out = std::io::stdout().lock();
-    let mut pending = Vec::new();
-    while generated.len() < count {
-        let token = sampler.sample(&logits)?;
-        if tokenizer.eos() == Some(token) {
-            break;
+    let mut generator = Generator::new(model.model.session(text::context(options, &model.model)?));
+    let json = session.global.json;
+    let mut stream = tokenizer.stream(options.stop.clone());
+    let mut out = Stream::new(!json);
+    let mut written = Ok(());
+    let generated = generator.generate(
+        &tokens,
+        &mut sampler,
+        Some(count),
+        &|token| tokenizer.ends_generation(token),
+        &mut |token| match out.write(&stream.push(token)) {
+            Ok(ControlFlow::Continue(())) if stream.stopped().is_none() => ControlFlow::Continue(()),
+            Ok(_) => ControlFlow::Break(()),
+            Err(error) => {
+                written = Err(error);
+                ControlFlow::Break(())
+            }
+        },
+    )?;
+    written?;
+    let stop = stream.stopped().map(str::to_owned);
+    let _ = out.write(&stream.finish())?;
+    if json {
+        let mut document = text::json(&generated, out.text(), stop.as_deref(), options.seed);
+        if let Some(fields) = document.as_object_mut() {
+            fields.shift_insert(0, "prompt".to_owned(), prompt.into());
         }
-        generated.push(token);
-        if !session.global.json {
-            pending.extend(tokenizer.decode_bytes(&[token]));
-            let whole = std::str::from_utf8(&pending).map_or_else(|error| error.valid_up_to(), str::len);
-            out.write_all(&pending[..whole])?;
-            out.flush()?;
-            pending.drain(..whole);
-        }
-        if generated.len() < count {
-            state.forward(&[token], 0, &mut logits)?;
-        }
+        output::json(&document)?;
+        return Ok(DONE);
     }
-    drop(out);
-    let seconds = started.elapsed().as_secs_f64() - prompt_seconds;
-    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-    let rate = generated.len() as f64 / seconds.max(1e-9);
-    if session.global.json {
-        output::json(&serde_json::json!({
-            "prompt": arguments.prompt,
-            "text": tokenizer.decode(&generated),
-            "tokens": generated,
-            "prompt_tokens": prompt.len(),
-            "tokens_per_second": rate,
-            "peak_rss_bytes": kbit_formats::peak_rss_bytes(),
-        }))?;
-    } else {
-        output::text(&String::from_utf8_lossy(&pending))?;
-        output::note(&format!("{} tokens, {rate:.1} tokens/s, {}", generated.len(), output::peak_memory()));
+    if !out.text().ends_with('\n') {
+        let _ = out.write("\n")?;
+    }
+    if std::io::stderr().is_terminal() && !session.global.quiet {
+        output::note(&format!(
+            "{} tokens ({}); prompt {:.1} tokens/s, generation {:.1} tokens/s, {}",
+            generated.tokens.len(),
+            text::reason(generated.finish),
+            generated.prompt_rate(),
+            generated.generation_rate(),
+            output::peak_memory()
+        ));
     }
     Ok(DONE)
 }

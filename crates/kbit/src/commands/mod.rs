@@ -1,5 +1,7 @@
 //! One module a command.
 
+mod bench;
+mod chat;
 mod config;
 mod convert;
 mod eval;
@@ -12,6 +14,7 @@ mod logits;
 mod plugin;
 mod report;
 mod run;
+mod text;
 mod tokenize;
 
 use crate::cli::{Cli, Command, Page};
@@ -37,6 +40,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Logits(arguments) => logits::logits(&session, &arguments)?,
         Command::Tokenize(arguments) => tokenize::tokenize(&session, &arguments)?,
         Command::Generate(arguments) => generate::generate(&session, &arguments)?,
+        Command::Chat(arguments) => chat::chat(&session, &arguments)?,
+        Command::Bench(arguments) => bench::bench(&session, &arguments)?,
         Command::Fit(arguments) => laws::fit(&session, &arguments)?,
         Command::Recommend(arguments) => laws::recommend(&session, &arguments)?,
         Command::Report(arguments) => report::report(&session, &arguments)?,
