@@ -1,8 +1,8 @@
 //! CPU inference over codecs.
 //!
 //! A [`Model`] is a [`Description`] and a codec for each tensor; it knows neither files nor plugins. A [`Session`]
-//! runs it: there is one forward pass, which asks the description what to do (norm, positions, attention,
-//! feed-forward), so that another architecture is another description. A [`Sampler`] chooses the next token.
+//! runs it: there is one forward pass, which asks the description what to do (norms, positions, attention,
+//! feed-forward, experts), so that another architecture is another description. A [`Sampler`] chooses the next token.
 //!
 //! The only computing mode so far is [`Mode::F32`]: weights are decoded to f32 whenever they are used, activations are f32. It measures what
 //! quantization of the *weights* costs, with one arithmetic for all schemes; so a codec's own fused kernel, whose

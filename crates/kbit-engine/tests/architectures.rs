@@ -13,7 +13,7 @@ use common::{
 use kbit_engine::{Description, EngineError};
 use kbit_formats::gguf::{Metadata, Value};
 use kbit_models::architecture::ARCHITECTURES;
-use kbit_models::description::Position;
+use kbit_models::description::{Activation, Position, Residual, Rope, RopeScaling};
 use kbit_types::{Codec, GgmlType};
 use reference::{difference, in_every_way, reference};
 use std::collections::BTreeSet;
@@ -42,6 +42,89 @@ fn logits_agree_with_transformers() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What a description may say, and how to unsay it.
+const FACTS: &[(&str, fn(&mut Description))] = &[
+    ("bound of scores", |d| d.attention.cap = None),
+    ("bound of logits", |d| d.output_cap = None),
+    ("bound of queries, keys and values", |d| d.attention.clamp = None),
+    ("windows", |d| d.blocks.iter_mut().for_each(|block| block.window = None)),
+    ("positions", |d| d.blocks.iter_mut().for_each(|block| block.position = Position::None)),
+    ("blocks without positions", |d| {
+        let with = d.blocks[0].position.clone();
+        d.blocks.iter_mut().for_each(|block| block.position = with.clone());
+    }),
+    ("rotary scaling", |d| each_rope(d, |rope| rope.scaling = RopeScaling::None)),
+    ("frequency factors", |d| each_rope(d, |rope| rope.factors = None)),
+    ("magnitude", |d| {
+        each_rope(d, |rope| match &mut rope.scaling {
+            RopeScaling::Yarn { attention, .. } | RopeScaling::LongRope { attention, .. } => *attention = 1.0,
+            _ => {}
+        });
+    }),
+    ("bounds of YaRN", |d| {
+        each_rope(d, |rope| {
+            if let RopeScaling::Yarn { whole_pairs: whole_pairs @ false, .. } = &mut rope.scaling {
+                *whole_pairs = true;
+            }
+        });
+    }),
+    ("norms of heads", |d| d.attention.head_norm = None),
+    ("sinks", |d| d.attention.sinks = false),
+    ("factor on the embedding", |d| d.embedding.scale = 1.0),
+    ("factor on scores", |d| d.attention.scale = 1.0 / (d.head_dim as f32).sqrt()),
+    ("factor on the residual stream", |d| d.residual_scale = 1.0),
+    ("factor on logits", |d| d.output_scale = 1.0),
+    ("groups of experts", |d| d.experts.iter_mut().for_each(|experts| experts.groups = None)),
+    ("sum of weights", |d| d.experts.iter_mut().for_each(|experts| experts.normalised ^= true)),
+    ("factor on experts", |d| d.experts.iter_mut().for_each(|experts| experts.scale = 1.0)),
+    ("shared expert", |d| d.experts.iter_mut().for_each(|experts| experts.shared = None)),
+    ("kind of GELU", |d| match d.activation {
+        Activation::Gelu => d.activation = Activation::GeluTanh,
+        Activation::GeluTanh => d.activation = Activation::Gelu,
+        _ => {}
+    }),
+    ("side by side", |d| {
+        if d.residual == Residual::Parallel {
+            d.residual = Residual::Sequential;
+        }
+    }),
+];
+
+fn each_rope(d: &mut Description, change: impl Fn(&mut Rope)) {
+    for block in &mut d.blocks {
+        if let Position::Rope(rope) = &mut block.position {
+            change(rope);
+        }
+    }
+}
+
+#[test]
+fn checkpoints_show_whatever_their_descriptions_say() {
+    // These two say nothing: a softmax sums to one, and the factors are those of shorter contexts.
+    let silent = [("gpt-oss", "sum of weights"), ("phi3-long", "frequency factors")];
+    let (mut seen, mut unseen) = (BTreeSet::new(), Vec::new());
+    for folder in models() {
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        let (ids, expected) = reference(&folder);
+        let (conversion, tensors) = folder_tensors(&folder, None);
+        let description = conversion.description.unwrap();
+        for (fact, unsay) in FACTS {
+            let mut changed = description.clone();
+            unsay(&mut changed);
+            if changed == description || silent.contains(&(name, fact)) {
+                continue;
+            }
+            seen.insert(*fact);
+            let difference = difference(&logits(&model(&changed, &tensors), &ids), &expected);
+            if difference < 2e-4 {
+                unseen.push(format!("{name}: {fact} ({difference:.1e})"));
+            }
+        }
+    }
+    assert!(unseen.is_empty(), "{unseen:#?}");
+    assert_eq!(seen.len(), FACTS.len());
 }
 
 #[test]
