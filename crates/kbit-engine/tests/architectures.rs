@@ -160,18 +160,14 @@ fn a_file_says_what_its_folder_says() {
         let wanted = conversion.description.unwrap();
         // GGUF has no word for dynamic scaling.
         if !folder.ends_with("llama-dynamic") {
-            let found = described(&wanted, conversion.metadata, &tensors);
+            let found = described(&conversion.metadata, &tensors);
             assert_eq!(found, wanted, "{}", folder.display());
         }
     }
 }
 
-/// What the metadata say, which have no tokenizer here.
-fn described(folder: &Description, metadata: Metadata, tensors: &Tensors) -> Description {
-    let mut metadata = metadata;
-    let vocab = Value::U32(u32::try_from(folder.vocab).unwrap());
-    metadata.insert(format!("{}.vocab_size", folder.architecture), vocab);
-    kbit_models::describe(&metadata, &|name| tensors.contains_key(name)).unwrap()
+fn described(metadata: &Metadata, tensors: &Tensors) -> Description {
+    kbit_models::describe(metadata, &|name| tensors.contains_key(name)).unwrap()
 }
 
 fn folder(name: &str) -> PathBuf {
@@ -218,7 +214,7 @@ fn older_files_have_latent_attention_unabsorbed() {
             metadata.insert(format!("deepseek2.attention.{key}"), Value::U32(u32::try_from(value).unwrap()));
             metadata.remove(&format!("deepseek2.attention.{key}_mla"));
         }
-        let found = described(&wanted, metadata, &tensors);
+        let found = described(&metadata, &tensors);
         assert!(!found.attention.latent.unwrap().absorbed);
         let (ids, expected) = reference(&folder(name));
         let difference = difference(&in_every_way(&model(&found, &tensors), &ids), &expected);
@@ -243,7 +239,7 @@ fn older_files_have_queries_keys_and_values_in_one_matrix() {
             tensors.insert(part("qkv", ending), tensor(&all));
         }
     }
-    let found = described(&wanted, conversion.metadata, &tensors);
+    let found = described(&conversion.metadata, &tensors);
     let (ids, _) = reference(&folder("phi2"));
     let apart = logits(&load_folder(&folder("phi2"), None).0, &ids);
     assert_eq!(bits(&in_every_way(&model(&found, &tensors), &ids)), bits(&apart));
