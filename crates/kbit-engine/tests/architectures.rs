@@ -45,7 +45,9 @@ fn logits_agree_with_transformers() {
 }
 
 /// What a description may say, and how to unsay it.
-const FACTS: &[(&str, fn(&mut Description))] = &[
+type Fact = (&'static str, fn(&mut Description));
+
+const FACTS: &[Fact] = &[
     ("bound of scores", |d| d.attention.cap = None),
     ("bound of logits", |d| d.output_cap = None),
     ("bound of queries, keys and values", |d| d.attention.clamp = None),
