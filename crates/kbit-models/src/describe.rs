@@ -313,7 +313,7 @@ impl Keys<'_> {
         }
         let width = match latent {
             Some(latent) => latent.nope + latent.rope,
-            None if forward.wide_scale == Some(sizes.layers) => sizes.hidden / sizes.heads,
+            None if forward.wide_scale == Some(sizes.layers) => (sizes.hidden / sizes.heads).max(1),
             None => head_dim,
         };
         Ok(1.0 / (width as f32).sqrt() * self.latent_magnitude(latent)?.powi(2))
