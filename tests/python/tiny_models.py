@@ -69,7 +69,7 @@ MODELS = {
         "GptOss",
         dict(
             ROUTED, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=5,
-            rope_scaling=dict(YARN, beta_fast=32.0, beta_slow=1.0, truncate=False), layer_types=["sliding_attention", "full_attention"],
+            rope_parameters=dict(YARN, rope_theta=100.0, beta_fast=32.0, beta_slow=0.2, truncate=False), layer_types=["sliding_attention", "full_attention"],
         ),
     ),
     "qwen2-yarn": ("Qwen2", dict(GATED, rope_scaling=YARN)),
@@ -117,7 +117,7 @@ MODELS = {
     "olmo2": ("Olmo2", dict(GATED)),
     "olmo3": ("Olmo3", dict(NARROW, num_hidden_layers=4, sliding_window=5, rope_scaling=YARN)),
     "olmoe": ("Olmoe", dict(ROUTED, num_experts=4, num_experts_per_tok=2)),
-    "deepseek-v2": ("DeepseekV2", dict(LATENT, q_lora_rank=None, topk_method="group_limited_greedy", routed_scaling_factor=1.5)),
+    "deepseek-v2": ("DeepseekV2", dict(LATENT, num_experts_per_tok=3, q_lora_rank=None, topk_method="group_limited_greedy", routed_scaling_factor=1.5)),
     "deepseek-v2-yarn": (
         "DeepseekV2",
         dict(

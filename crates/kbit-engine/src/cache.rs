@@ -11,6 +11,7 @@
 use crate::EngineError;
 use crate::buffer::{Aligned, Rows, RowsMut, padded};
 use crate::compute::Compute;
+use std::ops::Range;
 
 /// Positions in a block.
 const BLOCK: usize = 128;
@@ -224,16 +225,19 @@ impl Task<'_> {
                     let keys = Rows::new(keys, head_dim, count, KEY_STRIDE);
                     let mut all = RowsMut::new(scores, rows, count, KEY_STRIDE);
                     kernels.combine(query, keys, all.reborrow(), false);
-                    for row in 0..rows {
+                    // What the token of a row sees of the block.
+                    let seen = |row: usize| {
                         let at = position + row / group;
-                        // What this token sees of the block.
                         let start = start_of(at).saturating_sub(base).min(count);
-                        let stop = (at + 1).saturating_sub(base).min(count);
+                        start..(at + 1).saturating_sub(base).min(count).max(start)
+                    };
+                    for row in 0..rows {
+                        let Range { start, end: stop } = seen(row);
                         let scores = all.row_mut(row);
                         scores[..start].fill(0.0);
-                        scores[stop.max(start)..].fill(0.0);
+                        scores[stop..].fill(0.0);
                         factors[row] = 0.0;
-                        if start >= stop {
+                        if start == stop {
                             continue;
                         }
                         let scores = &mut scores[start..stop];
@@ -242,7 +246,7 @@ impl Task<'_> {
                         }
                         if let Some(slopes) = d.slopes {
                             let slope = slopes[key_head * group + row % group];
-                            lower_by_distance(scores, slope, at - (base + start));
+                            lower_by_distance(scores, slope, position + row / group - (base + start));
                         }
                         let (old, largest) = (maxima[row], kernels.max(scores));
                         if largest > old || largest.is_nan() {
@@ -253,13 +257,11 @@ impl Task<'_> {
                     // From differences of maxima to factors: 1 where a maximum stays.
                     let _ = kernels.exp_below(factors, 0.0);
                     for row in 0..rows {
-                        let at = position + row / group;
-                        let start = start_of(at).saturating_sub(base).min(count);
-                        let stop = (at + 1).saturating_sub(base).min(count);
-                        if start >= stop {
+                        let seen = seen(row);
+                        if seen.is_empty() {
                             continue;
                         }
-                        let sum = kernels.exp_below(&mut all.row_mut(row)[start..stop], maxima[row]);
+                        let sum = kernels.exp_below(&mut all.row_mut(row)[seen], maxima[row]);
                         totals[row] = totals[row] * factors[row] + sum;
                         #[expect(clippy::float_cmp, reason = "exactly 1 where the maximum stays")]
                         if factors[row] != 1.0 {

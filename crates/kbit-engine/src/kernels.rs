@@ -316,6 +316,16 @@ mod tests {
             .collect()
     }
 
+    /// Probability that a standard normal variable lies below `x`, by Simpson's rule.
+    fn normal_below(x: f64) -> f64 {
+        let (steps, end) = (4000, x.abs().min(12.0));
+        let density = |t: f64| (-t * t / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+        let width = end / f64::from(steps);
+        let weight = |i: i32| if i == 0 || i == steps { 1.0 } else { 2.0 + 2.0 * f64::from(i % 2) };
+        let sum: f64 = (0..=steps).map(|i| weight(i) * density(f64::from(i) * width)).sum();
+        0.5 + (sum * width / 3.0).copysign(x)
+    }
+
     /// Floats between -1 and 1, never twice the same.
     fn noise(len: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
@@ -501,6 +511,31 @@ mod tests {
                     prop_assert!(close(f64::from(gate[i]), silu * f64::from(y[i])));
                 }
 
+                let run = |work: &dyn Fn(&mut [f32])| {
+                    let mut x = x.clone();
+                    work(&mut x);
+                    x
+                };
+                let relu = run(&|x| kernels.relu(x));
+                let (gelu, tanh) = (run(&|x| kernels.gelu(x)), run(&|x| kernels.gelu_tanh(x)));
+                let capped = run(&|x| kernels.soft_cap(x, 3.0));
+                let swiglu = run(&|x| kernels.clamped_swiglu(x, &y, 1.702, 7.0));
+                for i in 0..len {
+                    let w = wide[i];
+                    prop_assert_eq!(relu[i], x[i].max(0.0));
+                    // The fit of the error function is off by 1.2e-7 of its complement; the tanh's argument is rounded.
+                    prop_assert!((f64::from(gelu[i]) - w * normal_below(w)).abs() <= 3e-7 * w.abs());
+                    let u = (2.0 / std::f64::consts::PI).sqrt() * (w + 0.044715 * w.powi(3));
+                    prop_assert!((f64::from(tanh[i]) - w * (1.0 + u.tanh()) / 2.0).abs() <= 1e-6 * w.abs());
+                    prop_assert!(close(f64::from(capped[i]), 3.0 * (w / 3.0).tanh()));
+                    let g = w.min(7.0);
+                    let gate = g / (1.0 + (-1.702 * g).exp());
+                    prop_assert!((f64::from(swiglu[i]) - gate * (f64::from(y[i]) + 1.0)).abs() < 1e-5);
+                }
+                let mut below = x.clone();
+                let total = kernels.exp_below(&mut below, 25.0);
+                prop_assert!(close(f64::from(total), wide.iter().map(|x| (x - 25.0).exp()).sum()));
+
                 let mut out = vec![0.0; len];
                 kernels.rms_norm(&x, &y, 1e-5, &mut out);
                 let square: f64 = wide.iter().map(|x| x * x).sum::<f64>() / len as f64;
@@ -518,6 +553,24 @@ mod tests {
                 let best = kernels.argmax(&x).unwrap();
                 prop_assert!(x.iter().all(|v| *v <= x[best]) && x[..best].iter().all(|v| *v < x[best]));
             }
+        }
+    }
+
+    #[test]
+    fn elementwise_kernels_with_fused_multiply_add_agree() {
+        let (x, y) = (noise(1000, 5), noise(1000, 6));
+        let x: Vec<f32> = x.iter().map(|x| x * 12.0).collect();
+        let of = |kernels: &Kernels| {
+            let mut all = [x.clone(), x.clone(), x.clone(), x.clone(), x.clone()];
+            kernels.gelu(&mut all[0]);
+            kernels.gelu_tanh(&mut all[1]);
+            kernels.soft_cap(&mut all[2], 5.0);
+            kernels.clamped_swiglu(&mut all[3], &y, 1.702, 7.0);
+            let total = kernels.exp_below(&mut all[4], 12.0);
+            (all.map(|x| bits(&x)), total.to_bits())
+        };
+        for pair in fused().windows(2) {
+            assert_eq!(of(&pair[0]), of(&pair[1]), "{pair:?}");
         }
     }
 
@@ -581,6 +634,21 @@ mod tests {
                 assert!(kernels.log_sum_exp(&x).is_nan(), "{kernels:?} {place}");
                 assert_eq!(kernels.argmax(&x), None, "{kernels:?} {place}");
                 assert!(kernels.exp_and_sum(&mut x.clone()).is_nan(), "{kernels:?} {place}");
+                assert!(kernels.max(&x).is_nan() && kernels.exp_below(&mut x.clone(), 2.0).is_nan());
+                for work in
+                    [Kernels::relu, Kernels::gelu, Kernels::gelu_tanh, |k: &Kernels, x: &mut [f32]| {
+                        k.soft_cap(x, 1.0)
+                    }]
+                {
+                    let mut x = x.clone();
+                    work(&kernels, &mut x);
+                    assert!(x[place].is_nan(), "{kernels:?} {place}");
+                }
+                let mut gate = x.clone();
+                kernels.clamped_swiglu(&mut gate, &[1.0; 41], 1.702, 7.0);
+                let mut up = vec![1.0; 41];
+                kernels.clamped_swiglu(&mut up, &x, 1.702, 7.0);
+                assert!(gate[place].is_nan() && up[place].is_nan(), "{kernels:?} {place}");
             }
         }
     }

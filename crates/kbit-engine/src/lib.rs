@@ -1,8 +1,8 @@
 //! CPU inference over codecs.
 //!
 //! A [`Model`] is a [`Description`] and a codec for each tensor; it knows neither files nor plugins. A [`Session`]
-//! runs it: there is one forward pass, which asks the description what to do (norm, positions, attention,
-//! feed-forward), so that another architecture is another description. A [`Sampler`] chooses the next token; a
+//! runs it: there is one forward pass, which asks the description what to do (norms, positions, attention,
+//! feed-forward, experts), so that another architecture is another description. A [`Sampler`] chooses the next token; a
 //! [`Generator`] continues a text with it, and keeps what two texts have in common. [`speed`] measures a model beside its
 //! machine.
 //!

@@ -315,7 +315,8 @@ impl Model {
         self.weights
     }
 
-    /// A new, empty session for up to `capacity` tokens. Memory is taken as it fills.
+    /// A new, empty session for up to `capacity` tokens. Memory is taken as it fills. Where rotary positions are scaled for
+    /// contexts longer than the original one (`LongRoPE`, dynamic scaling), `capacity` says whether this is one.
     #[must_use]
     pub fn session(&self, capacity: usize) -> Session<'_> {
         Session::new(self, capacity)

@@ -5,6 +5,7 @@
 //! ([`read_bandwidth`]). All use the threads of rayon's current pool.
 
 use crate::{EngineError, Kernels, Mode, Model, Session};
+use kbit_models::description::Block;
 use kbit_models::{Description, Role};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -124,7 +125,12 @@ fn of_matrices(d: &Description) -> Result<(u64, u64, u64), EngineError> {
     let last = format!("blk.{}.", d.layers.saturating_sub(1));
     let (mut all, mut wanted, mut output) = (0, 0, 0);
     for tensor in d.tensors()? {
-        let size = tensor.shape.iter().product::<u64>();
+        let mut size = tensor.shape.iter().product::<u64>();
+        if let Some(experts) = &d.experts
+            && tensor.name.contains("_exps.")
+        {
+            size = size / (experts.count as u64).max(1) * experts.used as u64;
+        }
         match tensor.role {
             Role::Matrix => {
                 all += size;
@@ -143,27 +149,27 @@ fn of_matrices(d: &Description) -> Result<(u64, u64, u64), EngineError> {
 }
 
 /// Multiply-adds of one block's attention for the token at `position`.
-fn of_attention(d: &Description, position: usize) -> u64 {
-    let seen = d.attention.window.map_or(position + 1, |window| window.min(position + 1));
+fn of_attention(d: &Description, block: &Block, position: usize) -> u64 {
+    let seen = block.window.map_or(position + 1, |window| window.min(position + 1));
     (d.heads * (d.head_dim + d.value_dim) * seen) as u64
 }
 
+/// Of the prompt's tokens only the last goes on behind the last block's keys and values.
 fn prompt_multiply_adds(d: &Description, tokens: usize) -> Result<u64, EngineError> {
     let (all, wanted, output) = of_matrices(d)?;
-    let Some(last) = tokens.checked_sub(1) else { return Ok(0) };
-    let attention: u64 = (0..tokens).map(|position| of_attention(d, position)).sum();
-    let layers = d.layers as u64;
-    Ok((all - wanted) * tokens as u64
-        + wanted
-        + output
-        + attention * layers.saturating_sub(1)
-        + of_attention(d, last))
+    let Some(last_token) = tokens.checked_sub(1) else { return Ok(0) };
+    let Some((last_block, blocks)) = d.blocks.split_last() else { return Ok(output) };
+    let attention: u64 =
+        blocks.iter().map(|block| (0..tokens).map(|at| of_attention(d, block, at)).sum::<u64>()).sum();
+    let last = of_attention(d, last_block, last_token);
+    Ok((all - wanted) * tokens as u64 + wanted + output + attention + last)
 }
 
 fn steps_multiply_adds(d: &Description, tokens: usize) -> Result<u64, EngineError> {
     let (all, _, output) = of_matrices(d)?;
-    let attention: u64 = (0..tokens).map(|position| of_attention(d, position)).sum();
-    Ok((all + output) * tokens as u64 + attention * d.layers as u64)
+    let attention: u64 =
+        d.blocks.iter().map(|block| (0..tokens).map(|at| of_attention(d, block, at)).sum::<u64>()).sum();
+    Ok((all + output) * tokens as u64 + attention)
 }
 
 /// Floating-point operations a second that `kernels` reach in the arithmetic of `mode` with operands in registers, the best
@@ -171,7 +177,9 @@ fn steps_multiply_adds(d: &Description, tokens: usize) -> Result<u64, EngineErro
 #[must_use]
 pub fn arithmetic_peak(mode: Mode, kernels: Kernels) -> f64 {
     let busy = |rounds| match mode {
-        Mode::F32 => kernels.busy(rounds, black_box(0.5)).0,
+        Mode::F32 | Mode::Activations(_) => kernels.busy(rounds, black_box(0.5)).0,
+        Mode::Bf16 => kernels.busy_bf16(rounds, black_box(0.5)).0,
+        Mode::Int8 => kernels.busy_int8(rounds, black_box(0.5)).0,
     };
     // As many rounds as take long enough for the clock.
     let mut rounds = 1000;

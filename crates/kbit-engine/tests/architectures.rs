@@ -13,7 +13,7 @@ use common::{
 use kbit_engine::{Description, EngineError};
 use kbit_formats::gguf::{Metadata, Value};
 use kbit_models::architecture::ARCHITECTURES;
-use kbit_models::description::Position;
+use kbit_models::description::{Activation, Position, Residual, Rope, RopeScaling};
 use kbit_types::{Codec, GgmlType};
 use reference::{difference, in_every_way, reference};
 use std::collections::BTreeSet;
@@ -42,6 +42,91 @@ fn logits_agree_with_transformers() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What a description may say, and how to unsay it.
+type Fact = (&'static str, fn(&mut Description));
+
+const FACTS: &[Fact] = &[
+    ("bound of scores", |d| d.attention.cap = None),
+    ("bound of logits", |d| d.output_cap = None),
+    ("bound of queries, keys and values", |d| d.attention.clamp = None),
+    ("windows", |d| d.blocks.iter_mut().for_each(|block| block.window = None)),
+    ("positions", |d| d.blocks.iter_mut().for_each(|block| block.position = Position::None)),
+    ("blocks without positions", |d| {
+        let with = d.blocks[0].position.clone();
+        d.blocks.iter_mut().for_each(|block| block.position = with.clone());
+    }),
+    ("rotary scaling", |d| each_rope(d, |rope| rope.scaling = RopeScaling::None)),
+    ("frequency factors", |d| each_rope(d, |rope| rope.factors = None)),
+    ("magnitude", |d| {
+        each_rope(d, |rope| match &mut rope.scaling {
+            RopeScaling::Yarn { attention, .. } | RopeScaling::LongRope { attention, .. } => *attention = 1.0,
+            _ => {}
+        });
+    }),
+    ("bounds of YaRN", |d| {
+        each_rope(d, |rope| {
+            if let RopeScaling::Yarn { whole_pairs: whole_pairs @ false, .. } = &mut rope.scaling {
+                *whole_pairs = true;
+            }
+        });
+    }),
+    ("norms of heads", |d| d.attention.head_norm = None),
+    ("sinks", |d| d.attention.sinks = false),
+    ("factor on the embedding", |d| d.embedding.scale = 1.0),
+    ("factor on scores", |d| d.attention.scale = 1.0 / (d.head_dim as f32).sqrt()),
+    ("factor on the residual stream", |d| d.residual_scale = 1.0),
+    ("factor on logits", |d| d.output_scale = 1.0),
+    ("groups of experts", |d| d.experts.iter_mut().for_each(|experts| experts.groups = None)),
+    ("sum of weights", |d| d.experts.iter_mut().for_each(|experts| experts.normalised ^= true)),
+    ("factor on experts", |d| d.experts.iter_mut().for_each(|experts| experts.scale = 1.0)),
+    ("shared expert", |d| d.experts.iter_mut().for_each(|experts| experts.shared = None)),
+    ("kind of GELU", |d| match d.activation {
+        Activation::Gelu => d.activation = Activation::GeluTanh,
+        Activation::GeluTanh => d.activation = Activation::Gelu,
+        _ => {}
+    }),
+    ("side by side", |d| {
+        if d.residual == Residual::Parallel {
+            d.residual = Residual::Sequential;
+        }
+    }),
+];
+
+fn each_rope(d: &mut Description, change: impl Fn(&mut Rope)) {
+    for block in &mut d.blocks {
+        if let Position::Rope(rope) = &mut block.position {
+            change(rope);
+        }
+    }
+}
+
+#[test]
+fn checkpoints_show_whatever_their_descriptions_say() {
+    // These two say nothing: a softmax sums to one, and the factors are those of shorter contexts.
+    let silent = [("gpt-oss", "sum of weights"), ("phi3-long", "frequency factors")];
+    let (mut seen, mut unseen) = (BTreeSet::new(), Vec::new());
+    for folder in models() {
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        let (ids, expected) = reference(&folder);
+        let (conversion, tensors) = folder_tensors(&folder, None);
+        let description = conversion.description.unwrap();
+        for (fact, unsay) in FACTS {
+            let mut changed = description.clone();
+            unsay(&mut changed);
+            if changed == description || silent.contains(&(name, fact)) {
+                continue;
+            }
+            seen.insert(*fact);
+            let difference = difference(&logits(&model(&changed, &tensors), &ids), &expected);
+            if difference < 2e-4 {
+                unseen.push(format!("{name}: {fact} ({difference:.1e})"));
+            }
+        }
+    }
+    assert!(unseen.is_empty(), "{unseen:#?}");
+    assert_eq!(seen.len(), FACTS.len());
 }
 
 #[test]
@@ -77,18 +162,14 @@ fn a_file_says_what_its_folder_says() {
         let wanted = conversion.description.unwrap();
         // GGUF has no word for dynamic scaling.
         if !folder.ends_with("llama-dynamic") {
-            let found = described(&wanted, conversion.metadata, &tensors);
+            let found = described(&conversion.metadata, &tensors);
             assert_eq!(found, wanted, "{}", folder.display());
         }
     }
 }
 
-/// What the metadata say, which have no tokenizer here.
-fn described(folder: &Description, metadata: Metadata, tensors: &Tensors) -> Description {
-    let mut metadata = metadata;
-    let vocab = Value::U32(u32::try_from(folder.vocab).unwrap());
-    metadata.insert(format!("{}.vocab_size", folder.architecture), vocab);
-    kbit_models::describe(&metadata, &|name| tensors.contains_key(name)).unwrap()
+fn described(metadata: &Metadata, tensors: &Tensors) -> Description {
+    kbit_models::describe(metadata, &|name| tensors.contains_key(name)).unwrap()
 }
 
 fn folder(name: &str) -> PathBuf {
@@ -135,7 +216,7 @@ fn older_files_have_latent_attention_unabsorbed() {
             metadata.insert(format!("deepseek2.attention.{key}"), Value::U32(u32::try_from(value).unwrap()));
             metadata.remove(&format!("deepseek2.attention.{key}_mla"));
         }
-        let found = described(&wanted, metadata, &tensors);
+        let found = described(&metadata, &tensors);
         assert!(!found.attention.latent.unwrap().absorbed);
         let (ids, expected) = reference(&folder(name));
         let difference = difference(&in_every_way(&model(&found, &tensors), &ids), &expected);
@@ -160,7 +241,7 @@ fn older_files_have_queries_keys_and_values_in_one_matrix() {
             tensors.insert(part("qkv", ending), tensor(&all));
         }
     }
-    let found = described(&wanted, conversion.metadata, &tensors);
+    let found = described(&conversion.metadata, &tensors);
     let (ids, _) = reference(&folder("phi2"));
     let apart = logits(&load_folder(&folder("phi2"), None).0, &ids);
     assert_eq!(bits(&in_every_way(&model(&found, &tensors), &ids)), bits(&apart));

@@ -83,7 +83,12 @@ pub fn describe(metadata: &Metadata, has_tensor: &dyn Fn(&str) -> bool) -> Resul
             return Err(keys.bad(key, &format!("is {width}, too much for {heads} heads")));
         }
     }
-    let sizes = Sizes { hidden, heads, layers: keys.count("block_count", MAX_LAYERS)? };
+    // The last blocks of some models predict further tokens, which the forward pass has no use for.
+    let further = keys.opt_count("nextn_predict_layers", MAX_LAYERS)?.unwrap_or(0);
+    let layers = keys.count("block_count", MAX_LAYERS)?.checked_sub(further).filter(|layers| *layers > 0);
+    let layers =
+        layers.ok_or_else(|| keys.bad("nextn_predict_layers", &format!("is {further}, all blocks")))?;
+    let sizes = Sizes { hidden, heads, layers };
     let epsilon_key = match forward.norm {
         NormKind::Rms => "attention.layer_norm_rms_epsilon",
         NormKind::Layer => "attention.layer_norm_epsilon",
@@ -308,7 +313,7 @@ impl Keys<'_> {
         }
         let width = match latent {
             Some(latent) => latent.nope + latent.rope,
-            None if forward.wide_scale == Some(sizes.layers) => sizes.hidden / sizes.heads,
+            None if forward.wide_scale == Some(sizes.layers) => (sizes.hidden / sizes.heads).max(1),
             None => head_dim,
         };
         Ok(1.0 / (width as f32).sqrt() * self.latent_magnitude(latent)?.powi(2))
@@ -842,6 +847,12 @@ mod tests {
         assert!(describe(&metadata, &usual).unwrap_err().to_string().contains(KEY));
         metadata.insert(KEY, Value::U32(0));
         assert!(describe(&metadata, &usual).unwrap_err().to_string().contains(KEY));
+    }
+
+    #[test]
+    fn blocks_that_predict_further_tokens_do_not_count() {
+        assert_eq!(described("nextn_predict_layers", Value::U32(1)).unwrap().layers, 1);
+        assert!(described("nextn_predict_layers", Value::U32(2)).is_err());
     }
 
     #[test]

@@ -196,11 +196,22 @@ fn stored_sizes(gguf: &Gguf, packed: &PackedModel<'_>) -> Sizes {
     sizes
 }
 
-/// Bytes of the tensors that generating a token reads whole; `bytes_of` gives a tensor's from its weights and stored bytes.
+/// Bytes of what generating a token reads: tensors whole, of experts those that the token goes through; `bytes_of` gives a
+/// tensor's from its weights and stored bytes.
 fn step_bytes(model: &Model, sizes: &Sizes, bytes_of: impl Fn(u64, u64) -> u64) -> u64 {
-    let embedding = (!model.description().tied_output).then_some("token_embd.weight");
+    let d = model.description();
+    let embedding = (!d.tied_output).then_some("token_embd.weight");
     let read = sizes.iter().filter(|(name, ..)| Some(name.as_str()) != embedding);
-    read.map(|(_, weights, bytes)| bytes_of(*weights, *bytes)).sum()
+    read.map(|(name, weights, bytes)| {
+        let bytes = bytes_of(*weights, *bytes);
+        match &d.experts {
+            Some(experts) if name.contains("_exps.") => {
+                bytes / (experts.count as u64).max(1) * experts.used as u64
+            }
+            _ => bytes,
+        }
+    })
+    .sum()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]

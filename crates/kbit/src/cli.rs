@@ -495,9 +495,9 @@ pub struct Bench {
     /// Repetitions, of which the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repetitions: u32,
-    /// Arithmetic of the engine
-    #[arg(long, value_enum, default_value_t = ModeArg::F32)]
-    pub mode: ModeArg,
+    /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
+    #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
+    pub mode: Mode,
 }
 
 /// `kbit fit`.

@@ -282,23 +282,7 @@ pub(crate) fn max(x: &[f32]) -> f32 {
 /// `x[i] <- e^(x[i] - max(x))`; the sum of the new values.
 #[inline(always)]
 pub(crate) fn exp_and_sum<A: Arithmetic>(x: &mut [f32]) -> f32 {
-    let max = max(x);
-    let mut lanes = [0.0; LANES];
-    let (groups, rest) = x.as_chunks_mut::<LANES>();
-    for group in groups {
-        for (lane, x) in lanes.iter_mut().zip(group) {
-            *x = exp::<A>(*x - max);
-            *lane += *x;
-        }
-    }
-    let mut group = fill(rest, f32::NEG_INFINITY);
-    for (lane, x) in lanes.iter_mut().zip(&mut group) {
-        *x = exp::<A>(*x - max);
-        *lane += *x;
-    }
-    // Padding is e^-inf = 0 unless everything is -inf or NaN, which is NaN either way.
-    rest.copy_from_slice(&group[..rest.len()]);
-    add_lanes(lanes)
+    exp_below::<A>(x, max(x))
 }
 
 /// `gate[i] <- gate[i] / (1 + e^-gate[i]) * up[i]`.
@@ -317,7 +301,7 @@ pub(crate) fn silu<A: Arithmetic>(x: &mut [f32]) {
     }
 }
 
-/// `x[i] <- e^(x[i] - max)`; the sum of the new values. As [`exp_and_sum`], with a maximum that is known.
+/// `x[i] <- e^(x[i] - max)`; the sum of the new values.
 #[inline(always)]
 pub(crate) fn exp_below<A: Arithmetic>(x: &mut [f32], max: f32) -> f32 {
     let mut lanes = [0.0; LANES];
@@ -328,10 +312,13 @@ pub(crate) fn exp_below<A: Arithmetic>(x: &mut [f32], max: f32) -> f32 {
             *lane += *x;
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
+    let mut group = fill(rest, f32::NEG_INFINITY);
+    for (lane, x) in lanes.iter_mut().zip(&mut group) {
         *x = exp::<A>(*x - max);
         *lane += *x;
     }
+    // Padding is e^-inf = 0 unless everything is -inf or NaN, which is NaN either way.
+    rest.copy_from_slice(&group[..rest.len()]);
     add_lanes(lanes)
 }
 

@@ -37,7 +37,9 @@ pub(super) fn convert(
     // Most architectures have their vocabulary with the tokenizer alone, which a model can be run without.
     let embedding = assigned.tensors.iter().find(|tensor| tensor.role == Role::TokenEmbedding);
     let rows = embedding.and_then(|tensor| u32::try_from(*tensor.shape.first()?).ok());
-    described.insert(format!("{}.vocab_size", architecture.name), Value::U32(rows.unwrap_or(vocab_size)));
+    let vocab_key = format!("{}.vocab_size", architecture.name);
+    let vocab = Value::U32(rows.unwrap_or(vocab_size));
+    described.insert(&vocab_key, vocab.clone());
     let mut description = description(&described, &|name| names.contains(name))?;
     if let (Some(model), Some(factor)) = (&mut description, config.dynamic_factor()?) {
         scale_dynamically(model, factor);
@@ -56,7 +58,11 @@ pub(super) fn convert(
     let before = metadata.len();
     hyper.entries.iter().for_each(|(key, value)| metadata.insert(key, value.clone()));
     let places = [hyper.file_type.map(|place| before + place), Some(metadata.len())];
-    for (key, value) in tokenizer(folder, u64::from(vocab_size), architecture, options)? {
+    let tokenizer = tokenizer(folder, u64::from(vocab_size), architecture, options)?;
+    if tokenizer.iter().all(|(key, _)| key != "tokenizer.ggml.tokens") {
+        metadata.insert(vocab_key, vocab);
+    }
+    for (key, value) in tokenizer {
         metadata.insert(key, value);
     }
     Ok(Conversion {

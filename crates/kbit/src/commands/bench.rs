@@ -1,6 +1,6 @@
 //! `kbit bench`.
 
-use crate::cli::{Bench, ModeArg};
+use crate::cli::Bench;
 use crate::failure::{DONE, Failure};
 use crate::output::{self, Table};
 use crate::session::Session;
@@ -15,10 +15,10 @@ pub fn bench(session: &Session, arguments: &Bench) -> Result<u8, Failure> {
     if arguments.prompt == 0 && arguments.generate == 0 {
         return Err(Failure::usage("there is nothing to measure; write --prompt or --generate above 0"));
     }
-    let ModeArg::F32 = arguments.mode;
     let registry = session.registry(&[], None)?;
     let model =
-        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?;
+        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
+            .with_mode(arguments.mode);
     let count = |count: u32| usize::try_from(count).map_err(Failure::usage);
     let repetitions = count(arguments.repetitions)?;
     let series = u64::from(arguments.prompt > 0) + u64::from(arguments.generate > 0);
@@ -124,7 +124,7 @@ impl Machine {
     fn figures(&self, name: &'static str, series: &Series) -> Figures {
         let (median, slowest, fastest) = series.rates();
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        let bytes = (name == "generation").then(|| median * self.step_bytes as f64);
+        let bytes = (name == "generation").then_some(median * self.step_bytes as f64);
         let operations = series.operations();
         Figures {
             name,

@@ -19,7 +19,8 @@ pub fn chat(session: &Session, arguments: &Chat) -> Result<u8, Failure> {
     let sampler = text::sampler(options)?;
     let registry = session.registry(&[], None)?;
     let model =
-        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?;
+        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
+            .with_mode(arguments.continuation.mode);
     let tokenizer = model.tokenizer()?;
     let (template, mut stops) = template(arguments, tokenizer)?;
     stops.extend(options.stop.iter().cloned());

@@ -32,7 +32,7 @@ pub fn generate(session: &Session, arguments: &Generate) -> Result<u8, Failure> 
     let registry = session.registry(&[], None)?;
     let model =
         OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
-            .with_mode(arguments.mode);
+            .with_mode(arguments.continuation.mode);
     let tokenizer = model.tokenizer()?;
     let tokens = tokenizer.encode_prompt(&prompt);
     if tokens.is_empty() {
