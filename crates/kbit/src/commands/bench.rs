@@ -124,7 +124,7 @@ impl Machine {
     fn figures(&self, name: &'static str, series: &Series) -> Figures {
         let (median, slowest, fastest) = series.rates();
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        let bytes = (name == "generation").then(|| median * self.step_bytes as f64);
+        let bytes = (name == "generation").then_some(median * self.step_bytes as f64);
         let operations = series.operations();
         Figures {
             name,
