@@ -88,8 +88,11 @@ pub enum Command {
     )]
     Generate(Generate),
     /// Talk with a model, a line a turn, in the form of its chat template
+    ///
+    /// A line is a message, or a command: /reset forgets the conversation, /system TEXT begins again with other instructions
+    /// (without TEXT with none), /quit ends it, as the end of the input does.
     #[command(
-        after_help = "A line begins with a command or is a message:\n  /reset         forget the conversation\n  /system TEXT   begin again with other instructions; without TEXT, with none\n  /quit          end, as the end of the input does\n\nExamples:\n  kbit chat model.gguf\n  kbit chat model.gguf --system 'Answer in one sentence.' --temperature 0.5\n  echo 'Who are you?' | kbit chat assets/family/s3 --template plain -n 40 --json"
+        after_help = "Examples:\n  kbit chat model.gguf\n  kbit chat model.gguf --system 'Answer in one sentence.' --temperature 0.5\n  echo 'Who are you?' | kbit chat assets/family/s3 --template plain -n 40 --json"
     )]
     Chat(Chat),
     /// Measure the speed of a model beside what the machine can do
