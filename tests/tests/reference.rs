@@ -82,8 +82,9 @@ fn every_architecture_runs_from_files_of_blocks_and_of_a_scheme_of_its_own() {
     let models = std::fs::read_dir(root().join("crates/kbit-engine/tests/models")).expect("models");
     for model in models.map(|entry| entry.expect("an entry").path()) {
         let reference = model.join("reference.safetensors");
-        // Rounding to eight bits changes little, but may send a token through another expert.
-        for (scheme, bound) in [("ggml:f32", 1e-4), ("int:bits=8,block=4", 1.0)] {
+        // Rounding to eight bits changes little, but may send a token through another expert. Of so many logits that have
+        // nothing to do with each other, some differ by four deviations.
+        for (scheme, bound) in [("ggml:f32", 1e-4), ("int:bits=8,block=16", 2.0)] {
             let arguments =
                 ["convert", text(&model), "x.gguf", "--scheme", scheme, "--without-tokenizer", "--overwrite"];
             let _ = kbit_ok(folder.path(), &arguments);
