@@ -101,9 +101,7 @@ impl ChatTemplate {
         context.insert("bos_token", Value::from(""));
         context.insert("eos_token", Value::from(""));
         context.extend(special.iter().map(|(name, text)| (*name, Value::from(*text))));
-        context.extend(
-            options.variables.iter().map(|(name, value)| (name.as_str(), Value::from_serialize(value))),
-        );
+        context.extend(options.variables.iter().map(|(name, value)| (name.as_str(), of_json(value))));
         context.insert("messages", Value::from_serialize(messages));
         context.insert("add_generation_prompt", Value::from(options.add_generation_prompt));
         let environment = environment(options.now);
@@ -234,6 +232,25 @@ fn environment<'t>(now: SystemTime) -> Environment<'t> {
     });
     environment.add_function("strftime_now", move |format: &str| python::strftime(now, format));
     environment
+}
+
+/// A JSON value as templates see it. Not by way of serde: what numbers serialize to depends on features of `serde_json` that any
+/// crate of a build may switch on.
+fn of_json(value: &serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(value) => Value::from(*value),
+        serde_json::Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+            (Some(whole), _) => Value::from(whole),
+            (None, Some(whole)) => Value::from(whole),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(values) => values.iter().map(of_json).collect(),
+        serde_json::Value::Object(fields) => {
+            fields.iter().map(|(name, value)| (name.as_str(), of_json(value))).collect()
+        }
+    }
 }
 
 #[cfg(test)]
