@@ -49,16 +49,10 @@ fn parse_type(name: &str) -> Result<GgmlType> {
     })
 }
 
-/// True for IQ1, IQ2 and IQ3, whose levels are points of a grid.
-fn is_of_grid(ty: GgmlType) -> bool {
-    ["IQ1", "IQ2", "IQ3"].iter().any(|prefix| ty.name().starts_with(prefix))
-}
-
 /// What was compared of a type.
 struct Found {
     blocks: u64,
     refused: u64,
-    overflowed: u64,
     aborted: u64,
     difference: Option<Difference>,
 }
@@ -99,13 +93,13 @@ pub fn fuzz(peers: &Peers, args: &Args) -> Result<()> {
         "with importance",
         "decoded",
         "refused by both",
-        "squares overflow",
         "ggml aborts",
         "result",
     ]);
     let mut differing = Vec::new();
     for ty in types {
-        let blocks = args.blocks.unwrap_or(if is_of_grid(ty) { BLOCKS_OF_GRIDS } else { BLOCKS });
+        let grid = ["IQ1", "IQ2", "IQ3"].iter().any(|prefix| ty.name().starts_with(prefix));
+        let blocks = args.blocks.unwrap_or(if grid { BLOCKS_OF_GRIDS } else { BLOCKS });
         let begin = Instant::now();
         let found = fuzz_type(&ggml, ty, blocks, args, &folder);
         let yes = |yes: bool| if yes { "yes" } else { "-" }.to_owned();
@@ -117,7 +111,6 @@ pub fn fuzz(peers: &Peers, args: &Args) -> Result<()> {
             yes(encodes && kbit_blocks::uses_importance(ty)),
             yes(kbit_blocks::can_decode(ty)),
             found.refused.to_string(),
-            found.overflowed.to_string(),
             found.aborted.to_string(),
             if found.difference.is_some() { "DIFFERENT" } else { "equal" }.to_owned(),
         ]);
@@ -147,7 +140,7 @@ fn fuzz_type(ggml: &Ggml, ty: GgmlType, wanted: u64, args: &Args, folder: &Path)
         |threads| threads as usize,
     );
     let next = AtomicU64::new(args.batch.unwrap_or(0));
-    let [blocks, refused, overflowed, aborted] = [const { AtomicU64::new(0) }; 4];
+    let (blocks, refused, aborted) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let stop = AtomicBool::new(false);
     let first: Mutex<Option<Difference>> = Mutex::new(None);
     let work = || {
@@ -161,7 +154,6 @@ fn fuzz_type(ggml: &Ggml, ty: GgmlType, wanted: u64, args: &Args, folder: &Path)
                 Ok(compared) => {
                     blocks.fetch_add(compared.blocks, Ordering::Relaxed);
                     refused.fetch_add(compared.refused, Ordering::Relaxed);
-                    overflowed.fetch_add(compared.overflowed, Ordering::Relaxed);
                     aborted.fetch_add(compared.aborted, Ordering::Relaxed);
                 }
                 Err(difference) => {
@@ -191,7 +183,6 @@ fn fuzz_type(ggml: &Ggml, ty: GgmlType, wanted: u64, args: &Args, folder: &Path)
     Found {
         blocks: blocks.into_inner(),
         refused: refused.into_inner(),
-        overflowed: overflowed.into_inner(),
         aborted: aborted.into_inner(),
         difference,
     }
@@ -228,8 +219,6 @@ struct Batch {
 struct Compared {
     blocks: u64,
     refused: u64,
-    /// Refused by kbit alone, since squares of the weights are infinite in f32.
-    overflowed: u64,
     aborted: u64,
 }
 
@@ -247,8 +236,7 @@ impl Batch {
 
     /// Encodes and decodes with both on every instruction set.
     fn compare(&self, ggml: &Ggml, folder: &Path) -> std::result::Result<Compared, Difference> {
-        let blocks = self.rows.distributions.len() as u64;
-        let mut compared = Compared { blocks, refused: 0, overflowed: 0, aborted: 0 };
+        let mut compared = Compared { blocks: self.rows.distributions.len() as u64, refused: 0, aborted: 0 };
         let ty = self.ty;
         if kbit_blocks::can_decode(ty) {
             self.compare_decoded(ggml, &self.noise, "random bytes")?;
@@ -281,9 +269,6 @@ impl Batch {
                     Err(Failure::Refused(error, _)) if !accepted && concerns_weights(&error) => {
                         compared.refused += 1;
                     }
-                    Err(Failure::Refused(BlockError::TooLarge { .. }, _)) if self.squares_overflow() => {
-                        compared.overflowed += 1;
-                    }
                     Err(failure) => {
                         let what = self.refusal(&failure, &bytes);
                         return Err(self.difference(kernels, importance, what, folder));
@@ -295,12 +280,6 @@ impl Batch {
             }
         }
         Ok(compared)
-    }
-
-    /// True for types whose search weighs errors by squares of the weights, where one of these is infinite in f32. What the search
-    /// finds then hangs on comparisons with NaN; ggml may write zeros for the largest weights, kbit refuses them.
-    fn squares_overflow(&self) -> bool {
-        is_of_grid(self.ty) && self.rows.weights.iter().any(|weight| (weight * weight).is_infinite())
     }
 
     /// Where ggml gives up (with the message `aborted`), kbit may refuse or encode, but as one on all instruction sets.
