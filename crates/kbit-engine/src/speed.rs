@@ -125,12 +125,7 @@ fn of_matrices(d: &Description) -> Result<(u64, u64, u64), EngineError> {
     let last = format!("blk.{}.", d.layers.saturating_sub(1));
     let (mut all, mut wanted, mut output) = (0, 0, 0);
     for tensor in d.tensors()? {
-        let mut size = tensor.shape.iter().product::<u64>();
-        if let Some(experts) = &d.experts
-            && tensor.name.contains("_exps.")
-        {
-            size = size / (experts.count as u64).max(1) * experts.used as u64;
-        }
+        let size = d.for_one_token(&tensor.name, tensor.shape.iter().product());
         match tensor.role {
             Role::Matrix => {
                 all += size;
@@ -154,22 +149,24 @@ fn of_attention(d: &Description, block: &Block, position: usize) -> u64 {
     (d.heads * (d.head_dim + d.value_dim) * seen) as u64
 }
 
+/// Multiply-adds of attention in `blocks` for the first `tokens` tokens.
+fn of_attention_in(d: &Description, blocks: &[Block], tokens: usize) -> u64 {
+    blocks.iter().flat_map(|block| (0..tokens).map(|at| of_attention(d, block, at))).sum()
+}
+
 /// Of the prompt's tokens only the last goes on behind the last block's keys and values.
 fn prompt_multiply_adds(d: &Description, tokens: usize) -> Result<u64, EngineError> {
     let (all, wanted, output) = of_matrices(d)?;
     let Some(last_token) = tokens.checked_sub(1) else { return Ok(0) };
     let Some((last_block, blocks)) = d.blocks.split_last() else { return Ok(output) };
-    let attention: u64 =
-        blocks.iter().map(|block| (0..tokens).map(|at| of_attention(d, block, at)).sum::<u64>()).sum();
+    let attention = of_attention_in(d, blocks, tokens);
     let last = of_attention(d, last_block, last_token);
     Ok((all - wanted) * tokens as u64 + wanted + output + attention + last)
 }
 
 fn steps_multiply_adds(d: &Description, tokens: usize) -> Result<u64, EngineError> {
     let (all, _, output) = of_matrices(d)?;
-    let attention: u64 =
-        d.blocks.iter().map(|block| (0..tokens).map(|at| of_attention(d, block, at)).sum::<u64>()).sum();
-    Ok((all + output) * tokens as u64 + attention)
+    Ok((all + output) * tokens as u64 + of_attention_in(d, &d.blocks, tokens))
 }
 
 /// Floating-point operations a second that `kernels` reach in the arithmetic of `mode` with operands in registers, the best

@@ -357,6 +357,17 @@ pub enum Residual {
 }
 
 impl Description {
+    /// What a token has to do with of `amount`, the weights or bytes of a tensor: of stacked experts as many as it goes through.
+    #[must_use]
+    pub fn for_one_token(&self, tensor: &str, amount: u64) -> u64 {
+        match &self.experts {
+            Some(experts) if tensor.contains("_exps.") => {
+                amount / (experts.count as u64).max(1) * experts.used as u64
+            }
+            _ => amount,
+        }
+    }
+
     /// Width of all queries of a token: rows of `attn_q.weight`.
     #[must_use]
     pub fn query_width(&self) -> usize {

@@ -21,6 +21,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::LocalKey;
 
 /// Weights in one unit of parallel work: its f32 form stays in a core's second-level cache.
 const CHUNK_WEIGHTS: u64 = 1 << 16;
@@ -241,7 +242,7 @@ impl FileRun<'_> {
         ty: GgmlType,
     ) -> Result<Hashes, PipelineError> {
         let MatrixShape { rows, cols, slices } = tensor.shape;
-        let a_row = cols / ty.block_elements() * ty.block_bytes();
+        let a_row = ty.bytes_for(cols).unwrap_or(tensor.bytes);
         let mut hash = self.checksum();
         let mut bytes = Vec::new();
         let mut offset = 0;
@@ -612,18 +613,10 @@ impl SliceWork<'_> {
                 self.read(rows.clone(), kept)?;
                 self.encode_values(job, codec, rows, kept, parts)
             }
-            Values::Chunk => {
-                let mut read = CHUNK_VALUES.take();
-                let count = weights(&rows, cols);
-                if read.len() < count {
-                    read.resize(count, 0.0);
-                }
-                let result = self
-                    .read(rows.clone(), &mut read[..count])
-                    .and_then(|()| self.encode_values(job, codec, rows, &read[..count], parts));
-                CHUNK_VALUES.set(read);
-                result
-            }
+            Values::Chunk => with_floats(&CHUNK_VALUES, weights(&rows, cols), |read| {
+                self.read(rows.clone(), read)?;
+                self.encode_values(job, codec, rows, read, parts)
+            }),
         }
     }
 
@@ -644,15 +637,27 @@ impl SliceWork<'_> {
             self.run.writer.write_at(self.tensor.first_stored + body, offset, bytes)?;
         }
         let Some(codec) = codec else { return Ok(ErrorSums::default()) };
-        let mut decoded = DECODED.take();
-        if decoded.len() < values.len() {
-            decoded.resize(values.len(), 0.0);
-        }
-        let decode = codec.decode(rows, &mut decoded[..values.len()], bounded(self.tensor.shape.cols));
-        let sums = decode.map(|()| ErrorSums::of(values, &decoded[..values.len()]));
-        DECODED.set(decoded);
-        Ok(sums?)
+        with_floats(&DECODED, values.len(), |decoded| {
+            codec.decode(rows, decoded, bounded(self.tensor.shape.cols))?;
+            Ok(ErrorSums::of(values, decoded))
+        })
     }
+}
+
+/// Runs `work` with `count` floats of unspecified contents, which this thread keeps for the next time.
+fn with_floats<T>(
+    kept: &'static LocalKey<RefCell<Vec<f32>>>,
+    count: usize,
+    work: impl FnOnce(&mut [f32]) -> T,
+) -> T {
+    // Taken, so that a chunk that is begun inside of another finds no borrowed buffer.
+    let mut floats = kept.take();
+    if floats.len() < count {
+        floats.resize(count, 0.0);
+    }
+    let result = work(&mut floats[..count]);
+    kept.set(floats);
+    result
 }
 
 thread_local! {

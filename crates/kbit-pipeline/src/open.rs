@@ -202,16 +202,7 @@ fn step_bytes(model: &Model, sizes: &Sizes, bytes_of: impl Fn(u64, u64) -> u64) 
     let d = model.description();
     let embedding = (!d.tied_output).then_some("token_embd.weight");
     let read = sizes.iter().filter(|(name, ..)| Some(name.as_str()) != embedding);
-    read.map(|(name, weights, bytes)| {
-        let bytes = bytes_of(*weights, *bytes);
-        match &d.experts {
-            Some(experts) if name.contains("_exps.") => {
-                bytes / (experts.count as u64).max(1) * experts.used as u64
-            }
-            _ => bytes,
-        }
-    })
-    .sum()
+    read.map(|(name, weights, bytes)| d.for_one_token(name, bytes_of(*weights, *bytes))).sum()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]

@@ -250,27 +250,27 @@ impl Part {
 
     /// Reserves the whole file, so that a full disk shows now.
     fn reserve(&self, bytes: u64) -> Result<(), FormatError> {
-        let in_memory = fstatfs(&self.file).is_ok_and(|found| found.f_type == TMPFS_MAGIC);
-        let reserved = if in_memory {
-            Err(Errno::OPNOTSUPP)
-        } else {
-            fallocate(&self.file, FallocateFlags::empty(), 0, bytes)
-        };
-        match reserved {
+        if fstatfs(&self.file).is_ok_and(|found| found.f_type == TMPFS_MAGIC) {
+            return self.set_length(bytes);
+        }
+        match fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
             Ok(()) => Ok(()),
-            // File systems that cannot reserve: compare with the free space, and set the length.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-                let free = self.free()?;
-                if free < bytes {
-                    return Err(FormatError::DiskFull { path: self.path.clone(), needed: bytes, free });
-                }
-                self.file.set_len(bytes).map_err(FormatError::io(&self.partial, "setting the length"))
-            }
+            // File systems that cannot reserve.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => self.set_length(bytes),
             Err(Errno::NOSPC | Errno::FBIG | Errno::DQUOT) => {
                 Err(FormatError::DiskFull { path: self.path.clone(), needed: bytes, free: self.free()? })
             }
             Err(error) => Err(FormatError::io(&self.partial, "reserving room")(error.into())),
         }
+    }
+
+    /// Compares with the free space, and sets the length.
+    fn set_length(&self, bytes: u64) -> Result<(), FormatError> {
+        let free = self.free()?;
+        if free < bytes {
+            return Err(FormatError::DiskFull { path: self.path.clone(), needed: bytes, free });
+        }
+        self.file.set_len(bytes).map_err(FormatError::io(&self.partial, "setting the length"))
     }
 
     fn free(&self) -> Result<u64, FormatError> {
