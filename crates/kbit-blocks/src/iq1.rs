@@ -13,7 +13,7 @@ use crate::arch::lanes::{Floats, Integers, LANES, Lanes, Mask};
 use crate::block::{Half, IQ1_M, IQ1_S};
 use crate::codebook;
 use crate::grid::{self, Grid, Group, NOTHING, Nearest, OFF_GRID};
-use crate::iquants::{FAILED, Weights, too_large};
+use crate::iquants::{FAILED, Weights};
 use crate::search::nearest;
 
 /// How far the levels -1, 0, 1 are shifted.
@@ -312,9 +312,6 @@ impl IQ1_S {
     pub(crate) fn encode<S: Nearest>(search: S, x: &Weights, importance: Option<&Weights>) -> Self {
         let mut block: Self = bytemuck::Zeroable::zeroed();
         let parts: [Part<32>; 8] = parts(x, importance, 1e-12);
-        if parts.iter().any(|part| too_large(&part.weights)) {
-            return Self { d: FAILED, ..block };
-        }
         let chosen = cut_in_three(search, &parts);
         let grid = grid::iq1();
         let mut found = [Found::<4>::NONE; 8];
@@ -427,10 +424,6 @@ impl IQ1_M {
     pub(crate) fn encode<S: Nearest>(search: S, x: &Weights, importance: Option<&Weights>) -> Self {
         let mut block: Self = bytemuck::Zeroable::zeroed();
         let parts: [Part<16>; 16] = parts(x, importance, 1e-7);
-        if parts.iter().any(|part| too_large(&part.weights)) {
-            block.set_scale(FAILED);
-            return block;
-        }
         let halves = parts.as_chunks::<LANES>().0;
         let chosen = [cut_in_three_each(search, &halves[0]), cut_in_three_each(search, &halves[1])];
         let grid = grid::iq1();

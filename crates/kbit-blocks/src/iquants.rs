@@ -10,22 +10,13 @@ use crate::arch::lanes::{Floats, Integers, LANES, Lanes, Mask};
 use crate::block::{Half, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
 use crate::codebook;
 use crate::grid::{self, Grid, Group, NOTHING, Nearest, OFF_GRID};
-use crate::plain::MAGNITUDE;
 use crate::search::nearest;
 
 /// Weights of a super-block.
 pub(crate) type Weights = [f32; 256];
 
-/// What ggml stops at (a distance or a scale that is no number), and weights of the error too large to be summed, become a block
-/// whose scale is NaN.
+/// What ggml stops at, a distance or a scale that is no number, becomes a block whose scale is NaN.
 pub(crate) const FAILED: Half = Half([0, 0x7e]);
-
-/// True where sums of weights of the error may overflow. Weights are not negative, but may be NaN.
-#[inline(always)]
-pub(crate) fn too_large(weights: &[f32]) -> bool {
-    weights.iter().fold(0, |largest, weight| largest.max(weight.to_bits() & MAGNITUDE))
-        > (f32::MAX / 64.0).to_bits()
-}
 
 /// The values of eight weights: magnitudes times the scale; a set bit of `signs` is a minus.
 #[inline(always)]
@@ -446,18 +437,10 @@ impl<const N: usize, const G: usize, const P: usize> Fitted<N, G, P> {
         let start = start(&parts);
         let mut fitted = Self { parts, points: [[0; G]; P], scales: [0.0; P] };
         for (index, part) in fitted.parts.iter_mut().enumerate() {
-            let overflows = too_large(&part.weights);
-            // Weights that are no numbers (squares that overflow, times an importance of zero) make ggml's search choose nothing.
-            if overflows && !part.weights.iter().any(|weight| weight.is_nan()) {
-                return None;
-            }
             let (scale, largest) = start[index];
             if part.largest < recipe.negligible || part.largest == 0.0 || largest <= 0.0 {
                 part.signs = [0; 4];
                 continue;
-            }
-            if overflows {
-                return None;
             }
             let (scale, codes) = fit::<D, N, G, V, S>(search, grid, recipe, part, largest, scale)?;
             if scale < 0.0 {
