@@ -133,6 +133,10 @@ impl<B: AsRef<[u8]> + Send + Sync> IntegerBlocks for BlockCodec<B> {
         panel::layout(self.ty).unwrap_or_else(|| unreachable!("only given out for types with a layout"))
     }
 
+    fn activation_key(&self) -> u64 {
+        activation_key(self.ty)
+    }
+
     fn unpack(
         &self,
         rows: Range<u64>,
@@ -161,6 +165,11 @@ impl<B: AsRef<[u8]> + Send + Sync> IntegerBlocks for BlockCodec<B> {
     }
 }
 
+/// "ggml", apart from the keys of plugins, and the type of activations.
+fn activation_key(ty: GgmlType) -> u64 {
+    0x6767_6d6c_u64 << 32 | activation_type(ty).map_or(0, |ty| u64::from(ty.id()))
+}
+
 /// Integer products, as [`Kernels::dot_rows`] computes them. Given out by [`Codec::fused`] where the type has them.
 impl<B: AsRef<[u8]> + Send + Sync> FusedDot for BlockCodec<B> {
     fn activation(&self) -> ActivationKind {
@@ -168,8 +177,7 @@ impl<B: AsRef<[u8]> + Send + Sync> FusedDot for BlockCodec<B> {
     }
 
     fn activation_key(&self) -> u64 {
-        // "ggml", apart from the keys of plugins, and the type.
-        0x6767_6d6c_u64 << 32 | activation_type(self.ty).map_or(0, |ty| u64::from(ty.id()))
+        activation_key(self.ty)
     }
 
     fn activation_bytes(&self) -> usize {

@@ -121,8 +121,66 @@ impl<'a, 'o> Tile<'a, 'o> {
 
 /// Activations in a full tile of integers: sums of integers and of floats need two registers an output, or three.
 pub(crate) const INTEGER_TOKENS: usize = 6;
-/// Columns of a panel of integers that are unpacked at a time: 16 KiB of levels.
-pub(crate) const INTEGER_COLS: usize = 512;
+/// Columns of a panel of integers that are unpacked at a time, at most: 32 KiB of levels.
+pub(crate) const INTEGER_COLS: usize = 1024;
+
+/// Columns of integers, whole blocks, and how many numbers they have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IntegerCols {
+    layout: IntegerLayout,
+    blocks: usize,
+    units: usize,
+    parts: usize,
+}
+
+impl IntegerCols {
+    pub(crate) fn new(layout: IntegerLayout, cols: usize) -> Self {
+        let blocks = cols / layout.block;
+        assert_eq!(blocks * layout.block, cols, "whole blocks");
+        Self { layout, blocks, units: cols / 4, parts: cols / layout.part }
+    }
+
+    pub(crate) fn layout(&self) -> IntegerLayout {
+        self.layout
+    }
+
+    /// True where activations are packed alike, if their levels and scales are the same.
+    pub(crate) fn same_activations(&self, other: Self) -> bool {
+        let of = |cols: &Self| (cols.units, cols.layout.block, cols.layout.part, cols.layout.offset);
+        of(self) == of(&other)
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    pub(crate) fn parts(&self) -> usize {
+        self.parts
+    }
+
+    /// Numbers of an activation: levels, scales, corrections, sums of pairs of parts.
+    pub(crate) fn activation(&self) -> [usize; 4] {
+        [self.units, self.blocks, self.parts, self.parts.div_ceil(2)]
+    }
+
+    /// Numbers of a row of a panel: levels, scales, scales of parts, scales of minimums, pairs of minimums.
+    pub(crate) fn panel(&self) -> [usize; 5] {
+        let terms = self.layout.terms;
+        let parts = if terms.has_parts() { self.parts } else { 0 };
+        let (minimum_scales, minimums) = if terms.has_minimums() { (self.blocks, parts / 2) } else { (0, 0) };
+        [self.units, self.blocks, parts, minimum_scales, minimums]
+    }
+
+    /// The same columns, in pieces of up to [`INTEGER_COLS`] that are as long as each other, but for the last: the columns before a piece,
+    /// and its own.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (Self, Self)> + Clone + use<> {
+        let (layout, cols) = (self.layout, 4 * self.units);
+        let pieces = cols.div_ceil(INTEGER_COLS).max(1);
+        let step = self.blocks.div_ceil(pieces).max(1) * layout.block;
+        let of = move |cols| Self::new(layout, cols);
+        (0..cols).step_by(step).map(move |start| (of(start), of(step.min(cols - start))))
+    }
+}
 
 /// Activations as integers, up to [`INTEGER_TOKENS`] of them.
 #[derive(Clone, Copy, Debug)]
@@ -149,8 +207,7 @@ pub(crate) struct IntegerRows<'a> {
 
 /// As [`Tile`], of integers.
 pub(crate) struct IntegerTile<'a, 'o> {
-    layout: IntegerLayout,
-    blocks: usize,
+    cols: IntegerCols,
     x: IntegerTokens<'a>,
     w: IntegerRows<'a>,
     out: Window<'o>,
@@ -159,38 +216,33 @@ pub(crate) struct IntegerTile<'a, 'o> {
 
 impl<'a, 'o> IntegerTile<'a, 'o> {
     /// `out` `[tokens, rows]`. Sums go on from what `out` holds if `add`, else start from zero.
+    #[inline]
     pub(crate) fn new(
-        layout: IntegerLayout,
+        cols: IntegerCols,
         x: IntegerTokens<'a>,
         w: IntegerRows<'a>,
         out: Window<'o>,
         add: bool,
     ) -> Self {
-        let (tokens, rows, blocks) = (out.rows(), out.cols(), w.scales.len() / PANEL);
+        let (tokens, rows) = (out.rows(), out.cols());
         assert!((1..=INTEGER_TOKENS).contains(&tokens) && (1..=PANEL).contains(&rows), "size of the tile");
-        let (units, parts) = (blocks * layout.block / 4, blocks * (layout.block / layout.part));
-        let of = |is: bool, len: usize| if is { len } else { 0 };
-        let (scaled, minimums) = (layout.terms.has_parts(), layout.terms.has_minimums());
-        let found =
-            [w.levels.len(), w.scales.len(), w.part_scales.len(), w.minimum_scales.len(), w.minimums.len()];
-        let needed = [units, blocks, of(scaled, parts), of(minimums, blocks), of(minimums, parts / 2)];
-        assert_eq!(found, needed.map(|len| len * PANEL), "size of the weights");
-        let found = [x.levels.len(), x.scales.len(), x.corrections.len(), x.sums.len()];
-        assert_eq!(
-            found,
-            [units, blocks, parts, parts.div_ceil(2)].map(|len| len * tokens),
-            "size of the activations"
-        );
-        Self { layout, blocks, x, w, out, add }
+        let [levels, scales, part_scales, minimum_scales, minimums] = cols.panel().map(|len| len * PANEL);
+        let rows_fit = (w.levels.len() == levels)
+            & (w.scales.len() == scales)
+            & (w.part_scales.len() == part_scales)
+            & (w.minimum_scales.len() == minimum_scales)
+            & (w.minimums.len() == minimums);
+        let [levels, scales, corrections, sums] = cols.activation().map(|len| len * tokens);
+        let tokens_fit = (x.levels.len() == levels)
+            & (x.scales.len() == scales)
+            & (x.corrections.len() == corrections)
+            & (x.sums.len() == sums);
+        assert!(rows_fit && tokens_fit, "size of the operands");
+        Self { cols, x, w, out, add }
     }
 
-    pub(crate) fn layout(&self) -> IntegerLayout {
-        self.layout
-    }
-
-    /// Blocks of a row.
-    pub(crate) fn blocks(&self) -> usize {
-        self.blocks
+    pub(crate) fn cols(&self) -> IntegerCols {
+        self.cols
     }
 
     pub(crate) fn x(&self) -> IntegerTokens<'a> {

@@ -10,6 +10,7 @@ use crate::model::{
     Projection, add,
 };
 use crate::rope::{Angles, Rotation};
+use crate::weight::multiply_all;
 use kbit_models::description::{Activation, Description, Experts, Residual};
 
 /// A run of a model: the tokens so far, their keys and values, and the memory to compute with.
@@ -386,7 +387,8 @@ impl<'m> Session<'m> {
             let before_feed_forward = layer.before_feed_forward.as_ref();
 
             norm_rows(compute, before_attention.filter(|_| !after), b.stream.rows(), &mut b.normed)?;
-            keys_and_values(compute, d, layer, b)?;
+            let all_go_on = !last || all.iter().map(|span| span.len).eq(wanted.iter().map(|span| span.len));
+            keys_and_values(compute, d, layer, all_go_on, b)?;
             turn(&all, b.keys.rows_mut());
             let mut row = 0;
             for span in &all {
@@ -396,7 +398,7 @@ impl<'m> Session<'m> {
             }
             // After the last keys and values, only the tokens whose results are wanted go on.
             let spans = if last { &wanted } else { &all };
-            if last {
+            if !all_go_on {
                 let fused = matches!(layer.projection, Projection::Fused(_));
                 let on = [&mut b.stream, &mut b.normed].into_iter().chain(fused.then_some(&mut b.queries));
                 for matrix in on {
@@ -404,7 +406,7 @@ impl<'m> Session<'m> {
                     std::mem::swap(matrix, &mut b.kept);
                 }
             }
-            queries(compute, d, layer, b)?;
+            queries(compute, d, layer, all_go_on, b)?;
             turn(spans, b.queries.rows_mut());
             let caches: Vec<&LayerCache> = sequences.iter().map(|s| &s.layers[index]).collect();
             b.attention.resize(b.stream.rows().rows(), d.attention_width())?;
@@ -478,17 +480,21 @@ fn embed(
     norm_in_place(compute, model.embedding_norm.as_ref(), &mut b.stream, &mut b.spare)
 }
 
-/// Keys and values of all tokens, from `normed`; from a fused matrix the queries come with them.
+/// Keys and values of all tokens, from `normed`. Queries come with them from a fused matrix, and where all tokens go on.
 fn keys_and_values(
     compute: &Compute,
     d: &Description,
     layer: &Layer,
+    all_go_on: bool,
     b: &mut Buffers,
 ) -> Result<(), EngineError> {
     match &layer.projection {
+        Projection::Separate { query, key, value } if all_go_on => {
+            let products = [(query, &mut b.queries), (key, &mut b.keys), (value, &mut b.values)];
+            linear_all(compute, b.normed.rows(), products)?;
+        }
         Projection::Separate { key, value, .. } => {
-            linear(compute, key, b.normed.rows(), &mut b.keys)?;
-            linear(compute, value, b.normed.rows(), &mut b.values)?;
+            linear_all(compute, b.normed.rows(), [(key, &mut b.keys), (value, &mut b.values)])?;
         }
         Projection::Fused(matrix) => {
             linear(compute, matrix, b.normed.rows(), &mut b.spare)?;
@@ -510,11 +516,19 @@ fn keys_and_values(
     heads_norm_in_place(compute, layer.key_norm.as_ref(), &mut b.keys, &mut b.spare)
 }
 
-/// Queries of the tokens that go on, from `normed`.
-fn queries(compute: &Compute, d: &Description, layer: &Layer, b: &mut Buffers) -> Result<(), EngineError> {
+/// Queries of the tokens that go on, from `normed`, as far as [`keys_and_values`] has not made them.
+fn queries(
+    compute: &Compute,
+    d: &Description,
+    layer: &Layer,
+    all_go_on: bool,
+    b: &mut Buffers,
+) -> Result<(), EngineError> {
     match &layer.projection {
-        Projection::Separate { query, .. } => linear(compute, query, b.normed.rows(), &mut b.queries)?,
-        Projection::Fused(_) => {}
+        Projection::Separate { query, .. } if !all_go_on => {
+            linear(compute, query, b.normed.rows(), &mut b.queries)?;
+        }
+        Projection::Separate { .. } | Projection::Fused(_) => {}
         Projection::Latent(latent) => return latent_queries(compute, d, latent, b),
     }
     clamp_rows(compute, d, b.queries.rows_mut());
@@ -625,19 +639,18 @@ fn feed_forward(
     inner: &mut Inner,
     out: &mut Matrix,
 ) -> Result<(), EngineError> {
-    linear(compute, &mlp.up, x, &mut inner.up)?;
     let width = mlp.down.weight.cols();
     let gate = &mut inner.gate;
-    match &mlp.gate {
-        Some(matrix) => linear(compute, matrix, x, gate)?,
-        // The first half of `up`.
-        None if mlp.up.weight.rows() == 2 * width => {
-            copy_rows(compute, inner.up.rows().window(0, x.rows(), 0, width), gate)?;
-        }
-        None => {
+    if let Some(matrix) = &mlp.gate {
+        linear_all(compute, x, [(matrix, &mut *gate), (&mlp.up, &mut inner.up)])?;
+    } else {
+        linear(compute, &mlp.up, x, &mut inner.up)?;
+        if mlp.up.weight.rows() != 2 * width {
             each_row(compute, inner.up.rows_mut(), |_, up| activate(compute, activation, up, None));
             return linear(compute, &mlp.down, inner.up.rows(), out);
         }
+        // The first half of `up`.
+        copy_rows(compute, inner.up.rows().window(0, x.rows(), 0, width), gate)?;
     }
     let up = inner.up.rows().window(0, x.rows(), inner.up.rows().cols() - width, width);
     each_row(compute, gate.rows_mut(), |row, gate| activate(compute, activation, gate, Some(up.row(row))));
@@ -727,6 +740,23 @@ fn linear(compute: &Compute, linear: &Linear, x: Rows<'_>, out: &mut Matrix) -> 
     linear_into(compute, linear, x, out.rows_mut())
 }
 
+/// As [`linear`], for several weights at once.
+fn linear_all<const N: usize>(
+    compute: &Compute,
+    x: Rows<'_>,
+    mut products: [(&Linear, &mut Matrix); N],
+) -> Result<(), EngineError> {
+    for (linear, out) in &mut products {
+        out.resize(x.rows(), linear.weight.rows())?;
+    }
+    let weights = products.each_mut().map(|(linear, out)| (&linear.weight, out.rows_mut()));
+    multiply_all(compute, x, weights)?;
+    for (linear, out) in products {
+        add_bias(compute, linear, out.rows_mut());
+    }
+    Ok(())
+}
+
 /// As [`linear`], into rows that are there.
 fn linear_into(
     compute: &Compute,
@@ -735,10 +765,14 @@ fn linear_into(
     mut out: RowsMut<'_>,
 ) -> Result<(), EngineError> {
     linear.weight.multiply(compute, x, out.reborrow())?;
+    add_bias(compute, linear, out);
+    Ok(())
+}
+
+fn add_bias(compute: &Compute, linear: &Linear, out: RowsMut<'_>) {
     if let Some(bias) = &linear.bias {
         each_row(compute, out, |_, row| add(bias, row));
     }
-    Ok(())
 }
 
 /// `out = norm(x)`, or `x` where there is no norm.

@@ -9,9 +9,9 @@ use crate::compute::Compute;
 use crate::error::Shape;
 use crate::integer;
 use crate::mode::{Mode, Rounding};
-use crate::packed::{BLOCK, PANEL, TOKENS, Tile, Units};
+use crate::packed::{BLOCK, IntegerCols, PANEL, TOKENS, Tile, Units};
 use crate::{EngineError, Kernels};
-use kbit_types::{ActivationKind, Codec, FusedDot};
+use kbit_types::{ActivationKind, Codec};
 use std::sync::Arc;
 
 /// Floats in the rows that one task decodes: 256 KiB.
@@ -91,16 +91,20 @@ impl Weight {
         x: Rows<'_>,
         out: RowsMut<'_>,
     ) -> Result<(), EngineError> {
-        assert_eq!((out.rows(), out.cols(), x.cols()), (x.rows(), self.rows, self.cols), "shapes");
-        if self.rows == 0 || x.rows() == 0 {
-            return Ok(());
-        }
-        if compute.mode == Mode::Int8
+        multiply_all(compute, x, [(self, out)])
+    }
+
+    /// How it multiplies in a mode.
+    fn operand(&self, mode: Mode) -> Operand {
+        if mode == Mode::Int8
             && let Some(integers) = self.codec.integers()
         {
-            return integer::multiply(compute, integers, self.task_rows(compute.threads()), x, out);
+            return Operand::Integers {
+                cols: IntegerCols::new(integers.layout(), self.cols),
+                key: integers.activation_key(),
+            };
         }
-        let kind = match compute.mode {
+        let kind = match mode {
             Mode::F32 => Some(ActivationKind::F32),
             Mode::Bf16 => Some(ActivationKind::Bf16),
             Mode::Int8 => Some(ActivationKind::Int8),
@@ -109,9 +113,9 @@ impl Weight {
         if let Some(fused) = self.codec.fused()
             && kind == Some(fused.activation())
         {
-            return self.multiply_fused(compute, fused, x, out);
+            return Operand::Fused { bytes: fused.activation_bytes(), key: fused.activation_key() };
         }
-        let (format, rounding) = match compute.mode {
+        let (format, rounding) = match mode {
             Mode::F32 => (Format::F32, None),
             Mode::Bf16 => (Format::Bf16, None),
             Mode::Int8 if self.codec.as_bf16().is_some() => (Format::Bf16, None),
@@ -119,28 +123,51 @@ impl Weight {
             Mode::Int8 => (Format::F32, Some(Rounding::EIGHT)),
             Mode::Activations(rounding) => (Format::F32, Some(rounding)),
         };
-        self.multiply_floats(compute, x, out, format, rounding)
+        Operand::Floats { format, rounding }
     }
 
-    /// The codec's own product.
-    fn multiply_fused(
+    /// Packs activations for an operand of this weight.
+    fn pack(
         &self,
         compute: &Compute,
-        fused: &dyn FusedDot,
+        operand: Operand,
         x: Rows<'_>,
-        out: RowsMut<'_>,
+        packed: &mut [f32],
     ) -> Result<(), EngineError> {
-        let (tokens, bytes) = (x.rows(), fused.activation_bytes());
-        // Whole floats of scratch memory.
-        compute.with_scratch((tokens * bytes).div_ceil(4), |packed| {
-            let packed = &mut bytemuck::cast_slice_mut::<f32, u8>(packed)[..tokens * bytes];
-            compute.for_each(packed.chunks_mut(bytes.max(1)), |token, packed| {
-                Ok(fused.pack(x.row(token), packed)?)
-            })?;
-            let packed = &*packed;
-            let task_rows = self.task_rows(compute.threads());
-            compute.for_each(out.windows(task_rows), |task, mut out| {
-                let (first, count) = (task * task_rows, out.cols());
+        match (operand, self.codec.integers(), self.codec.fused()) {
+            (Operand::Integers { cols, .. }, Some(integers), _) => {
+                integer::pack(compute, integers, cols, x, packed)
+            }
+            (Operand::Fused { bytes, .. }, _, Some(fused)) => {
+                let packed = &mut bytemuck::cast_slice_mut::<f32, u8>(packed)[..x.rows() * bytes];
+                compute.for_each(packed.chunks_mut(bytes.max(1)), |token, packed| {
+                    Ok(fused.pack(x.row(token), packed)?)
+                })
+            }
+            (Operand::Floats { format, rounding }, ..) => {
+                pack_activations(compute, x, format, rounding, bytemuck::cast_slice_mut(packed))
+            }
+            (other, ..) => unreachable!("{other:?} is not of {self:?}"),
+        }
+    }
+
+    /// Products of rows `first..` with all packed activations, as many rows as `out` `[n, rows]` has columns.
+    fn multiply_rows(
+        &self,
+        compute: &Compute,
+        operand: Operand,
+        packed: &[f32],
+        first: usize,
+        mut out: Window<'_>,
+    ) -> Result<(), EngineError> {
+        let count = out.cols();
+        match (operand, self.codec.integers(), self.codec.fused()) {
+            (Operand::Integers { cols, .. }, Some(integers), _) => {
+                integer::multiply(compute, integers, cols, packed, first, out)
+            }
+            (Operand::Fused { bytes, .. }, _, Some(fused)) => {
+                let tokens = out.rows();
+                let packed = &bytemuck::cast_slice::<f32, u8>(packed)[..tokens * bytes];
                 let rows = first as u64..(first + count) as u64;
                 if tokens == 1 {
                     return Ok(fused.dot(rows, packed, 1, out.row_mut(0), count)?);
@@ -152,31 +179,15 @@ impl Weight {
                     }
                     Ok(())
                 })
-            })
-        })
-    }
-
-    /// A product of floats. Activations are packed once; tasks differ in their rows, which each decodes and packs for itself.
-    fn multiply_floats(
-        &self,
-        compute: &Compute,
-        x: Rows<'_>,
-        out: RowsMut<'_>,
-        format: Format,
-        rounding: Option<Rounding>,
-    ) -> Result<(), EngineError> {
-        let units = format.units(self.cols);
-        compute.with_scratch(x.rows() * units, |packed| {
-            pack_activations(compute, x, format, rounding, bytemuck::cast_slice_mut(packed))?;
-            let packed: &[u32] = bytemuck::cast_slice(packed);
-            let task_rows = self.task_rows(compute.threads());
-            compute.for_each(out.windows(task_rows), |task, mut out| {
-                self.with_units(compute, task * task_rows, out.cols(), format, |weights| {
+            }
+            (Operand::Floats { format, .. }, ..) => {
+                let units = format.units(self.cols);
+                self.with_units(compute, first, count, format, |weights| {
                     compute.with_scratch(BLOCK.min(units) * PANEL, |panel| {
                         multiply_tiles(
                             compute.kernels,
                             format,
-                            packed,
+                            bytemuck::cast_slice(packed),
                             weights,
                             bytemuck::cast_slice_mut(panel),
                             &mut out,
@@ -184,8 +195,9 @@ impl Weight {
                         Ok(())
                     })
                 })
-            })
-        })
+            }
+            (other, ..) => unreachable!("{other:?} is not of {self:?}"),
+        }
     }
 
     /// Rows of a task: whole panels where groups allow, as many as fill its scratch memory, but several tasks for each thread.
@@ -276,6 +288,104 @@ impl Weight {
         }
         Ok(())
     }
+}
+
+/// How a weight multiplies. Weights with equal operands share packed activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operand {
+    /// As integers, with activations of this key.
+    Integers {
+        cols: IntegerCols,
+        key: u64,
+    },
+    /// By the codec's own product, with activations of so many bytes and this key.
+    Fused {
+        bytes: usize,
+        key: u64,
+    },
+    Floats {
+        format: Format,
+        rounding: Option<Rounding>,
+    },
+}
+
+impl Operand {
+    /// Floats of the memory that one packed activation of `cols` floats takes; more than one never need more for each.
+    fn floats(self, cols: usize) -> usize {
+        match self {
+            Self::Integers { cols, .. } => cols.activation().iter().sum(),
+            Self::Fused { bytes, .. } => bytes.div_ceil(4),
+            Self::Floats { format, .. } => format.units(cols),
+        }
+    }
+
+    /// True where activations that are packed for one are those for the other.
+    fn shares(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Integers { cols: a, key: b }, Self::Integers { cols: c, key: d }) => {
+                b == d && a.same_activations(c)
+            }
+            _ => self == other,
+        }
+    }
+}
+
+/// Some rows of a product.
+struct Task<'w, 'o> {
+    weight: &'w Weight,
+    operand: Operand,
+    /// Where its packed activations begin.
+    packed: usize,
+    first: usize,
+    out: Window<'o>,
+}
+
+/// `out = x * weight^T` for each weight, in the mode of `compute`: `x` `[n, cols]`, `out` `[n, rows]`. Activations are packed once for all
+/// weights that want them alike, and threads meet once for all products.
+pub(crate) fn multiply_all<'w, 'o, const N: usize>(
+    compute: &Compute,
+    x: Rows<'_>,
+    products: [(&'w Weight, RowsMut<'o>); N],
+) -> Result<(), EngineError> {
+    let mut packings: Vec<(&Weight, Operand)> = Vec::with_capacity(N);
+    let mut tasks: Vec<Task<'w, 'o>> = Vec::new();
+    if x.rows() == 0 {
+        return Ok(());
+    }
+    let floats = |operand: Operand| x.rows() * operand.floats(x.cols());
+    for (weight, out) in products {
+        assert_eq!((out.rows(), out.cols(), x.cols()), (x.rows(), weight.rows, weight.cols), "shapes");
+        if weight.rows == 0 {
+            continue;
+        }
+        let operand = weight.operand(compute.mode);
+        let shared = packings.iter().position(|packing| packing.1.shares(operand)).unwrap_or_else(|| {
+            packings.push((weight, operand));
+            packings.len() - 1
+        });
+        let packed = packings[..shared].iter().map(|packing| floats(packing.1)).sum();
+        let task_rows = weight.task_rows(compute.threads());
+        let windows = out.windows(task_rows).enumerate();
+        tasks.extend(windows.map(|(task, out)| Task {
+            weight,
+            operand,
+            packed,
+            first: task * task_rows,
+            out,
+        }));
+    }
+    compute.with_scratch(packings.iter().map(|packing| floats(packing.1)).sum(), |packed| {
+        let mut rest = &mut *packed;
+        for (weight, operand) in packings {
+            let (packed, others) = rest.split_at_mut(floats(operand));
+            weight.pack(compute, operand, x, packed)?;
+            rest = others;
+        }
+        let packed = &*packed;
+        compute.for_each(tasks.into_iter(), |_, Task { weight, operand, packed: start, first, out }| {
+            weight.multiply_rows(compute, operand, &packed[start..][..floats(operand)], first, out)
+        })
+    })
 }
 
 /// Floats that are multiplied.

@@ -9,6 +9,9 @@ pub trait IntegerBlocks: Send + Sync {
     /// Shape of the blocks.
     fn layout(&self) -> IntegerLayout;
 
+    /// Matrices with equal keys round activations to the same levels and scales.
+    fn activation_key(&self) -> u64;
+
     /// Unpacks columns `cols` (whole blocks) of rows `rows` (at least one, at most [`IntegerPanel::ROWS`]). Lanes without a row get
     /// the numbers of another.
     ///

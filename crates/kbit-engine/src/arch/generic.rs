@@ -89,7 +89,8 @@ pub(crate) fn interleave(from: Units<'_>, width: usize, to: &mut [u32], first: u
 /// See [`Kernels::tile_integers`](crate::Kernels::tile_integers).
 #[inline(always)]
 pub(crate) fn tile_integers(tile: &mut IntegerTile<'_, '_>) {
-    let (layout, blocks, x, w) = (tile.layout(), tile.blocks(), tile.x(), tile.w());
+    let (layout, blocks) = (tile.cols().layout(), tile.cols().blocks());
+    let (x, w) = (tile.x(), tile.w());
     let (tokens, rows) = (tile.out().rows(), tile.out().cols());
     let (units, parts) = (layout.part / 4, layout.block / layout.part);
     let row = |index: usize| index * PANEL..(index + 1) * PANEL;

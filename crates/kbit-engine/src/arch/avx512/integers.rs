@@ -35,7 +35,7 @@ fn tiles(tile: &mut IntegerTile<'_, '_>) {
         };
         ($units:literal, $terms:ident) => { of!($units, $terms: 1 2 3 4 5 6) };
     }
-    let layout = tile.layout();
+    let layout = tile.cols().layout();
     match (layout.part, layout.terms) {
         (32, Terms::Scales) => of!(8, Scales),
         (32, Terms::ScalesInTurn) => of!(8, ScalesInTurn),
@@ -54,13 +54,13 @@ fn tiles(tile: &mut IntegerTile<'_, '_>) {
 unsafe fn of<const M: usize, const U: usize, const T: u8>(tile: &mut IntegerTile<'_, '_>) {
     let (x, w) = (tile.x(), tile.w());
     let scaled = const { T == Terms::Parts as u8 || T == Terms::PartsAndMinimums as u8 };
-    let parts = if scaled { tile.layout().block / (4 * U) } else { 1 };
+    let parts = if scaled { tile.cols().layout().block / (4 * U) } else { 1 };
     let minimums = const { T == Terms::PartsAndMinimums as u8 };
     let mut sums = load::<M>(tile);
     // SAFETY: for every block, part and unit of the tile there are PANEL numbers of `w` and M of `x`.
     unsafe {
         let mut levels = (x.levels.as_ptr().cast::<i32>(), w.levels.as_ptr().cast::<i32>());
-        for block in 0..tile.blocks() {
+        for block in 0..tile.cols().blocks() {
             let mut totals: Pairs<__m512i, M> = [[_mm512_setzero_si512(); 2]; M];
             for part in 0..parts {
                 let index = block * parts + part;
