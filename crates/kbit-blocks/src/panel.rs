@@ -28,7 +28,7 @@ pub(crate) struct Source<'a> {
 impl<'a> Source<'a> {
     /// The blocks of row `row`.
     #[inline(always)]
-    fn row<W: Pod>(&self, row: usize) -> &'a [W] {
+    pub(crate) fn row<W: Pod>(&self, row: usize) -> &'a [W] {
         let start = row * self.row_bytes + self.first * size_of::<W>();
         bytemuck::cast_slice(&self.bytes[start..][..self.blocks * size_of::<W>()])
     }
@@ -474,6 +474,100 @@ mod tests {
                 let value = f32::from(levels[i]) * scales[i / layout.block];
                 assert!((value - x).abs() < 0.08, "{ty}: {value} {x}");
             }
+        }
+    }
+
+    /// What the numbers of a panel give, lane by lane; see [`Terms`].
+    fn product(layout: IntegerLayout, numbers: &Numbers, lane: usize, x: PackedActivation<'_>) -> f32 {
+        let (units, parts) = (layout.part / 4, layout.block / layout.part);
+        let mut product = 0.0;
+        for (block, y) in x.scales.iter().enumerate() {
+            let (mut total, mut least) = (0, 0);
+            for part in block * parts..(block + 1) * parts {
+                let mut sum = x.corrections[part];
+                for unit in part * units..(part + 1) * units {
+                    let (w, x) =
+                        (numbers.levels[unit * ROWS + lane].to_le_bytes(), x.levels[unit].to_le_bytes());
+                    sum +=
+                        w.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(x.cast_signed())).sum::<i32>();
+                }
+                total += if layout.terms.has_parts() {
+                    sum * numbers.part_scales[part * ROWS + lane]
+                } else {
+                    sum
+                };
+                if layout.terms.has_minimums() {
+                    let half = |pair: u32| i32::from((pair >> (16 * (part % 2))) as u16 as i16);
+                    least += half(numbers.minimums[part / 2 * ROWS + lane]) * half(x.sums[part / 2]);
+                }
+            }
+            let (total, scale) = (total as f32, numbers.scales[block * ROWS + lane]);
+            product += match layout.terms {
+                Terms::ScalesInTurn => total * scale * y,
+                Terms::Scales | Terms::Parts => total * (scale * y),
+                Terms::PartsAndMinimums => {
+                    total * (scale * y) - least as f32 * (numbers.minimum_scales[block * ROWS + lane] * y)
+                }
+            };
+        }
+        product
+    }
+
+    #[test]
+    fn products_of_rows_are_those_of_their_panels() {
+        let mut seen = 0;
+        for (ty, layout, _) in LAYOUTS {
+            for (count, cols) in [(16, 256), (19, 768), (32, 2304), (30, 4352), (17, 288)] {
+                if cols % layout.block != 0 {
+                    continue;
+                }
+                let (bytes, row_bytes) = rows(*ty, count, cols);
+                let levels: Vec<i8> =
+                    (0..cols).map(|i| ((i * 37 + i / 91) % 255) as i16 - 127).map(|x| x as i8).collect();
+                let sums: Vec<i16> =
+                    levels.chunks(layout.part).map(|part| part.iter().map(|x| i16::from(*x)).sum()).collect();
+                let scales: Vec<f32> =
+                    (0..cols / layout.block).map(|i| 0.01 + 0.003 * (i % 7) as f32).collect();
+                let corrections: Vec<i32> =
+                    sums.iter().map(|sum| -i32::from(*sum) * i32::from(layout.offset)).collect();
+                let pairs: Vec<u32> = sums
+                    .chunks(2)
+                    .map(|pair| {
+                        let half = |i: usize| u32::from(pair.get(i).copied().unwrap_or(0).cast_unsigned());
+                        half(0) | half(1) << 16
+                    })
+                    .collect();
+                let units: Vec<u32> = levels
+                    .as_chunks::<4>()
+                    .0
+                    .iter()
+                    .map(|unit| u32::from_le_bytes(unit.map(i8::cast_unsigned)))
+                    .collect();
+                let x = PackedActivation {
+                    levels: &units,
+                    scales: &scales,
+                    corrections: &corrections,
+                    sums: &pairs,
+                };
+                let mut products = vec![f32::NAN; count];
+                if !Kernels::best().dot_integers(*ty, &bytes, row_bytes, x, &mut products) {
+                    continue;
+                }
+                seen += 1;
+                for (row, got) in products.iter().enumerate() {
+                    let row_alone = &bytes[row * row_bytes..][..row_bytes];
+                    let numbers = unpacked(Kernels::best(), *ty, row_alone, row_bytes, 0..cols);
+                    let expected = product(*layout, &numbers, 0, x);
+                    assert_eq!(
+                        got.to_bits(),
+                        expected.to_bits(),
+                        "{ty}: row {row} of {count}, {cols} columns"
+                    );
+                }
+            }
+        }
+        if seen == 0 {
+            println!("skipped: no products of rows on this CPU");
         }
     }
 }

@@ -7,6 +7,7 @@
 mod block;
 mod dot;
 mod panel;
+mod rows;
 mod search;
 
 use self::dot::{dot_iq4_nl, dot_iq4_xs, dot_mxfp4, dot_q4_0, dot_q4_k, dot_q8_0};
@@ -48,7 +49,7 @@ impl Avx512 {
 }
 
 impl Avx512 {
-    /// See [`panel::dot_integers`].
+    /// See [`rows::dot_integers`].
     pub(crate) fn dot_integers(
         self,
         ty: GgmlType,
@@ -57,7 +58,7 @@ impl Avx512 {
         out: &mut [f32],
     ) -> bool {
         // SAFETY: a `Vnni` exists only where the CPU has the features.
-        self.vnni.is_some() && unsafe { panel::dot_integers(ty, source, x, out) }
+        self.vnni.is_some() && unsafe { rows::dot_integers(ty, source, x, out) }
     }
 }
 

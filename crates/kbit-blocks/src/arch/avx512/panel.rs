@@ -1,13 +1,13 @@
-//! Blocks taken apart, 16 rows at a time: to panels, or to be multiplied with one activation at once.
+//! Blocks taken apart to panels, 16 rows at a time.
 //!
 //! Four words of each row are loaded as a quarter of a vector, and quarters are transposed, so that a vector holds the same word of 16
 //! rows; what is packed in the words is taken apart only then, for all rows at once.
 
 use crate::arch::portable;
 use crate::block::{IQ4_NL, IQ4_XS, MXFP4, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0};
-use crate::panel::{Integers, Source};
+use crate::panel::Source;
 use crate::{fp4, iq4};
-use kbit_types::{GgmlType, IntegerPanel, PackedActivation, Terms};
+use kbit_types::IntegerPanel;
 use std::arch::x86_64::*;
 use std::mem::offset_of;
 
@@ -34,16 +34,6 @@ impl Sixteen {
         Self {
             firsts: [0, 4, 8, 12].map(|row| first.wrapping_add(row * source.row_bytes)),
             stride: source.row_bytes,
-        }
-    }
-
-    /// Asks for as many bytes of the 16 rows after these as columns `at..at + len`, in bytes, of these have.
-    #[inline]
-    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    fn prefetch(&self, at: usize, len: usize) {
-        for line in (LANES * at..LANES * (at + len)).step_by(64) {
-            let address = self.firsts[0].wrapping_add(LANES * self.stride + line);
-            _mm_prefetch::<_MM_HINT_T1>(address.cast());
         }
     }
 }
@@ -74,29 +64,14 @@ macro_rules! words {
     }};
 }
 
-/// What is done with the numbers of 16 rows, which are read once ([`Sink::ONCE`]) or are near anyway. Parts come before the block that they belong to; indices count from the first column.
-trait Sink {
-    const ONCE: bool;
-    /// # Safety
-    /// The CPU has the features.
-    unsafe fn part<const U: usize>(&mut self, part: usize, levels: [__m512i; U], scale: Option<__m512i>);
-    /// # Safety
-    /// As above.
-    unsafe fn minimums(&mut self, pair: usize, words: __m512i);
-    /// # Safety
-    /// As above.
-    unsafe fn block(&mut self, block: usize, scale: __m512, minimum_scale: Option<__m512>);
-}
-
 /// Lanes `lane..lane + 16` of a panel.
 struct Lanes<'a, 'p> {
     panel: &'a mut IntegerPanel<'p>,
     lane: usize,
 }
 
-impl Sink for Lanes<'_, '_> {
-    const ONCE: bool = false;
-
+/// Parts come before the block that they belong to; indices count from the first column.
+impl Lanes<'_, '_> {
     #[inline(always)]
     unsafe fn part<const U: usize>(&mut self, part: usize, levels: [__m512i; U], scale: Option<__m512i>) {
         // SAFETY: the CPU has the features.
@@ -128,75 +103,9 @@ impl Sink for Lanes<'_, '_> {
     }
 }
 
-/// Products of 16 rows with an activation, whose numbers the first block and part of the rows belong to.
-struct Product<'a> {
-    x: PackedActivation<'a>,
-    terms: Terms,
-    sums: __m512,
-    total: __m512i,
-    least: __m512i,
-}
-
-impl Sink for Product<'_> {
-    const ONCE: bool = true;
-
-    #[inline(always)]
-    unsafe fn part<const U: usize>(&mut self, part: usize, levels: [__m512i; U], scale: Option<__m512i>) {
-        let x = &self.x.levels[part * U..][..U];
-        // SAFETY: the CPU has the features.
-        unsafe {
-            // Two chains, since each has to wait for the one before.
-            let mut chains = [_mm512_set1_epi32(self.x.corrections[part]), _mm512_setzero_si512()];
-            for (unit, words) in levels.into_iter().enumerate() {
-                let x = _mm512_set1_epi32(x[unit].cast_signed());
-                chains[unit % 2] = _mm512_dpbusd_epi32(chains[unit % 2], words, x);
-            }
-            let sum = _mm512_add_epi32(chains[0], chains[1]);
-            let scaled = if let Some(scale) = scale { _mm512_mullo_epi32(sum, scale) } else { sum };
-            self.total = _mm512_add_epi32(self.total, scaled);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn minimums(&mut self, pair: usize, words: __m512i) {
-        // SAFETY: as above.
-        unsafe {
-            let x = _mm512_set1_epi32(self.x.sums[pair].cast_signed());
-            self.least = _mm512_dpwssd_epi32(self.least, words, x);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn block(&mut self, block: usize, scale: __m512, minimum_scale: Option<__m512>) {
-        // SAFETY: as above.
-        unsafe {
-            let (y, total) = (_mm512_set1_ps(self.x.scales[block]), _mm512_cvtepi32_ps(self.total));
-            let mut term = match self.terms {
-                Terms::ScalesInTurn => _mm512_mul_ps(_mm512_mul_ps(total, scale), y),
-                _ => _mm512_mul_ps(total, _mm512_mul_ps(scale, y)),
-            };
-            if let Some(scale) = minimum_scale {
-                let least = _mm512_cvtepi32_ps(self.least);
-                term = _mm512_sub_ps(term, _mm512_mul_ps(least, _mm512_mul_ps(scale, y)));
-            }
-            self.sums = _mm512_add_ps(self.sums, term);
-            (self.total, self.least) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-        }
-    }
-}
-
-/// Asks for rows to come where these are read once.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn next<S: Sink>(rows: &Sixteen, at: usize, len: usize, _: &S) {
-    if S::ONCE {
-        rows.prefetch(at, len);
-    }
-}
-
-/// For each type: how 16 rows are taken apart, as a panel is filled, and as rows are multiplied.
+/// For each type: how 16 rows are taken apart.
 macro_rules! types {
-    ($($ty:ident: $unpack:ident $dot:ident $rows:ident;)*) => {
+    ($($ty:ident: $unpack:ident $rows:ident;)*) => {
         $(
             #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
             pub(super) fn $unpack(source: Source<'_>, mut panel: IntegerPanel<'_>) {
@@ -208,46 +117,20 @@ macro_rules! types {
                     $rows(&rows, source.blocks, &mut Lanes { panel: &mut panel, lane });
                 }
             }
-
-            /// 16 rows at a time; the last 16 may have some in common with those before.
-            #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-            fn $dot(source: Source<'_>, x: PackedActivation<'_>, out: &mut [f32]) {
-                for row in (0..source.rows).step_by(LANES) {
-                    let row = row.min(source.rows - LANES);
-                    let rows = Sixteen::new::<$ty>(source, row);
-                    let zero = _mm512_setzero_si512();
-                    let terms = const { <$ty as Integers>::LAYOUT.terms };
-                    let mut product = Product { x, terms, sums: _mm512_setzero_ps(), total: zero, least: zero };
-                    $rows(&rows, source.blocks, &mut product);
-                    let out = &mut out[row..row + LANES];
-                    // SAFETY: writes 16 floats.
-                    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), product.sums) };
-                }
-            }
         )*
-
-        /// Products of whole rows, at least 16, with one activation; false where there are none for the type.
-        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-        pub(super) fn dot_integers(ty: GgmlType, source: Source<'_>, x: PackedActivation<'_>, out: &mut [f32]) -> bool {
-            match ty {
-                $(GgmlType::$ty => $dot(source, x, out),)*
-                _ => return false,
-            }
-            true
-        }
     };
 }
 
 types! {
-    Q8_0: unpack_q8_0 dot_q8_0 rows_of_q8_0;
-    Q4_0: unpack_q4_0 dot_q4_0 rows_of_q4_0;
-    Q5_0: unpack_q5_0 dot_q5_0 rows_of_q5_0;
-    IQ4_NL: unpack_iq4_nl dot_iq4_nl rows_of_iq4_nl;
-    MXFP4: unpack_mxfp4 dot_mxfp4 rows_of_mxfp4;
-    Q4_K: unpack_q4_k dot_q4_k rows_of_q4_k;
-    Q5_K: unpack_q5_k dot_q5_k rows_of_q5_k;
-    Q6_K: unpack_q6_k dot_q6_k rows_of_q6_k;
-    IQ4_XS: unpack_iq4_xs dot_iq4_xs rows_of_iq4_xs;
+    Q8_0: unpack_q8_0 rows_of_q8_0;
+    Q4_0: unpack_q4_0 rows_of_q4_0;
+    Q5_0: unpack_q5_0 rows_of_q5_0;
+    IQ4_NL: unpack_iq4_nl rows_of_iq4_nl;
+    MXFP4: unpack_mxfp4 rows_of_mxfp4;
+    Q4_K: unpack_q4_k rows_of_q4_k;
+    Q5_K: unpack_q5_k rows_of_q5_k;
+    Q6_K: unpack_q6_k rows_of_q6_k;
+    IQ4_XS: unpack_iq4_xs rows_of_iq4_xs;
 }
 
 /// Half-precision numbers in the low halves of the lanes.
@@ -306,10 +189,9 @@ fn table(levels: &[i8; 16], offset: u8) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn rows_of_q8_0(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+fn rows_of_q8_0(rows: &Sixteen, blocks: usize, sink: &mut Lanes<'_, '_>) {
     for block in 0..blocks {
         let at = block * size_of::<Q8_0>();
-        next(rows, at, size_of::<Q8_0>(), sink);
         let scale = halves(words!(rows, at)[0]);
         let [a, b, c, d] = words!(rows, at + offset_of!(Q8_0, q));
         let [e, f, g, h] = words!(rows, at + offset_of!(Q8_0, q) + 16);
@@ -325,10 +207,9 @@ fn rows_of_q8_0(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
 
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn rows_of_q4_0(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+fn rows_of_q4_0(rows: &Sixteen, blocks: usize, sink: &mut Lanes<'_, '_>) {
     for block in 0..blocks {
         let at = block * size_of::<Q4_0>();
-        next(rows, at, size_of::<Q4_0>(), sink);
         let scale = halves(words!(rows, at)[0]);
         let [a, b, c, d] = words!(rows, at + offset_of!(Q4_0, q));
         let levels = [low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)];
@@ -342,7 +223,7 @@ fn rows_of_q4_0(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
 
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn rows_of_q5_0(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+fn rows_of_q5_0(rows: &Sixteen, blocks: usize, sink: &mut Lanes<'_, '_>) {
     // Four bits, a byte each: copies of them 7 bits apart do not overlap.
     let spread = |bits: __m512i, shift: i32| {
         let bits = _mm512_srlv_epi32(bits, _mm512_set1_epi32(shift));
@@ -352,7 +233,6 @@ fn rows_of_q5_0(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
     };
     for block in 0..blocks {
         let at = block * size_of::<Q5_0>();
-        next(rows, at, size_of::<Q5_0>(), sink);
         let [first, second, ..] = words!(rows, at);
         let scale = halves(first);
         let bits = _mm512_or_si512(_mm512_srli_epi32::<16>(first), _mm512_slli_epi32::<16>(second));
@@ -369,11 +249,10 @@ fn rows_of_q5_0(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
 
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn rows_of_iq4_nl(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+fn rows_of_iq4_nl(rows: &Sixteen, blocks: usize, sink: &mut Lanes<'_, '_>) {
     let table = table(&iq4::LEVELS, 127);
     for block in 0..blocks {
         let at = block * size_of::<IQ4_NL>();
-        next(rows, at, size_of::<IQ4_NL>(), sink);
         let scale = halves(words!(rows, at)[0]);
         let [a, b, c, d] = words!(rows, at + offset_of!(IQ4_NL, q));
         let levels = [low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)]
@@ -388,11 +267,10 @@ fn rows_of_iq4_nl(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
 
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn rows_of_mxfp4(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+fn rows_of_mxfp4(rows: &Sixteen, blocks: usize, sink: &mut Lanes<'_, '_>) {
     let table = table(&fp4::LEVELS, 12);
     for block in 0..blocks {
         let at = block * size_of::<MXFP4>();
-        next(rows, at, size_of::<MXFP4>(), sink);
         // As `half_e8m0`: half of the power of two, which is subnormal for the two least exponents.
         let e = _mm512_and_si512(words!(rows, at)[0], _mm512_set1_epi32(255));
         let small = _mm512_sllv_epi32(_mm512_set1_epi32(0x0020_0000), e);
@@ -414,7 +292,7 @@ fn rows_of_mxfp4(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
 /// word of four for parts 0 to 3, and one for parts 4 to 7.
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn header(words: [__m512i; 4], block: usize, sink: &mut impl Sink) -> ([__m512i; 8], [__m512; 2]) {
+fn header(words: [__m512i; 4], block: usize, sink: &mut Lanes<'_, '_>) -> ([__m512i; 8], [__m512; 2]) {
     let [d, a, b, c] = words;
     let six = |words: __m512i| _mm512_and_si512(words, bytes(0x3f));
     let top =
@@ -440,10 +318,9 @@ fn header(words: [__m512i; 4], block: usize, sink: &mut impl Sink) -> ([__m512i;
 
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn rows_of_q4_k(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+fn rows_of_q4_k(rows: &Sixteen, blocks: usize, sink: &mut Lanes<'_, '_>) {
     for block in 0..blocks {
         let at = block * size_of::<Q4_K>();
-        next(rows, at, size_of::<Q4_K>(), sink);
         let (scales, [scale, minimum_scale]) = header(words!(rows, at), block, sink);
         for pair in 0..4 {
             let [a, b, c, d] = words!(rows, at + offset_of!(Q4_K, q) + 32 * pair);
@@ -462,10 +339,9 @@ fn rows_of_q4_k(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
 
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn rows_of_q5_k(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+fn rows_of_q5_k(rows: &Sixteen, blocks: usize, sink: &mut Lanes<'_, '_>) {
     for block in 0..blocks {
         let at = block * size_of::<Q5_K>();
-        next(rows, at, size_of::<Q5_K>(), sink);
         let (scales, [scale, minimum_scale]) = header(words!(rows, at), block, sink);
         let [a, b, c, d] = words!(rows, at + offset_of!(Q5_K, high));
         let [e, f, g, h] = words!(rows, at + offset_of!(Q5_K, high) + 16);
@@ -491,10 +367,9 @@ fn rows_of_q5_k(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
 
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn rows_of_q6_k(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+fn rows_of_q6_k(rows: &Sixteen, blocks: usize, sink: &mut Lanes<'_, '_>) {
     for block in 0..blocks {
         let at = block * size_of::<Q6_K>();
-        next(rows, at, size_of::<Q6_K>(), sink);
         let last = words!(rows, at + size_of::<Q6_K>() - 16)[3];
         let scales = words!(rows, at + offset_of!(Q6_K, scales));
         let scale = |part: usize| {
@@ -531,11 +406,10 @@ fn rows_of_q6_k(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
 
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn rows_of_iq4_xs(rows: &Sixteen, blocks: usize, sink: &mut impl Sink) {
+fn rows_of_iq4_xs(rows: &Sixteen, blocks: usize, sink: &mut Lanes<'_, '_>) {
     let table = table(&iq4::LEVELS, 127);
     for block in 0..blocks {
         let at = block * size_of::<IQ4_XS>();
-        next(rows, at, size_of::<IQ4_XS>(), sink);
         let [first, scales, ..] = words!(rows, at);
         let tops = _mm512_srli_epi32::<16>(first);
         for part in 0..8 {
