@@ -566,8 +566,7 @@ mod tests {
                 }
             }
         }
-        if seen == 0 {
-            println!("skipped: no products of rows on this CPU");
-        }
+        #[cfg(target_arch = "x86_64")]
+        assert!(seen > 40 || !std::is_x86_feature_detected!("avx512vnni"), "{seen} products");
     }
 }

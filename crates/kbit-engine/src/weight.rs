@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 /// Floats in the rows that one task decodes: 256 KiB.
 const TASK: usize = 1 << 16;
+/// Weights of a task that multiplies one token without decoding: some tens of microseconds.
+const LONG_TASK: usize = 1 << 19;
 
 /// `out = x * weight^T` in a mode, by the threads of rayon's current pool: `x` `[n, cols]`, `out` `[n, rows]`, where `codec` holds
 /// `[rows, cols]`. The product that a [`Model`](crate::Model) computes with.
@@ -200,11 +202,23 @@ impl Weight {
         }
     }
 
-    /// Rows of a task: whole panels where groups allow, as many as fill its scratch memory, but several tasks for each thread.
-    fn task_rows(&self, threads: usize) -> usize {
+    /// Rows of a task: whole panels where groups allow. Of a batch, as many as fill a task's scratch memory, but several tasks for each
+    /// thread. One token's work is short, so that each thread has one task, unless it is long enough that another could help out.
+    fn task_rows(&self, compute: &Compute, operand: Operand, tokens: usize) -> usize {
+        let threads = compute.threads();
+        let unit = if PANEL.is_multiple_of(self.group) { PANEL } else { self.group };
+        let in_place = match operand {
+            Operand::Integers { .. } => true,
+            Operand::Fused { .. } => false,
+            Operand::Floats { format: Format::F32, .. } => self.codec.as_f32().is_some(),
+            Operand::Floats { format: Format::Bf16, .. } => self.codec.as_bf16().is_some(),
+        };
+        if tokens == 1 && in_place {
+            let most = self.rows.div_ceil(threads).next_multiple_of(unit);
+            return (LONG_TASK / self.cols.max(1)).next_multiple_of(unit).clamp(unit, most);
+        }
         let most = if threads > 1 { self.rows.div_ceil(4 * threads) } else { self.rows };
         let wanted = (TASK / self.cols.max(1)).min(most);
-        let unit = if PANEL.is_multiple_of(self.group) { PANEL } else { self.group };
         (wanted / unit * unit).max(unit)
     }
 
@@ -364,7 +378,7 @@ pub(crate) fn multiply_all<'w, 'o, const N: usize>(
             packings.len() - 1
         });
         let packed = packings[..shared].iter().map(|packing| floats(packing.1)).sum();
-        let task_rows = weight.task_rows(compute.threads());
+        let task_rows = weight.task_rows(compute, operand, x.rows());
         let windows = out.windows(task_rows).enumerate();
         tasks.extend(windows.map(|(task, out)| Task {
             weight,
