@@ -119,8 +119,19 @@ impl<B: AsRef<[u8]> + Send + Sync> Codec for BlockCodec<B> {
         bytemuck::try_cast_slice(self.bytes.as_ref()).ok()
     }
 
+    fn as_f16(&self) -> Option<&[u16]> {
+        self.halves_of(GgmlType::F16)
+    }
+
     fn as_bf16(&self) -> Option<&[u16]> {
-        if self.ty != GgmlType::BF16 || cfg!(target_endian = "big") {
+        self.halves_of(GgmlType::BF16)
+    }
+}
+
+impl<B: AsRef<[u8]>> BlockCodec<B> {
+    /// The numbers of 16 bits, if they are of this type, and aligned.
+    fn halves_of(&self, ty: GgmlType) -> Option<&[u16]> {
+        if self.ty != ty || cfg!(target_endian = "big") {
             return None;
         }
         bytemuck::try_cast_slice(self.bytes.as_ref()).ok()

@@ -134,6 +134,16 @@ impl Kernels {
         false
     }
 
+    /// As [`Kernels::line_f32`], of stored half-precision numbers, two a unit, and an activation of floats.
+    pub(crate) fn line_f16(&self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Set::Avx512(kernels) = self.0 {
+            return kernels.line_f16(weights, x, out);
+        }
+        let _ = (weights, x, out);
+        false
+    }
+
     /// As [`Kernels::line_f32`], of bf16.
     pub(crate) fn line_bf16(&self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
         #[cfg(target_arch = "x86_64")]

@@ -183,6 +183,13 @@ impl Weight {
                 })
             }
             (Operand::Floats { format, .. }, ..) => {
+                if let (Format::F32, 1, Some(all)) = (format, out.rows(), self.codec.as_f16()) {
+                    let rows = bytemuck::cast_slice(&all[first * self.cols..(first + count) * self.cols]);
+                    let rows = Units::new(rows, count, 2 * self.cols, 2 * self.cols);
+                    if compute.kernels.line_f16(rows, bytemuck::cast_slice(packed), out.row_mut(0)) {
+                        return Ok(());
+                    }
+                }
                 let units = format.units(self.cols);
                 self.with_units(compute, first, count, format, |weights| {
                     compute.with_scratch(BLOCK.min(units) * PANEL, |panel| {
@@ -210,7 +217,9 @@ impl Weight {
         let in_place = match operand {
             Operand::Integers { .. } => true,
             Operand::Fused { .. } => false,
-            Operand::Floats { format: Format::F32, .. } => self.codec.as_f32().is_some(),
+            Operand::Floats { format: Format::F32, .. } => {
+                self.codec.as_f32().is_some() || self.codec.as_f16().is_some()
+            }
             Operand::Floats { format: Format::Bf16, .. } => self.codec.as_bf16().is_some(),
         };
         if tokens == 1 && in_place {

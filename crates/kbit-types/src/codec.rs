@@ -58,11 +58,16 @@ pub trait Codec: Send + Sync {
 
     /// True where the weights are stored as floats, one by one: where nothing was quantized to few bits.
     fn holds_floats(&self) -> bool {
-        self.as_f32().is_some() || self.as_bf16().is_some()
+        self.as_f32().is_some() || self.as_f16().is_some() || self.as_bf16().is_some()
     }
 
     /// The whole matrix as contiguous f32 `[rows, cols]` in memory, if it happens to be stored so.
     fn as_f32(&self) -> Option<&[f32]> {
+        None
+    }
+
+    /// The whole matrix as contiguous half-precision numbers `[rows, cols]` in memory, as bits, if it happens to be stored so.
+    fn as_f16(&self) -> Option<&[u16]> {
         None
     }
 

@@ -41,6 +41,12 @@ impl Avx512 {
         weights.rows() >= LANES && unsafe { line_f32(weights, x, out) }
     }
 
+    /// See [`Kernels::line_f16`](crate::Kernels::line_f16).
+    pub(crate) fn line_f16(self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
+        // SAFETY: the CPU has the features.
+        weights.rows() >= LANES && weights.bytes().is_multiple_of(4) && unsafe { line_f16(weights, x, out) }
+    }
+
     /// See [`Kernels::line_bf16`](crate::Kernels::line_bf16).
     pub(crate) fn line_bf16(self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
         // SAFETY: the CPU has the features.
@@ -154,23 +160,25 @@ fn few(from: Units<'_>, width: usize, to: &mut [u32], whole: usize) {
 }
 
 /// Products of rows with one activation: as tiles give them, but each unit is multiplied where it was transposed. The last 16 rows may
-/// have some in common with those before. `$add` is the sum after one unit.
+/// have some in common with those before. `$add` is the sum after one unit, which meets `$n` units of the activation.
 macro_rules! lines {
-    ($line:ident, $features:literal, |$sum:ident, $w:ident, $x:ident| $add:expr) => {
+    ($line:ident, $n:literal, $features:literal, |$sum:ident, $w:ident, $x:ident| $add:expr) => {
         #[target_feature(enable = $features)]
         fn $line(from: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
             let (rows, units, stride) = (from.rows(), from.len(), from.stride());
+            let x = x.as_chunks::<$n>().0;
             assert!(x.len() == units && out.len() == rows && units > 0, "size of the operands");
             let whole = from.bytes() / 16 * 4;
             for row in (0..rows).step_by(LANES) {
                 let row = row.min(rows - LANES);
                 let firsts = [0, 4, 8, 12].map(|four| from.data()[(row + four) * stride..].as_ptr());
                 let mut total = _mm512_setzero_ps();
-                for block in (0..units).step_by(BLOCK) {
-                    let end = (block + BLOCK).min(units);
+                for block in (0..units).step_by(BLOCK / $n) {
+                    let end = (block + BLOCK / $n).min(units);
                     let mut sum = _mm512_setzero_ps();
                     let step = |sum: __m512, w: __m512i, unit: usize| {
-                        let ($sum, $w, $x) = (sum, w, _mm512_set1_epi32(x[unit].cast_signed()));
+                        let ($sum, $w) = (sum, w);
+                        let $x = x[unit].map(|x| _mm512_set1_epi32(x.cast_signed()));
                         $add
                     };
                     for unit in (block..end.min(whole)).step_by(4) {
@@ -203,14 +211,22 @@ macro_rules! lines {
 }
 
 lines! {
-    line_f32, "avx512f,avx512vl,avx512dq,avx2,fma",
-    |sum, w, x| _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), sum)
+    line_f32, 1, "avx512f,avx512vl,avx512dq,avx2,fma",
+    |sum, w, x| _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x[0]), sum)
 }
 lines! {
-    line_bf16, "avx512bf16,avx512f,avx512vl,avx512dq,avx2,fma",
+    line_f16, 2, "avx512f,avx512vl,avx512dq,avx2,fma",
+    |sum, w, x| {
+        let half = |w| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(w));
+        let sum = _mm512_fmadd_ps(half(w), _mm512_castsi512_ps(x[0]), sum);
+        _mm512_fmadd_ps(half(_mm512_srli_epi32::<16>(w)), _mm512_castsi512_ps(x[1]), sum)
+    }
+}
+lines! {
+    line_bf16, 1, "avx512bf16,avx512f,avx512vl,avx512dq,avx2,fma",
     // SAFETY: vectors of integers and of bf16 are the same bits.
     |sum, w, x| unsafe {
-        _mm512_dpbf16_ps(sum, transmute::<__m512i, __m512bh>(w), transmute::<__m512i, __m512bh>(x))
+        _mm512_dpbf16_ps(sum, transmute::<__m512i, __m512bh>(w), transmute::<__m512i, __m512bh>(x[0]))
     }
 }
 
