@@ -8,6 +8,9 @@ use crate::compute::Compute;
 use crate::packed::{INTEGER_TOKENS, IntegerCols, IntegerRows, IntegerTile, IntegerTokens, PANEL, Units};
 use kbit_types::{IntegerActivations, IntegerBlocks, IntegerPanel, PackedActivation};
 
+/// Groups of [`INTEGER_TOKENS`] activations that one task packs.
+const BAND: usize = 4;
+
 /// Cuts a buffer into pieces of these lengths, from its start on.
 fn cut<const N: usize>(buffer: &mut [f32], lens: [usize; N]) -> [&mut [f32]; N] {
     let mut rest = buffer;
@@ -73,36 +76,45 @@ pub(crate) fn pack(
     let [levels, scales, corrections, sums] = cut(packed, cols.activation().map(|len| len * x.rows()));
     let layout = cols.layout();
     let [units, blocks, _, pairs] = cols.activation();
-    let [all_units, all_blocks, all_parts, all_pairs] = cols.activation().map(|len| len * INTEGER_TOKENS);
-    let groups = bytemuck::cast_slice_mut::<f32, u32>(levels)
-        .chunks_mut(all_units)
-        .zip(scales.chunks_mut(all_blocks))
-        .zip(bytemuck::cast_slice_mut::<f32, i32>(corrections).chunks_mut(all_parts))
-        .zip(bytemuck::cast_slice_mut::<f32, u32>(sums).chunks_mut(all_pairs));
-    compute.for_each(groups, |group, (((levels, scales), corrections), sums)| {
-        let first = group * INTEGER_TOKENS;
-        let count = INTEGER_TOKENS.min(x.rows() - first);
-        compute.with_scratch(count * units + blocks + pairs, |scratch| {
-            let [rounded, row_scales, part_sums] = cut(scratch, [count * units, blocks, pairs]);
+    let group = cols.activation().map(|len| len * INTEGER_TOKENS);
+    let band = group.map(|len| len * BAND);
+    let bands = bytemuck::cast_slice_mut::<f32, u32>(levels)
+        .chunks_mut(band[0])
+        .zip(scales.chunks_mut(band[1]))
+        .zip(bytemuck::cast_slice_mut::<f32, i32>(corrections).chunks_mut(band[2]))
+        .zip(bytemuck::cast_slice_mut::<f32, u32>(sums).chunks_mut(band[3]));
+    compute.for_each(bands, |index, (((levels, scales), corrections), sums)| {
+        compute.with_scratch(INTEGER_TOKENS * units + blocks + pairs, |scratch| {
+            let [rounded, row_scales, part_sums] = cut(scratch, [INTEGER_TOKENS * units, blocks, pairs]);
             let part_sums = &mut bytemuck::cast_slice_mut::<f32, i16>(part_sums)[..cols.parts()];
-            let rounded = bytemuck::cast_slice_mut::<f32, i8>(rounded);
-            for (token, rounded) in rounded.chunks_exact_mut(x.cols()).enumerate() {
-                weights.round(
-                    x.row(first + token),
-                    IntegerActivations { levels: rounded, scales: row_scales },
-                )?;
-                for (block, scale) in row_scales.iter().enumerate() {
-                    scales[block * count + token] = *scale;
+            let groups = levels
+                .chunks_mut(group[0])
+                .zip(scales.chunks_mut(group[1]))
+                .zip(corrections.chunks_mut(group[2]))
+                .zip(sums.chunks_mut(group[3]));
+            for (group, (((levels, scales), corrections), sums)) in groups.enumerate() {
+                let first = (index * BAND + group) * INTEGER_TOKENS;
+                let count = INTEGER_TOKENS.min(x.rows() - first);
+                let rounded = &mut bytemuck::cast_slice_mut::<f32, i8>(rounded)[..count * x.cols()];
+                for (token, rounded) in rounded.chunks_exact_mut(x.cols()).enumerate() {
+                    weights.round(
+                        x.row(first + token),
+                        IntegerActivations { levels: rounded, scales: row_scales },
+                    )?;
+                    for (block, scale) in row_scales.iter().enumerate() {
+                        scales[block * count + token] = *scale;
+                    }
+                    compute.kernels.sum_parts(rounded, layout.part, part_sums);
+                    for (part, sum) in part_sums.iter().enumerate() {
+                        corrections[part * count + token] = -i32::from(layout.offset) * i32::from(*sum);
+                        let half = u32::from(sum.cast_unsigned());
+                        let pair = &mut sums[part / 2 * count + token];
+                        *pair = if part % 2 == 0 { half } else { *pair | half << 16 };
+                    }
                 }
-                compute.kernels.sum_parts(rounded, layout.part, part_sums);
-                for (part, sum) in part_sums.iter().enumerate() {
-                    corrections[part * count + token] = -i32::from(layout.offset) * i32::from(*sum);
-                    let (half, pair) = (u32::from(sum.cast_unsigned()), &mut sums[part / 2 * count + token]);
-                    *pair = if part % 2 == 0 { half } else { *pair | half << 16 };
-                }
+                let rows = Units::new(bytemuck::cast_slice(rounded), count, x.cols(), x.cols());
+                compute.kernels.interleave(rows, count, levels);
             }
-            let rows = Units::new(bytemuck::cast_slice(rounded), count, x.cols(), x.cols());
-            compute.kernels.interleave(rows, count, levels);
             Ok(())
         })
     })
