@@ -226,6 +226,8 @@ struct Said {
     /// Tokens a second.
     rate: f64,
     perplexity: Option<f64>,
+    /// Peak memory, where it knows better than the system: before it measured the machine.
+    peak: Option<u64>,
 }
 
 /// Tokens of a window.
@@ -252,7 +254,9 @@ pub fn measure(case: &Case, files: &mut Files<'_>, rounds: u32, threads: u32) ->
         }
     }
     let rate = |runs: &[(Measured, Said)]| median(runs.iter().map(|(_, said)| said.rate).collect());
-    let peak = |runs: &[(Measured, Said)]| runs.iter().map(|(run, _)| run.peak).max().unwrap_or(0);
+    let peak = |runs: &[(Measured, Said)]| {
+        runs.iter().map(|(run, said)| said.peak.unwrap_or(run.peak)).max().unwrap_or(0)
+    };
     let perplexity = |runs: &[(Measured, Said)]| runs.first().and_then(|(_, said)| said.perplexity);
     let (peer_rate, kbit_rate) = (rate(&theirs), rate(&ours));
     Ok(Row {
@@ -305,7 +309,7 @@ fn run_peer(case: &Case, peers: &Peers, pair: &Pair, file: &Path, threads: u32) 
     let output = String::from_utf8_lossy(&bytes);
     let said = match case.work {
         Work::Evaluate => evaluation_of_peer(&output, f64::from(case.source.chunks() * CONTEXT)),
-        Work::Generate => field(&output, &["avg_ts"]).map(|rate| Said { rate, perplexity: None }),
+        Work::Generate => field(&output, &["avg_ts"]).map(|rate| Said { rate, perplexity: None, peak: None }),
     };
     Ok((measured, said.ok_or_else(|| format!("{}: {tool} does not say how fast it was", log.display()))?))
 }
@@ -333,13 +337,12 @@ fn run_kbit(case: &Case, pair: &Pair, file: &Path, threads: u32) -> Result<(Meas
     let measured = succeeded(process::measure(&mut command, &log)?, "kbit", &log)?;
     let bytes = fs::read(&log).map_err(in_context(log.display()))?;
     let output = String::from_utf8_lossy(&bytes);
-    let said = match case.work {
-        Work::Evaluate => field(&output, &["tokens_per_second"])
-            .map(|rate| Said { rate, perplexity: field(&output, &["value"]) }),
-        Work::Generate => {
-            field(&output, &["generation", "tokens_per_second"]).map(|rate| Said { rate, perplexity: None })
-        }
+    let rate = match case.work {
+        Work::Evaluate => field(&output, &["tokens_per_second"]),
+        Work::Generate => field(&output, &["generation", "tokens_per_second"]),
     };
+    let peak = field(&output, &["peak_rss_bytes"]).map(|bytes| bytes as u64);
+    let said = rate.map(|rate| Said { rate, perplexity: field(&output, &["value"]), peak });
     Ok((measured, said.ok_or_else(|| format!("{}: kbit does not say how fast it was", log.display()))?))
 }
 
@@ -357,7 +360,7 @@ fn evaluation_of_peer(output: &str, tokens: f64) -> Option<Said> {
     let (begin, end) = (line("calculating perplexity over")?, line("Final estimate: PPL")?);
     let seconds = stamp(end)? - stamp(begin)?;
     let perplexity = end.split_once("PPL =")?.1.split_whitespace().next()?.parse().ok()?;
-    (seconds > 0.0).then_some(Said { rate: tokens / seconds, perplexity: Some(perplexity) })
+    (seconds > 0.0).then_some(Said { rate: tokens / seconds, perplexity: Some(perplexity), peak: None })
 }
 
 /// Seconds since the start, of `minutes.seconds.milliseconds.microseconds` at the beginning of a line.
