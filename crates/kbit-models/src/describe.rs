@@ -83,8 +83,7 @@ pub fn describe(metadata: &Metadata, has_tensor: &dyn Fn(&str) -> bool) -> Resul
             return Err(keys.bad(key, &format!("is {width}, too much for {heads} heads")));
         }
     }
-    // The last blocks of some models predict further tokens, which the forward pass has no use for.
-    let further = keys.opt_count("nextn_predict_layers", MAX_LAYERS)?.unwrap_or(0);
+    let further = further_blocks(metadata)?;
     let layers = keys.count("block_count", MAX_LAYERS)?.checked_sub(further).filter(|layers| *layers > 0);
     let layers =
         layers.ok_or_else(|| keys.bad("nextn_predict_layers", &format!("is {further}, all blocks")))?;
@@ -170,6 +169,16 @@ pub fn describe(metadata: &Metadata, has_tensor: &dyn Fn(&str) -> bool) -> Resul
         output_cap: keys.opt_positive("final_logit_softcapping")?,
         tied_output: !has_tensor("output.weight"),
     })
+}
+
+/// How many blocks behind those of the [`Description`] the file has: the last ones of some models predict further tokens, which
+/// the forward pass has no use for.
+///
+/// # Errors
+/// When the key has another type or an impossible value.
+pub fn further_blocks(metadata: &Metadata) -> Result<usize, ModelError> {
+    let keys = Keys { metadata, name: metadata.str("general.architecture")?, yarn_in_whole_pairs: true };
+    Ok(keys.opt_count("nextn_predict_layers", MAX_LAYERS)?.unwrap_or(0))
 }
 
 /// Key of the non-linearity, where it is not the architecture's usual one.
