@@ -73,9 +73,26 @@ MODELS = {
         ),
     ),
     "qwen2-yarn": ("Qwen2", dict(GATED, rope_scaling=YARN)),
+    "qwen2-windows": (
+        "Qwen2", dict(GATED, num_hidden_layers=3, use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    ),
     "qwen2moe": ("Qwen2Moe", dict(ROUTED, num_experts=4, shared_expert_intermediate_size=12, **EXPERTS)),
     "qwen3": ("Qwen3", dict(GATED, head_dim=10)),
     "qwen3moe": ("Qwen3Moe", dict(ROUTED, head_dim=8, num_experts=4, norm_topk_prob=True, **EXPERTS)),
+    "qwen2moe-windows": (
+        "Qwen2Moe",
+        dict(
+            ROUTED, num_experts=4, shared_expert_intermediate_size=12, use_sliding_window=True, sliding_window=5, max_window_layers=2,
+            **EXPERTS,
+        ),
+    ),
+    "qwen3-windows": (
+        "Qwen3", dict(GATED, head_dim=10, num_hidden_layers=3, use_sliding_window=True, sliding_window=5, max_window_layers=2),
+    ),
+    "qwen3moe-windows": (
+        "Qwen3Moe",
+        dict(ROUTED, head_dim=8, num_experts=4, norm_topk_prob=True, use_sliding_window=True, sliding_window=5, **EXPERTS),
+    ),
     "qwen3moe-unnormalised": ("Qwen3Moe", dict(ROUTED, head_dim=8, num_experts=4, norm_topk_prob=False, **EXPERTS)),
     "gemma": ("Gemma", dict(GATED, head_dim=10)),
     "gemma2": (
@@ -94,6 +111,17 @@ MODELS = {
     "phi3": ("Phi3", dict(GATED, sliding_window=5)),
     "phi3-short": ("Phi3", dict(GATED, max_position_embeddings=64, original_max_position_embeddings=32, rope_scaling=LONG)),
     "phi3-long": ("Phi3", dict(GATED, max_position_embeddings=64, original_max_position_embeddings=16, rope_scaling=LONG)),
+    "phimoe": (
+        "Phimoe",
+        dict(ROUTED, num_local_experts=4, sliding_window=5, attention_bias=True, lm_head_bias=True, original_max_position_embeddings=32),
+    ),
+    "phimoe-mixed": (
+        "Phimoe",
+        dict(
+            ROUTED, num_local_experts=8, router_jitter_noise=0.4, max_position_embeddings=64, original_max_position_embeddings=32,
+            rope_scaling=dict(LONG, short_factor=[1.0, 1.3], long_factor=[1.0, 3.5], short_mscale=1.2, long_mscale=1.2),
+        ),
+    ),
     "gpt2": ("GPT2", dict(BASE)),
     "gptneo": (
         "GPTNeo", dict(BASE, num_layers=2, num_heads=3, intermediate_size=48, window_size=5, attention_types=[[["global", "local"], 1]]),

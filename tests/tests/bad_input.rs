@@ -1,8 +1,10 @@
 //! Wrong, damaged and hostile input: an error that names the place and the cure, the right exit status, no output.
 
-use kbit_tests::{copy_model, kbit, kbit_fails, kbit_ok, repository, root};
+use kbit_tests::{copy_model, kbit, kbit_fails, kbit_in, kbit_ok, repository, root};
+use serde_json::Value;
+use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 fn config(folder: &Path, text: &str) {
     let text = text.replace("MODELS", &repository("assets/family"));
@@ -157,6 +159,8 @@ fn tensors_of_a_vision_part_pass_through_on_request() {
     let listed = kbit_ok(folder.path(), &["inspect", "o.gguf", "--tensors"]);
     assert!(listed.contains(PATCHES), "{listed}");
     let _ = kbit_ok(folder.path(), &["verify", "o.gguf"]);
+    // The engine leaves them out.
+    let _ = kbit_ok(folder.path(), &["logits", "o.gguf", "--tokens", "1,2", "--out", "l.safetensors"]);
 }
 
 #[test]
@@ -338,4 +342,136 @@ fn a_gguf_that_is_none_is_refused_by_every_reader() {
         let message = kbit_fails(folder.path(), 1, arguments);
         assert!(message.contains("x.gguf"), "{message}");
     }
+}
+
+/// The first `what` in `bytes`, and where it ends.
+fn end_of(bytes: &[u8], what: &[u8]) -> usize {
+    let found = bytes.windows(what.len()).position(|window| window == what);
+    found.expect("it is there") + what.len()
+}
+
+/// A file of s0 in f32, changed, in a folder with a text; what each command that runs a model says of it.
+fn said_of_file(change: impl FnOnce(&mut Vec<u8>)) -> Vec<(&'static str, String)> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let arguments =
+        ["convert", &repository("assets/family/s0"), "x.gguf", "--scheme", "ggml:f32", "--no-provenance"];
+    let _ = kbit_ok(folder.path(), &arguments);
+    edit(&folder.path().join("x.gguf"), change);
+    std::fs::write(folder.path().join("t.txt"), "One and two and three are six. ".repeat(40))
+        .expect("written");
+    let evaluation =
+        ["eval", "x.gguf", "--metric", "perplexity", "--text", "t.txt", "--context", "32", "--chunks", "1"];
+    let commands: [(&str, &[&str]); 5] = [
+        ("eval", &evaluation),
+        ("eval --mode int8", &[&evaluation[..], &["--mode", "int8"]].concat()),
+        ("generate", &["generate", "x.gguf", "--prompt", "One", "-n", "2"]),
+        ("logits", &["logits", "x.gguf", "--tokens", "1,2,3", "--out", "l.safetensors"]),
+        ("bench", &["bench", "x.gguf", "--prompt", "4", "--generate", "2", "--repetitions", "1"]),
+    ];
+    let said = commands.map(|(name, arguments)| (name, kbit_fails(folder.path(), 1, arguments)));
+    assert!(!folder.path().join("l.safetensors").exists());
+    let mut chat = kbit_in(folder.path());
+    let chat = chat.args(["chat", "x.gguf", "--template", "plain", "-n", "2"]).stdin(Stdio::piped());
+    let mut chat = chat.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("kbit starts");
+    // It may have ended before it reads.
+    let _ = chat.stdin.take().expect("a pipe").write_all(b"hello\n");
+    let output = chat.wait_with_output().expect("it ends");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "chat: {message}");
+    said.into_iter().chain([("chat", message)]).collect()
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_an_error_of_every_command_that_runs_a_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let arguments =
+        ["convert", &repository("assets/family/s0"), "x.gguf", "--scheme", "ggml:f32", "--no-provenance"];
+    let _ = kbit_ok(folder.path(), &arguments);
+    let tensors: Value =
+        serde_json::from_str(&kbit_ok(folder.path(), &["inspect", "x.gguf", "--tensors", "--json"]))
+            .expect("JSON");
+    let tensors = tensors["tensors"].as_array().expect("tensors").clone();
+    let bytes_before = |name: &str| -> usize {
+        let before = tensors.iter().take_while(|tensor| tensor["name"] != name);
+        // All of them are whole multiples of the alignment.
+        before.map(|tensor| usize::try_from(tensor["bytes"].as_u64().expect("bytes")).expect("a size")).sum()
+    };
+    let all: usize = bytes_before("");
+    for (name, words) in
+        [("blk.0.attn_q.weight", "not finite"), ("blk.1.ffn_norm.weight", "element 0 is NaN")]
+    {
+        for (command, message) in said_of_file(|bytes| {
+            let place = bytes.len() - all + bytes_before(name);
+            bytes[place..place + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        }) {
+            assert!(message.contains(words), "{command}: {message}");
+            let names = if words == "not finite" { "`kbit verify`" } else { name };
+            assert!(message.contains(names), "{command}: {message}");
+        }
+    }
+}
+
+/// What is done to a file.
+type Change = Box<dyn FnOnce(&mut Vec<u8>)>;
+
+#[test]
+fn tensors_that_contradict_the_metadata_are_named_by_every_command_that_runs_a_model() {
+    let number = |key: &'static str, value: u32| {
+        move |bytes: &mut Vec<u8>| {
+            // Behind the key stands its type.
+            let place = end_of(bytes, key.as_bytes()) + 4;
+            bytes[place..place + 4].copy_from_slice(&value.to_le_bytes());
+        }
+    };
+    let retyped = |bytes: &mut Vec<u8>| {
+        // Behind the name stand the number of axes, two axes, and the type: Q8_0 now.
+        let place = end_of(bytes, b"blk.0.ffn_up.weight") + 4 + 16;
+        bytes[place..place + 4].copy_from_slice(&8u32.to_le_bytes());
+    };
+    let cases: [(Change, &str); 6] = [
+        (
+            Box::new(number("llama.block_count", 1)),
+            "the tensor blk.1.attn_norm.weight has no place in this llama model of 1 blocks",
+        ),
+        (Box::new(number("llama.block_count", 3)), "tensor blk.2.attn_norm.weight [64] is missing"),
+        (
+            Box::new(number("llama.embedding_length", 32)),
+            "tensor token_embd.weight: found [2048, 64], wanted [2048, 32]",
+        ),
+        (
+            Box::new(number("llama.attention.head_count_kv", 2)),
+            "tensor blk.0.attn_k.weight: found [32, 64], wanted [64, 64]",
+        ),
+        (
+            Box::new(number("llama.vocab_size", 5)),
+            "tensor token_embd.weight: found [2048, 64], wanted [5, 64]",
+        ),
+        (
+            Box::new(retyped),
+            "tensor blk.0.ffn_up.weight: it has 13056 bytes, and 36096 more stand before the next tensor",
+        ),
+    ];
+    for (change, words) in cases {
+        for (command, message) in said_of_file(change) {
+            assert!(message.contains(words), "{command}: {message}");
+        }
+    }
+}
+
+#[test]
+fn tokens_that_are_none_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = repository("assets/family/s0");
+    let logits =
+        |tokens: &str| ["logits", &model, "--tokens", tokens, "--out", "l.safetensors"].map(str::to_owned);
+    let fails = |status: i32, tokens: &str| {
+        let arguments = logits(tokens);
+        kbit_fails(folder.path(), status, &arguments.each_ref().map(String::as_str))
+    };
+    let message = fails(1, "1,2048");
+    assert!(message.contains("token 2048 at position 1 is not in the vocabulary of 2048"), "{message}");
+    for tokens in ["", "4294967296", "one", "1,,2"] {
+        assert!(fails(2, tokens).contains("--tokens"), "{tokens}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
 }

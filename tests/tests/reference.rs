@@ -34,8 +34,15 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()
 }
 
-/// Largest difference of kbit's logits for `model` from the reference, in standard deviations of the reference.
-fn logit_error(folder: &Path, model: &Path, reference: &Path) -> f64 {
+/// Differences of logits from a reference, in standard deviations of the reference.
+struct LogitError {
+    largest: f64,
+    /// Root of the mean square.
+    rms: f64,
+}
+
+/// How far kbit's logits for `model` are from the reference.
+fn logit_error(folder: &Path, model: &Path, reference: &Path) -> LogitError {
     let bytes = std::fs::read(reference).expect("the reference");
     let expected = SafeTensors::deserialize(&bytes).expect("safetensors");
     let ids: Vec<String> = expected
@@ -57,8 +64,12 @@ fn logit_error(folder: &Path, model: &Path, reference: &Path) -> f64 {
     let mean = expected.iter().map(|x| f64::from(*x)).sum::<f64>() / expected.len() as f64;
     let variance =
         expected.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / expected.len() as f64;
-    let largest = found.iter().zip(&expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
-    largest / variance.sqrt()
+    let differences = || found.iter().zip(&expected).map(|(a, b)| f64::from(*a) - f64::from(*b));
+    let square = differences().map(|x| x * x).sum::<f64>() / expected.len() as f64;
+    LogitError {
+        largest: differences().map(f64::abs).fold(0.0, f64::max) / variance.sqrt(),
+        rms: (square / variance).sqrt(),
+    }
 }
 
 #[test]
@@ -69,7 +80,7 @@ fn logits_agree_with_hugging_face() {
         let reference = model.join("reference.safetensors");
         let file = model.join("expected-f32.gguf");
         for form in [Some(model.clone()), Some(file).filter(|file| file.exists())].into_iter().flatten() {
-            let error = logit_error(folder.path(), &form, &reference);
+            let error = logit_error(folder.path(), &form, &reference).largest;
             // Both sides add in f32, in different orders.
             assert!(error < 1e-4, "{}: {error:.2e} standard deviations", form.display());
         }
@@ -82,16 +93,23 @@ fn every_architecture_runs_from_files_of_blocks_and_of_a_scheme_of_its_own() {
     let models = std::fs::read_dir(root().join("crates/kbit-engine/tests/models")).expect("models");
     for model in models.map(|entry| entry.expect("an entry").path()) {
         let reference = model.join("reference.safetensors");
-        // Rounding to eight bits changes little, but may send a token through another expert. Of so many logits that have
-        // nothing to do with each other, some differ by four deviations.
-        for (scheme, bound) in [("ggml:f32", 1e-4), ("int:bits=8,block=16", 2.0)] {
+        for scheme in ["ggml:f32", "int:bits=8,block=16"] {
             let arguments =
                 ["convert", text(&model), "x.gguf", "--scheme", scheme, "--without-tokenizer", "--overwrite"];
             let _ = kbit_ok(folder.path(), &arguments);
             // GGUF has no word for dynamic scaling.
             if !(model.ends_with("llama-dynamic") && scheme == "ggml:f32") {
-                let error = logit_error(folder.path(), &folder.path().join("x.gguf"), &reference);
-                assert!(error < bound, "{} as {scheme}: {error:.2e} standard deviations", model.display());
+                let LogitError { largest, rms } =
+                    logit_error(folder.path(), &folder.path().join("x.gguf"), &reference);
+                let place = format!("{} as {scheme}: {largest:.2e}, {rms:.2e} deviations", model.display());
+                if scheme == "ggml:f32" {
+                    assert!(largest < 1e-4, "{place}");
+                } else {
+                    // Rounding to eight bits moves logits by 0.01 to 0.08 deviations. It sends one of Mixtral's twenty tokens
+                    // through another expert, whose logits then differ by a whole one: 0.1 over all. Logits that
+                    // have nothing to do with each other differ by 1.4.
+                    assert!(rms < 0.15, "{place}");
+                }
             }
         }
     }

@@ -106,7 +106,7 @@ fn the_full_reference_reproduces() {
     }
 }
 
-/// Products with ggml's generic `ggml_vec_dot_*`, and the activations that they were made of.
+/// Products with ggml's generic `ggml_vec_dot_*`, and the activations that they were made of: `tests/python/dots_golden.py`.
 #[test]
 fn activations_and_products_reproduce() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/dots.safetensors");

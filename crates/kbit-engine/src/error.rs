@@ -91,7 +91,7 @@ pub enum EngineError {
     },
     /// Logits that are not numbers: the weights are.
     #[error(
-        "the logits are not finite: the model has weights that are not numbers; verify the file, or convert it again"
+        "the logits are not finite: the model has weights that are not numbers; `kbit verify` names their tensors, convert the source again"
     )]
     Logits,
     /// A sampling option that means nothing.

@@ -1,6 +1,7 @@
 //! Which experts a token goes through, and with what weights.
 //!
-//! Shazeer et al. 2017; groups and the bias for the choice are DeepSeek-V2's and V3's (2024).
+//! Shazeer et al. 2017; groups and the bias for the choice are DeepSeek-V2's and V3's (2024); one expert after the other is
+//! `SparseMixer-v2`'s rule (Liu et al. 2024) where nothing is sampled.
 
 use crate::Kernels;
 use kbit_models::description::{Experts, Gating};
@@ -34,7 +35,7 @@ pub(crate) fn route(
             let _ = kernels.exp_below(negated, 0.0);
             negated.iter_mut().for_each(|e| *e = 1.0 / (1.0 + *e));
         }
-        Gating::SoftmaxOfChosen => {}
+        Gating::SoftmaxOfChosen | Gating::SparseMixer { .. } => {}
     }
     let mut choice = scores.to_vec();
     if let Some(bias) = bias {
@@ -55,8 +56,14 @@ pub(crate) fn route(
     }
     let chosen = best(&choice, experts.used);
     let mut weights: Vec<f32> = chosen.iter().map(|&expert| scores[expert]).collect();
-    if experts.gating == Gating::SoftmaxOfChosen {
-        softmax(kernels, &mut weights);
+    match experts.gating {
+        Gating::Softmax | Gating::Sigmoid => {}
+        Gating::SoftmaxOfChosen => softmax(kernels, &mut weights),
+        Gating::SparseMixer { tolerance } => {
+            for (place, weight) in weights.iter_mut().enumerate() {
+                *weight = share_among_close(kernels, scores, &chosen[..place], *weight, tolerance);
+            }
+        }
     }
     if experts.normalised {
         let sum: f32 = weights.iter().sum();
@@ -80,6 +87,14 @@ fn best(scores: &[f32], count: usize) -> Vec<usize> {
     order
 }
 
+/// The softmax of `best`, the largest of `scores` but those `taken`, among those that are within `tolerance` of it.
+fn share_among_close(kernels: Kernels, scores: &[f32], taken: &[usize], best: f32, tolerance: f32) -> f32 {
+    let is_far = |score: f32| (best - score) / score.abs().max(best) > tolerance;
+    let left = scores.iter().enumerate().filter(|(expert, _)| !taken.contains(expert));
+    let mut close: Vec<f32> = left.map(|(_, score)| *score).filter(|score| !is_far(*score)).collect();
+    1.0 / kernels.exp_and_sum(&mut close)
+}
+
 fn softmax(kernels: Kernels, x: &mut [f32]) {
     let sum = kernels.exp_and_sum(x);
     x.iter_mut().for_each(|x| *x /= sum);
@@ -95,6 +110,7 @@ mod tests {
         used: 2,
         width: 1,
         gating: Gating::Softmax,
+        fused: false,
         normalised: false,
         scale: 1.0,
         groups: None,
@@ -124,6 +140,18 @@ mod tests {
     fn a_softmax_of_the_chosen_is_a_normalised_softmax_of_all() {
         let chosen = Experts { gating: Gating::SoftmaxOfChosen, ..PLAIN };
         assert_eq!(routes(&chosen, None, &logits()), [(3, 0.5714), (2, 0.4286)]);
+    }
+
+    #[test]
+    fn of_experts_chosen_one_by_one_each_shares_with_those_close_to_it() {
+        let mixed = |tolerance, logits: &[f32]| {
+            routes(&Experts { gating: Gating::SparseMixer { tolerance }, ..PLAIN }, None, logits)
+        };
+        // Within a twentieth of 2 there is nobody, within a half the 1; left of that the 1 is alone.
+        assert_eq!(mixed(0.05, &[2.0, 1.0, -3.0, -4.0]), [(0, 1.0), (1, 1.0)]);
+        assert_eq!(mixed(0.5, &[2.0, 1.0, -3.0, -4.0]), [(0, 0.7311), (1, 1.0)]);
+        // Of negative logits the magnitude of the lower one counts: 1 / 2 and 2 / 3 of it, then 1 / 3.
+        assert_eq!(mixed(0.5, &[-3.0, -1.0, -2.0, -9.0]), [(1, 0.7311), (2, 0.7311)]);
     }
 
     #[test]

@@ -574,15 +574,21 @@ impl Loader<'_> {
         let router = name("ffn_gate_inp");
         let Some(experts) = d.experts else { return Err(self.missing(&router, Vec::new())) };
         let linears = |part: &str, rows, cols| self.linears(&name(part), experts.count, rows, cols);
-        let gates = linears("ffn_gate_exps", experts.width, d.hidden)?;
-        let ups = linears("ffn_up_exps", experts.width, d.hidden)?;
         let downs = linears("ffn_down_exps", d.hidden, experts.width)?;
-        let all = gates.into_iter().zip(ups).zip(downs);
+        let matrices: Vec<(Option<Linear>, Linear)> = if experts.fused {
+            let both = linears("ffn_gate_up_exps", 2 * experts.width, d.hidden)?;
+            both.into_iter().map(|both| (None, both)).collect()
+        } else {
+            let gates = linears("ffn_gate_exps", experts.width, d.hidden)?;
+            let ups = linears("ffn_up_exps", experts.width, d.hidden)?;
+            gates.into_iter().map(Some).zip(ups).collect()
+        };
+        let all = matrices.into_iter().zip(downs);
         let shared = experts.shared;
         Ok(ExpertLayer {
             router: self.linear(&router, experts.count, d.hidden)?,
             bias: self.opt_vector(&name("exp_probs_b.bias"), experts.count)?,
-            experts: all.map(|((gate, up), down)| Mlp { gate: Some(gate), up, down }).collect(),
+            experts: all.map(|((gate, up), down)| Mlp { gate, up, down }).collect(),
             shared: shared.map(|shared| self.mlp(&name(""), "_shexp", shared.width)).transpose()?,
             shared_gate: if shared.is_some_and(|shared| shared.gated) {
                 Some(self.linear(&name("ffn_gate_inp_shexp"), 1, d.hidden)?)

@@ -104,9 +104,13 @@ fn measure(
         session.clear();
         let started = Instant::now();
         work(&mut session, &mut logits)?;
+        let time = started.elapsed();
+        if logits.iter().any(|logit| !logit.is_finite()) {
+            return Err(EngineError::Logits);
+        }
         // The first one reads the file, and takes the memory that the others find.
         if repetition > 0 {
-            times.push(started.elapsed());
+            times.push(time);
             each();
         }
     }

@@ -13,7 +13,7 @@ use common::{
 use kbit_engine::{Description, EngineError};
 use kbit_formats::gguf::{Metadata, Value};
 use kbit_models::architecture::ARCHITECTURES;
-use kbit_models::description::{Activation, Position, Residual, Rope, RopeScaling};
+use kbit_models::description::{Activation, Experts, Gating, Position, Residual, Rope, RopeScaling};
 use kbit_types::{Codec, GgmlType};
 use reference::{difference, in_every_way, reference};
 use std::collections::BTreeSet;
@@ -80,6 +80,16 @@ const FACTS: &[Fact] = &[
     ("factor on logits", |d| d.output_scale = 1.0),
     ("groups of experts", |d| d.experts.iter_mut().for_each(|experts| experts.groups = None)),
     ("sum of weights", |d| d.experts.iter_mut().for_each(|experts| experts.normalised ^= true)),
+    ("experts one by one", |d| {
+        if let Some(Experts { gating: gating @ Gating::SparseMixer { .. }, .. }) = &mut d.experts {
+            *gating = Gating::Softmax;
+        }
+    }),
+    ("experts that are close", |d| {
+        if let Some(Experts { gating: Gating::SparseMixer { tolerance }, .. }) = &mut d.experts {
+            *tolerance = 0.02;
+        }
+    }),
     ("factor on experts", |d| d.experts.iter_mut().for_each(|experts| experts.scale = 1.0)),
     ("shared expert", |d| d.experts.iter_mut().for_each(|experts| experts.shared = None)),
     ("kind of GELU", |d| match d.activation {
@@ -245,6 +255,38 @@ fn older_files_have_queries_keys_and_values_in_one_matrix() {
     let (ids, _) = reference(&folder("phi2"));
     let apart = logits(&load_folder(&folder("phi2"), None).0, &ids);
     assert_eq!(bits(&in_every_way(&model(&found, &tensors), &ids)), bits(&apart));
+}
+
+#[test]
+fn some_files_have_gate_and_up_of_experts_in_one_stack() {
+    for name in ["deepseek-v2", "qwen3moe", "mixtral"] {
+        let (conversion, mut tensors) = folder_tensors(&folder(name), None);
+        let wanted = conversion.description.unwrap();
+        let experts = wanted.experts.unwrap();
+        for layer in (0..wanted.layers).filter(|layer| wanted.blocks[*layer].experts) {
+            let part = |part: &str| format!("blk.{layer}.ffn_{part}_exps.weight");
+            let of = |expert| {
+                let both =
+                    [rows(&tensors, &part("gate"), expert), rows(&tensors, &part("up"), expert)].concat();
+                tensor(&both).remove(0)
+            };
+            let both = (0..experts.count).map(of).collect();
+            for apart in ["gate", "up"] {
+                tensors.remove(&part(apart));
+            }
+            tensors.insert(part("gate_up"), both);
+        }
+        let found = described(&conversion.metadata, &tensors);
+        assert!(found.experts.unwrap().fused);
+        let (ids, _) = reference(&folder(name));
+        let apart = logits(&load_folder(&folder(name), None).0, &ids);
+        assert_eq!(bits(&in_every_way(&model(&found, &tensors), &ids)), bits(&apart), "{name}");
+        let stack = tensors.iter_mut().find(|(name, _)| name.contains("gate_up")).unwrap();
+        let (stacked, _) = (stack.0.clone(), stack.1.pop());
+        let mut answer = |name: &str| Ok(tensors.get(name).cloned());
+        let error = kbit_engine::Model::new(found, &mut answer).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("tensor {stacked}: found ")), "{error}");
+    }
 }
 
 #[test]

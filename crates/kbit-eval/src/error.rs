@@ -39,7 +39,7 @@ pub enum EvalError {
     },
     /// A probability that is not a number.
     #[error(
-        "{model}: the logits at token {token} of the text are not finite; the weights are damaged, or too coarse for this model: verify the file, or convert it again"
+        "{model}: the logits at token {token} of the text are not finite; the weights are damaged, or too coarse for this model: `kbit verify` names the tensors that are, convert the source again"
     )]
     NotFinite {
         /// Which of the models.

@@ -146,6 +146,10 @@ fn rejects_tensor_past_end_of_file_misaligned_or_overlapping() {
         bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
         refused(&bytes, words);
     }
+    let mut apart = bytes.clone();
+    apart[offset..offset + 8].copy_from_slice(&64u64.to_le_bytes());
+    apart.extend([0; 32]);
+    refused(&apart, "tensor one: it has 24 bytes, and 40 more stand before the next tensor, two");
     for (axis, words) in [(33u64, "blocks of 32"), (u64::MAX, "does not fit"), (1 << 60, "past the end")] {
         let mut bytes = bytes.clone();
         bytes[entry + 4..entry + 12].copy_from_slice(&axis.to_le_bytes());

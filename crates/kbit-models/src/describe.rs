@@ -5,8 +5,8 @@
 
 use crate::ModelError;
 use crate::architecture::{
-    Architecture, EmbeddingScale, Forward, Joined, LocalRope, Positions, Presence, RopeBlocks, Windows,
-    activation_of, in_layer,
+    Architecture, EmbeddingScale, FUSED_EXPERT, Forward, Joined, LocalRope, Positions, Presence, RopeBlocks,
+    Windows, activation_of, in_layer,
 };
 use crate::description::{
     Attention, Block, BlockNorms, Description, Embedding, ExpertGroups, Experts, Gating, Latent, Norm,
@@ -83,17 +83,21 @@ pub fn describe(metadata: &Metadata, has_tensor: &dyn Fn(&str) -> bool) -> Resul
             return Err(keys.bad(key, &format!("is {width}, too much for {heads} heads")));
         }
     }
-    // The last blocks of some models predict further tokens, which the forward pass has no use for.
-    let further = keys.opt_count("nextn_predict_layers", MAX_LAYERS)?.unwrap_or(0);
+    let further = further_blocks(metadata)?;
     let layers = keys.count("block_count", MAX_LAYERS)?.checked_sub(further).filter(|layers| *layers > 0);
     let layers =
         layers.ok_or_else(|| keys.bad("nextn_predict_layers", &format!("is {further}, all blocks")))?;
     let sizes = Sizes { hidden, heads, layers };
-    let epsilon_key = match forward.norm {
-        NormKind::Rms => "attention.layer_norm_rms_epsilon",
-        NormKind::Layer => "attention.layer_norm_epsilon",
+    let (mut epsilon_key, mut other_epsilon_key) =
+        ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon");
+    if forward.norm == NormKind::Layer {
+        std::mem::swap(&mut epsilon_key, &mut other_epsilon_key);
+    }
+    // Phi with experts has the key of the other kind.
+    let epsilon = match keys.opt_float(epsilon_key)?.or(keys.opt_float(other_epsilon_key)?) {
+        Some(epsilon) => epsilon,
+        None => metadata.f32(&keys.full(epsilon_key))?,
     };
-    let epsilon = metadata.f32(&keys.full(epsilon_key))?;
     if !(0.0..=1.0).contains(&epsilon) {
         return Err(keys.bad(epsilon_key, &format!("is {epsilon}, not between 0 and 1")));
     }
@@ -165,6 +169,16 @@ pub fn describe(metadata: &Metadata, has_tensor: &dyn Fn(&str) -> bool) -> Resul
         output_cap: keys.opt_positive("final_logit_softcapping")?,
         tied_output: !has_tensor("output.weight"),
     })
+}
+
+/// How many blocks behind those of the [`Description`] the file has: the last ones of some models predict further tokens, which
+/// the forward pass has no use for.
+///
+/// # Errors
+/// When the key has another type or an impossible value.
+pub fn further_blocks(metadata: &Metadata) -> Result<usize, ModelError> {
+    let keys = Keys { metadata, name: metadata.str("general.architecture")?, yarn_in_whole_pairs: true };
+    Ok(keys.opt_count("nextn_predict_layers", MAX_LAYERS)?.unwrap_or(0))
 }
 
 /// Key of the non-linearity, where it is not the architecture's usual one.
@@ -386,7 +400,17 @@ impl Keys<'_> {
         let gating = match nonzero("expert_gating_func")? {
             // A bias for the choice alone goes with sigmoids, also in files that do not say so.
             None if biased()? => Gating::Sigmoid,
-            None => routing.gating,
+            None => match (routing.gating, self.opt_float("expert_router_jitter")?) {
+                (Gating::SparseMixer { .. }, Some(jitter)) if (0.0..=1.0).contains(&jitter) => {
+                    Gating::SparseMixer { tolerance: 2.0 * jitter }
+                }
+                (Gating::SparseMixer { .. }, Some(jitter)) => {
+                    return Err(
+                        self.bad("expert_router_jitter", &format!("is {jitter}, not between 0 and 1"))
+                    );
+                }
+                (gating, _) => gating,
+            },
             Some(1) => Gating::Softmax,
             Some(2) => Gating::Sigmoid,
             Some(3) => Gating::SoftmaxOfChosen,
@@ -424,6 +448,10 @@ impl Keys<'_> {
             used,
             width,
             gating,
+            fused: has_tensor(&in_layer(
+                FUSED_EXPERT,
+                self.opt_count("leading_dense_block_count", MAX_LAYERS)?.unwrap_or(0),
+            )),
             normalised: self
                 .metadata
                 .opt_bool(&self.full("expert_weights_norm"))?
@@ -572,10 +600,13 @@ impl Keys<'_> {
                 let original_context = original_context()?;
                 RopeScaling::LongRope {
                     original_context,
-                    attention: self.positive_or(
-                        "rope.scaling.attn_factor",
-                        long_rope_magnitude(context()?, original_context),
-                    )?,
+                    attention: match self.opt_positive("rope.scaling.magnitude")? {
+                        Some(magnitude) => magnitude,
+                        None => self.positive_or(
+                            "rope.scaling.attn_factor",
+                            long_rope_magnitude(context()?, original_context),
+                        )?,
+                    },
                     long_factors: LONG_FACTORS.to_owned(),
                 }
             }
@@ -667,6 +698,30 @@ mod tests {
             (rope.dims, rope.base, rope.scaling, rope.factors),
             (16, 10000.0, RopeScaling::None, None)
         );
+    }
+
+    #[test]
+    fn phi_with_experts_has_layer_norms_under_the_key_of_rms_norms() {
+        let mut metadata = Metadata::new();
+        early()
+            .iter()
+            .for_each(|(key, value)| metadata.insert(key.replace("llama.", "phimoe."), value.clone()));
+        metadata.insert("general.architecture", Value::String("phimoe".to_owned()));
+        for (key, value) in [("expert_count", 4), ("expert_used_count", 2)] {
+            metadata.insert(format!("phimoe.{key}"), Value::U32(value));
+        }
+        let model = describe(&metadata, &usual).unwrap();
+        assert_eq!((model.norm.kind, model.norm.epsilon), (NormKind::Layer, 1e-5));
+        assert_eq!(model.experts.unwrap().gating, Gating::SparseMixer { tolerance: 0.02 });
+        metadata.insert("phimoe.expert_router_jitter", Value::F32(0.0));
+        let model = describe(&metadata, &usual).unwrap();
+        assert_eq!(model.experts.unwrap().gating, Gating::SparseMixer { tolerance: 0.0 });
+        metadata.insert("phimoe.expert_router_jitter", Value::F32(-1.0));
+        let error = describe(&metadata, &usual).unwrap_err().to_string();
+        assert!(error.contains("phimoe.expert_router_jitter") && error.contains("-1"), "{error}");
+        metadata.remove("phimoe.attention.layer_norm_rms_epsilon");
+        let error = describe(&metadata, &usual).unwrap_err().to_string();
+        assert!(error.contains("phimoe.attention.layer_norm_epsilon"), "{error}");
     }
 
     #[test]
@@ -793,6 +848,7 @@ mod tests {
             used: 3,
             width: 24,
             gating: Gating::Softmax,
+            fused: false,
             normalised: false,
             scale: 2.5,
             groups: Some(ExpertGroups { count: 4, used: 2, best: 1 }),

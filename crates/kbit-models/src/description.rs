@@ -304,6 +304,8 @@ pub struct Experts {
     pub width: usize,
     /// How the router's logits become scores.
     pub gating: Gating,
+    /// True where one stack of matrices, `ffn_gate_up_exps`, holds gate and up: the first half of an expert's rows is the gate.
+    pub fused: bool,
     /// True where the scores of the chosen experts are divided by their sum.
     pub normalised: bool,
     /// Factor on the experts' sum.
@@ -315,7 +317,7 @@ pub struct Experts {
 }
 
 /// How the router's logits become scores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Gating {
     /// Softmax over all experts.
     Softmax,
@@ -323,6 +325,12 @@ pub enum Gating {
     Sigmoid,
     /// Softmax over the chosen experts.
     SoftmaxOfChosen,
+    /// One expert after the other: the best of those left, whose score is its softmax among those left whose logits are about
+    /// as high (Liu et al. 2024, `SparseMixer-v2`, without its sampling, which is for training).
+    SparseMixer {
+        /// How far below, as a part of the larger magnitude of the expert's own logit and the best one.
+        tolerance: f32,
+    },
 }
 
 /// Groups of experts.

@@ -17,8 +17,10 @@ pub mod packed;
 mod training;
 
 pub use architecture::{Architecture, ExpectedTensor};
-pub use convert::{Conversion, ConvertOptions, Export, ExportTensor, OutputTensor, convert, export};
-pub use describe::describe;
+pub use convert::{
+    Conversion, ConvertOptions, Export, ExportTensor, OutputTensor, convert, export, is_other_modality,
+};
+pub use describe::{describe, further_blocks};
 pub use description::Description;
 pub use error::ModelError;
 pub use expr::{Axis, SourceExpr};

@@ -4,6 +4,7 @@
 //! is their ratio.
 
 use crate::compare::{self, Pair};
+use crate::engine;
 use crate::models;
 use crate::peers::{self, Peers};
 use crate::process::{self, Measured};
@@ -21,7 +22,7 @@ const ROOM: u64 = 2 << 30;
 /// `bench-peers`: kbit against its peers, measured.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Cases whose name contains one of these, as pure,mix/q4_k_m,convert [default: all]
+    /// Cases whose name contains one of these, as pure,mix/q4_k_m,evaluate/ [default: all]
     #[arg(long, value_name = "CASES", value_delimiter = ',')]
     only: Vec<String>,
     /// Rounds; the median counts
@@ -92,10 +93,16 @@ pub fn bench(peers: &Peers, args: &Args) -> Result<()> {
             "{outputs}: {free} bytes are free, {ROOM} are needed; name another by --outputs"
         ));
     }
+    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|part| matches(name, part));
     let mut cases = cases(&compare::file_types(peers)?);
-    cases.retain(|case| args.only.is_empty() || args.only.iter().any(|part| matches(&case.name, part)));
-    if cases.is_empty() {
-        return Err("no case has such a name; they begin with pure/, mix/ and convert/".to_owned());
+    cases.retain(|case| wanted(&case.name));
+    let mut engine_cases = engine::cases();
+    engine_cases.retain(|case| wanted(&case.name));
+    if cases.is_empty() && engine_cases.is_empty() {
+        return Err(
+            "no case has such a name; they begin with pure/, mix/, convert/, evaluate/ and generate/"
+                .to_owned(),
+        );
     }
     let (mut rows, mut failed) = (Vec::new(), Vec::new());
     for case in &cases {
@@ -111,16 +118,41 @@ pub fn bench(peers: &Peers, args: &Args) -> Result<()> {
         }
         pair.clean()?;
     }
+    let mut engine_rows = Vec::new();
+    let mut files = engine::Files::new(peers, &pair, &outputs);
+    for case in &engine_cases {
+        match engine::measure(case, &mut files, args.rounds, args.threads) {
+            Ok(row) => {
+                say(&row.line());
+                engine_rows.push(row);
+            }
+            Err(message) => {
+                say(&format!("{:<14} {message}", case.name));
+                failed.push(case.name.as_str());
+            }
+        }
+    }
+    files.remove()?;
+    pair.clean()?;
     if args.json {
         let machine = machine();
-        let found = serde_json::json!({"machine": machine, "threads": args.threads, "rounds": args.rounds, "cases": rows});
+        let found = serde_json::json!({
+            "machine": machine, "threads": args.threads, "rounds": args.rounds, "cases": rows, "engine": engine_rows,
+        });
         print(&format!("{found:#}"));
-    } else if args.markdown {
-        let head =
-            format!("{}, {} threads, beside llama.cpp of {}.", machine(), args.threads, peers::release());
-        print(&format!("{head}\n\n{}", table(&rows, false).markdown()));
     } else {
-        print(&table(&rows, true).text());
+        let absolute = !args.markdown;
+        let tables = [
+            (!rows.is_empty()).then(|| table(&rows, absolute)),
+            (!engine_rows.is_empty()).then(|| engine::table(&engine_rows, absolute)),
+        ];
+        let form = if args.markdown { Table::markdown } else { Table::text };
+        let mut texts: Vec<String> = tables.iter().flatten().map(form).collect();
+        if args.markdown {
+            let (machine, release) = (machine(), peers::release());
+            texts.insert(0, format!("{machine}, {} threads, beside llama.cpp of {release}.\n", args.threads));
+        }
+        print(&texts.join("\n"));
     }
     if failed.is_empty() { Ok(()) } else { Err(format!("not measured: {}", failed.join(", "))) }
 }
@@ -250,7 +282,7 @@ fn needs(pair: &Pair) -> Result<bool> {
     Ok(String::from_utf8_lossy(&text).contains("require an imatrix"))
 }
 
-fn succeeded(measured: Measured, who: &str, log: &Path) -> Result<Measured> {
+pub(crate) fn succeeded(measured: Measured, who: &str, log: &Path) -> Result<Measured> {
     if measured.success { Ok(measured) } else { Err(format!("{who} fails: {}", process::complaint(log))) }
 }
 
@@ -260,7 +292,7 @@ fn settle() -> Result<()> {
 }
 
 /// Reads all files of the model, so that they are in the page cache; their bytes.
-fn read_through(model: &Path) -> Result<u64> {
+pub(crate) fn read_through(model: &Path) -> Result<u64> {
     let paths: Vec<PathBuf> = if model.is_dir() {
         let entries = fs::read_dir(model).map_err(in_context(model.display()))?;
         entries
@@ -314,15 +346,15 @@ fn line(row: &Row) -> String {
     )
 }
 
-/// A column of the tables.
-struct Column {
-    name: &'static str,
+/// A column of a table of `Row`s.
+pub(crate) struct Column<Row> {
+    pub(crate) name: &'static str,
     /// Only true of one machine, and of one day.
-    is_absolute: bool,
-    cell: fn(&Row) -> String,
+    pub(crate) is_absolute: bool,
+    pub(crate) cell: fn(&Row) -> String,
 }
 
-const COLUMNS: &[Column] = &[
+const COLUMNS: &[Column<Row>] = &[
     Column { name: "case", is_absolute: false, cell: |row| row.case.clone() },
     Column {
         name: "importance",
@@ -343,7 +375,11 @@ const COLUMNS: &[Column] = &[
 
 /// The figures, or what of them holds beyond one machine.
 fn table(rows: &[Row], absolute: bool) -> Table {
-    let columns: Vec<_> = COLUMNS.iter().filter(|column| absolute || !column.is_absolute).collect();
+    table_of(COLUMNS, rows, absolute)
+}
+
+pub(crate) fn table_of<Row>(columns: &[Column<Row>], rows: &[Row], absolute: bool) -> Table {
+    let columns: Vec<_> = columns.iter().filter(|column| absolute || !column.is_absolute).collect();
     let mut table = Table::new(&columns.iter().map(|column| column.name).collect::<Vec<_>>());
     for row in rows {
         table.row(columns.iter().map(|column| (column.cell)(row)).collect());

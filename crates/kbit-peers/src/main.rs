@@ -6,6 +6,7 @@
 
 mod bench;
 mod compare;
+mod engine;
 mod fuzz;
 mod generate;
 mod ggml;
@@ -40,7 +41,7 @@ enum Command {
     FuzzPeers(fuzz::Args),
     /// Compare kbit's files with llama-quantize's: every file type, several models
     ComparePeers(compare::Args),
-    /// Measure kbit against llama-quantize and convert_hf_to_gguf.py
+    /// Measure kbit against llama-quantize, convert_hf_to_gguf.py, llama-perplexity and llama-bench
     BenchPeers(bench::Args),
     /// Print the rate of copying memory, in bytes of source a second
     #[command(hide = true)]

@@ -1,4 +1,4 @@
-//! Synthetic models: a Llama of 300 million normal weights whose rows are whole super-blocks, as GGUF in f32 and as a Hugging
+//! Synthetic models: Llamas of normal weights whose rows are whole super-blocks, as GGUF in f32 or bf16 and as a Hugging
 //! Face folder in bf16, with an importance matrix. Made once; the bytes repeat.
 
 use crate::generate::{ImportanceKind, bf16_rounded};
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 /// The shape of a Llama.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
+    /// What its files are called.
+    pub name: &'static str,
     pub hidden: u32,
     pub feed_forward: u32,
     pub layers: u32,
@@ -22,8 +24,26 @@ pub struct Shape {
 }
 
 /// 302 million weights. Twenty layers, so that the mixes' rules about first and last layers have something to choose.
-pub const LLAMA: Shape =
-    Shape { hidden: 1024, feed_forward: 2816, layers: 20, heads: 16, key_value_heads: 8, vocabulary: 32_000 };
+pub const LLAMA: Shape = Shape {
+    name: "llama-300m",
+    hidden: 1024,
+    feed_forward: 2816,
+    layers: 20,
+    heads: 16,
+    key_value_heads: 8,
+    vocabulary: 32_000,
+};
+
+/// 1.1 billion weights: the blocks of Llama 3.2 1B, and a smaller vocabulary.
+pub const LLAMA_1B: Shape = Shape {
+    name: "llama-1b",
+    hidden: 2048,
+    feed_forward: 8192,
+    layers: 16,
+    heads: 32,
+    key_value_heads: 8,
+    vocabulary: 32_000,
+};
 
 /// A tensor under both names.
 struct Tensor {
@@ -82,7 +102,8 @@ impl Shape {
         tensors
     }
 
-    fn metadata(&self) -> Metadata {
+    /// `file_type` is llama.cpp's number.
+    fn metadata(&self, file_type: u32) -> Metadata {
         let mut metadata = Metadata::new();
         let text = |text: &str| Value::String(text.to_owned());
         for (key, value) in [
@@ -99,7 +120,7 @@ impl Shape {
             ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
             ("llama.vocab_size", Value::U32(self.vocabulary)),
             ("llama.rope.dimension_count", Value::U32(self.head())),
-            ("general.file_type", Value::U32(0)),
+            ("general.file_type", Value::U32(file_type)),
             ("tokenizer.ggml.model", text("llama")),
             ("tokenizer.ggml.pre", text("default")),
         ] {
@@ -123,36 +144,64 @@ impl Shape {
     /// # Errors
     /// When it cannot be written.
     pub fn gguf(&self, folder: &Path) -> Result<PathBuf> {
-        let path = folder.join("llama-300m-f32.gguf");
+        let path = folder.join(format!("{}-f32.gguf", self.name));
+        self.write_gguf(&path, GgmlType::F32, 0, |weights| {
+            weights.iter().flat_map(|weight| weight.to_le_bytes()).collect()
+        })?;
+        Ok(path)
+    }
+
+    /// The GGUF file whose matrices are bf16, in `folder`; written unless it is there.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn bf16_gguf(&self, folder: &Path) -> Result<PathBuf> {
+        let path = folder.join(format!("{}-bf16.gguf", self.name));
+        self.write_gguf(&path, GgmlType::BF16, 32, bf16_bytes)?;
+        Ok(path)
+    }
+
+    /// `encode` gives the bytes of matrices' weights; vectors are f32.
+    fn write_gguf(
+        &self,
+        path: &Path,
+        ty: GgmlType,
+        file_type: u32,
+        encode: impl Fn(&[f32]) -> Vec<u8>,
+    ) -> Result<()> {
         if path.exists() {
-            return Ok(path);
+            return Ok(());
         }
         say(&format!("generating {}", path.display()));
-        fs::create_dir_all(folder).map_err(in_context(folder.display()))?;
         let tensors = self.tensors();
         let new: Vec<_> = tensors
             .iter()
             .map(|tensor| {
-                let rows = u64::from(tensor.rows);
-                let dims = if tensor.cols == 0 { vec![rows] } else { vec![tensor.cols.into(), rows] };
-                NewTensor { name: tensor.gguf.clone(), dims, ty: GgmlType::F32 }
+                let (name, rows) = (tensor.gguf.clone(), u64::from(tensor.rows));
+                match tensor.cols {
+                    0 => NewTensor { name, dims: vec![rows], ty: GgmlType::F32 },
+                    cols => NewTensor { name, dims: vec![cols.into(), rows], ty },
+                }
             })
             .collect();
         let failed = |error: kbit_formats::FormatError| error.to_string();
-        let layout = GgufLayout::new(&self.metadata(), &new, 32).map_err(failed)?;
+        let layout = GgufLayout::new(&self.metadata(file_type), &new, 32).map_err(failed)?;
         let options = WriteOptions { overwrite: true, keep_partial: false };
-        let writer = GgufWriter::create(&layout, &path, &options).map_err(failed)?;
+        let writer = GgufWriter::create(&layout, path, &options).map_err(failed)?;
         for (index, tensor) in tensors.iter().enumerate() {
             let mut offset = 0;
             pieces_of(tensor, index, |weights| {
-                let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+                let bytes = match tensor.cols {
+                    0 => weights.iter().flat_map(|weight| weight.to_le_bytes()).collect(),
+                    _ => encode(weights),
+                };
                 writer.write_at(index, offset, &bytes).map_err(failed)?;
                 offset += bytes.len() as u64;
                 Ok(())
             })?;
         }
         writer.finish().map_err(failed)?;
-        Ok(path)
+        Ok(())
     }
 
     /// An importance matrix for every matrix, in llama.cpp's GGUF format; written unless it is there. `vocabulary` adds the
@@ -161,7 +210,7 @@ impl Shape {
     /// # Errors
     /// When it cannot be written.
     pub fn imatrix(&self, folder: &Path, vocabulary: bool) -> Result<PathBuf> {
-        let path = folder.join(if vocabulary { "llama-300m-all.imatrix" } else { "llama-300m.imatrix" });
+        let path = folder.join(format!("{}{}.imatrix", self.name, if vocabulary { "-all" } else { "" }));
         if path.exists() {
             return Ok(path);
         }
@@ -206,12 +255,12 @@ impl Shape {
     /// # Errors
     /// When it cannot be written.
     pub fn hugging_face(&self, folder: &Path) -> Result<PathBuf> {
-        let model = folder.join("llama-300m-bf16");
+        let model = folder.join(format!("{}-bf16", self.name));
         if model.exists() {
             return Ok(model);
         }
         say(&format!("generating {}", model.display()));
-        let partial = folder.join("llama-300m-bf16.partial");
+        let partial = folder.join(format!("{}-bf16.partial", self.name));
         if partial.exists() {
             fs::remove_dir_all(&partial).map_err(in_context(partial.display()))?;
         }
@@ -279,16 +328,15 @@ impl Shape {
         out.write_all(&(header.len() as u64).to_le_bytes()).map_err(&io)?;
         out.write_all(header.as_bytes()).map_err(&io)?;
         for (index, tensor) in &tensors {
-            pieces_of(tensor, *index, |weights| {
-                let bytes: Vec<u8> = weights
-                    .iter()
-                    .flat_map(|weight| ((bf16_rounded(*weight).to_bits() >> 16) as u16).to_le_bytes())
-                    .collect();
-                out.write_all(&bytes).map_err(&io)
-            })?;
+            pieces_of(tensor, *index, |weights| out.write_all(&bf16_bytes(weights)).map_err(&io))?;
         }
         out.flush().map_err(&io)
     }
+}
+
+/// Weights as bf16.
+fn bf16_bytes(weights: &[f32]) -> Vec<u8> {
+    weights.iter().flat_map(|weight| ((bf16_rounded(*weight).to_bits() >> 16) as u16).to_le_bytes()).collect()
 }
 
 /// Hands the weights of a tensor to `take`, in pieces: normal with deviation 0.02, and 1 for norms.
@@ -378,19 +426,29 @@ fn bytes_field(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::{LLAMA, Shape, pieces, sentencepiece};
+    use super::{LLAMA, LLAMA_1B, Shape, pieces, sentencepiece};
     use kbit_formats::Checkpoint;
     use kbit_formats::gguf::Gguf;
 
-    const TINY: Shape =
-        Shape { hidden: 256, feed_forward: 512, layers: 2, heads: 4, key_value_heads: 2, vocabulary: 300 };
+    const TINY: Shape = Shape {
+        name: "tiny",
+        hidden: 256,
+        feed_forward: 512,
+        layers: 2,
+        heads: 4,
+        key_value_heads: 2,
+        vocabulary: 300,
+    };
 
     #[test]
-    fn the_model_has_300_million_weights_in_rows_of_super_blocks() {
-        let tensors = LLAMA.tensors();
-        let weights: u64 = tensors.iter().map(super::Tensor::elements).sum();
-        assert!((295_000_000..310_000_000).contains(&weights), "{weights}");
-        assert!(tensors.iter().all(|tensor| tensor.cols.is_multiple_of(256)));
+    fn models_have_as_many_weights_as_their_names_say_in_rows_of_super_blocks() {
+        for (shape, expected) in [(LLAMA, 295_000_000..310_000_000), (LLAMA_1B, 1_000_000_000..1_200_000_000)]
+        {
+            let tensors = shape.tensors();
+            let weights: u64 = tensors.iter().map(super::Tensor::elements).sum();
+            assert!(expected.contains(&weights), "{}: {weights}", shape.name);
+            assert!(tensors.iter().all(|tensor| tensor.cols.is_multiple_of(256)));
+        }
     }
 
     #[test]
@@ -398,6 +456,7 @@ mod tests {
         let folders = [tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder")];
         let files = folders.each_ref().map(|folder| {
             let gguf = TINY.gguf(folder.path()).expect("a file");
+            let halves = TINY.bf16_gguf(folder.path()).expect("a file");
             let imatrix = TINY.imatrix(folder.path(), false).expect("a file");
             let model = TINY.hugging_face(folder.path()).expect("a folder");
             let file = Gguf::open(&gguf).expect("GGUF");
@@ -406,7 +465,12 @@ mod tests {
             assert_eq!(Gguf::open(&imatrix).expect("GGUF").tensors().len(), 2 * 7 * 2);
             let checkpoint = Checkpoint::open(&model).expect("a checkpoint");
             assert_eq!(checkpoint.tensors().len(), file.tensors().len());
-            [gguf, imatrix, model.join("model.safetensors"), model.join("tokenizer.model")]
+            let (all, halved) = (file.tensors(), Gguf::open(&halves).expect("GGUF"));
+            for (tensor, half) in all.iter().zip(halved.tensors()) {
+                let expected = if tensor.dims.len() == 1 { tensor.bytes } else { tensor.bytes / 2 };
+                assert_eq!((&tensor.name, expected), (&half.name, half.bytes));
+            }
+            [gguf, halves, imatrix, model.join("model.safetensors"), model.join("tokenizer.model")]
                 .map(|path| std::fs::read(path).expect("bytes"))
         });
         assert!(files[0] == files[1]);

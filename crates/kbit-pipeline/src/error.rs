@@ -220,6 +220,18 @@ pub enum PipelineError {
         /// Its architecture.
         architecture: String,
     },
+    /// The file has a tensor that its architecture has not.
+    #[error("{}: the tensor {tensor} has no place in this {architecture} model of {layers} blocks, and leaving it out would change what the model says; the metadata and the tensors belong to different models: convert the source again, or update kbit", path.display())]
+    UnknownTensor {
+        /// File.
+        path: PathBuf,
+        /// GGUF name.
+        tensor: String,
+        /// Architecture of the file.
+        architecture: String,
+        /// Blocks of the model, by its metadata.
+        layers: usize,
+    },
     /// The model has no tokenizer, and a text is to be measured.
     #[error("{}: the model has no tokenizer; put tokenizer.json or tokenizer.model beside it, or use a GGUF file that has one", path.display())]
     NoTokenizer {

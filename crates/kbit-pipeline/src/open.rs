@@ -11,7 +11,7 @@ use kbit_host::{Bytes, Isolation, MatrixInfo, OpenScheme, ParamValues, PluginCod
 use kbit_models::{ConvertOptions, OutputTensor, TrainingInfo};
 use kbit_tokenizers::{Tokenizer, TokenizerError};
 use kbit_types::{Codec, CodecError, MatrixShape};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -84,13 +84,30 @@ impl OpenModel {
             .collect();
         let has = |name: &str| names.iter().any(|known| known == name);
         let description = kbit_models::describe(gguf.metadata(), &has)?;
+        let further = kbit_models::further_blocks(gguf.metadata())?;
+        let mut used = HashSet::new();
         let model = Model::new(description, &mut |name| {
+            used.insert(name.to_owned());
             if let Some(codecs) = packed.codecs(name)? {
                 return Ok(Some(codecs));
             }
             gguf.tensor(name).map(|tensor| block_codecs(tensor, map.of(tensor))).transpose()
         })?;
         let sizes = stored_sizes(gguf, &packed);
+        let layers = model.description().layers;
+        // Parts that were passed through, and blocks that predict further tokens, have no place in the forward pass.
+        let is_apart = |name: &str| {
+            kbit_models::is_other_modality(name)
+                || (layers..layers + further).any(|layer| name.starts_with(&format!("blk.{layer}.")))
+        };
+        if let Some((tensor, ..)) = sizes.iter().find(|(name, ..)| !used.contains(name) && !is_apart(name)) {
+            return Err(PipelineError::UnknownTensor {
+                path: gguf.path().to_owned(),
+                tensor: tensor.clone(),
+                architecture: model.description().architecture.clone(),
+                layers,
+            });
+        }
         Ok(Self {
             path: gguf.path().to_owned(),
             step_bytes: step_bytes(&model, &sizes, |_, bytes| bytes),

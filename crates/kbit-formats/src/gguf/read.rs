@@ -212,7 +212,8 @@ fn alignment(path: &Path, metadata: &Metadata) -> Result<u64, FormatError> {
     }
 }
 
-/// Turns offsets into absolute ones and checks that every tensor lies inside the file and none overlaps another.
+/// Turns offsets into absolute ones and checks that every tensor lies inside the file, none overlaps another, and none leaves
+/// bytes unused behind it: then its shape or type is not that of what was written. ggml refuses such files as well.
 fn place_tensors(
     path: &Path,
     tensors: &mut [TensorInfo],
@@ -249,6 +250,16 @@ fn place_tensors(
                 &pair[1].name,
                 format!("it overlaps tensor {}", pair[0].name),
             ));
+        }
+        let end = pair[0].offset + pair[0].bytes;
+        if end.next_multiple_of(alignment) < pair[1].offset {
+            let reason = format!(
+                "it has {} bytes, and {} more stand before the next tensor, {}: its shape or type is not that of its data",
+                pair[0].bytes,
+                pair[1].offset - end,
+                pair[1].name
+            );
+            return Err(FormatError::tensor(path, &pair[0].name, reason));
         }
     }
     Ok(())

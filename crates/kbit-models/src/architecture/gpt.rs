@@ -7,7 +7,7 @@
 use super::parts::*;
 use super::{
     Architecture, BEFORE, Classes, Dim, Fallback, Forward, From, GPT_FORWARD, HALVES, Joined,
-    LAYER_NORM_OF_EACH_HEAD, LLAMA_FORWARD, Positions, Rounding, Step, TensorRule,
+    LAYER_NORM_OF_EACH_HEAD, LLAMA_FORWARD, Positions, Rounding, Step, TensorRule, Unlisted,
 };
 use crate::describe::ACTIVATION;
 use crate::description::{Activation, BlockNorms, NormKind, Residual};
@@ -106,7 +106,7 @@ pub(super) const GPT_NEO: Architecture = Architecture {
         entry("attention.layer_norm_epsilon", From::NeededFloat(&["layer_norm_epsilon"])),
         entry("attention.scale", From::AlwaysFloat(1.0)),
         entry("attention.sliding_window", From::Needed(&["window_size"])),
-        entry("attention.sliding_window_pattern", From::SlidingPattern),
+        entry("attention.sliding_window_pattern", From::SlidingPattern(Unlisted::AllButEveryFourth)),
         entry("", From::FileType),
     ],
     tensors: &[&[

@@ -284,7 +284,7 @@ pub enum Windows {
 }
 
 /// How experts are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Routing {
     /// How the router's logits become scores.
     pub gating: Gating,
@@ -384,16 +384,32 @@ pub enum From {
     OriginalContext,
     /// F32: the factor on attention that goes with factors for long contexts, where there are any.
     LongRopeAttention,
-    /// Bool array: which blocks have a sliding window.
-    SlidingPattern,
+    /// Bool array: which blocks have a sliding window, where the model has one.
+    SlidingPattern(Unlisted),
     /// String: the name of the non-linearity, where it is another than the architecture's usual one.
     OtherActivation,
     /// Bool: this key, where it differs from what llama.cpp takes for granted of the architecture.
     FlagUnless(&'static str, bool),
+    /// F32: this key, where it differs from what all models of the architecture that are known have.
+    FloatUnless(&'static str, f64),
+    /// F32: the factor on sines and cosines that config.json gives with factors for long contexts, for which llama.cpp takes
+    /// [`From::LongRopeAttention`].
+    LongRopeMagnitude,
     /// U32: the sliding window, where the model has one that llama.cpp does not know of.
     OwnWindow,
     /// Not an entry of the architecture: `general.file_type` stands here, which depends on the output.
     FileType,
+}
+
+/// Which blocks have a sliding window where config.json does not list them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unlisted {
+    /// All but every fourth (Olmo 3).
+    AllButEveryFourth,
+    /// Those from `max_window_layers` on (Qwen 2).
+    FromMaxWindowLayers,
+    /// Every other one, from the first on, before `max_window_layers` (Qwen 2 with experts).
+    EvenBelowMaxWindowLayers,
 }
 
 /// A divisor's exponent.
@@ -665,6 +681,10 @@ impl ExpectedTensor {
 const APART: [&str; 3] = ["blk.{layer}.attn_q.", "blk.{layer}.attn_k.", "blk.{layer}.attn_v."];
 /// The one.
 const FUSED: [&str; 2] = ["blk.{layer}.attn_qkv.weight", "blk.{layer}.attn_qkv.bias"];
+/// Stacks of experts that some files have apart and others in one.
+const EXPERTS_APART: [&str; 2] = ["blk.{layer}.ffn_gate_exps.", "blk.{layer}.ffn_up_exps."];
+/// The one.
+pub(crate) const FUSED_EXPERT: &str = "blk.{layer}.ffn_gate_up_exps.weight";
 
 impl Description {
     /// Every tensor that a GGUF of this model has or may have.
@@ -677,8 +697,12 @@ impl Description {
         let architecture = Architecture::by_name(&self.architecture)?;
         // Older files of some architectures have one matrix where newer ones have three.
         let swapped = self.attention.fused && architecture.rules().all(|rule| rule.name != FUSED[0]);
-        let apart = |rule: &&TensorRule| APART.iter().any(|name| rule.name.starts_with(name));
-        for rule in architecture.rules().filter(|rule| !(swapped && apart(rule))) {
+        let begins = |rule: &TensorRule, names: &[&str]| names.iter().any(|name| rule.name.starts_with(name));
+        let fused = self.experts.filter(|experts| experts.fused);
+        let replaced = |rule: &TensorRule| {
+            (swapped && begins(rule, &APART)) || (fused.is_some() && begins(rule, &EXPERTS_APART))
+        };
+        for rule in architecture.rules().filter(|rule| !replaced(rule)) {
             let required = match rule.presence {
                 Presence::Required => true,
                 Presence::Optional => false,
@@ -699,6 +723,16 @@ impl Description {
                     expected.push(ExpectedTensor { name, shape: shape.clone(), role: rule.role, required });
                 }
             }
+        }
+        if let Some(experts) = fused {
+            let shape = [experts.count, 2 * experts.width, self.hidden].map(|length| length as u64);
+            let with_experts = self.blocks.iter().enumerate().filter(|(_, block)| block.experts);
+            expected.extend(with_experts.map(|(layer, _)| ExpectedTensor {
+                name: in_layer(FUSED_EXPERT, layer),
+                shape: shape.to_vec(),
+                role: Role::Matrix,
+                required: true,
+            }));
         }
         if swapped {
             let width = (self.query_width() + self.key_width() + self.value_width()) as u64;

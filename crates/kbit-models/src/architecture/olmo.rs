@@ -6,7 +6,7 @@
 use super::parts::*;
 use super::{
     ADJACENT_PAIRS, AROUND, Architecture, Classes, Fallback, Forward, From, LLAMA_FORWARD, LocalRope,
-    Positions, RMS_OF_ALL_HEADS, RopeBlocks, Routing, Windows,
+    Positions, RMS_OF_ALL_HEADS, RopeBlocks, Routing, Unlisted, Windows,
 };
 use crate::description::{BlockNorms, Gating, NormKind, RopeStyle};
 
@@ -78,7 +78,7 @@ pub(super) const OLMO2: Architecture = Architecture {
     parameters: &[
         entry("", From::Common),
         entry("attention.sliding_window", From::Count(&["sliding_window"])),
-        entry("attention.sliding_window_pattern", From::SlidingPattern),
+        entry("attention.sliding_window_pattern", From::SlidingPattern(Unlisted::AllButEveryFourth)),
     ],
     tensors: &[
         ENDS,

@@ -6,9 +6,9 @@
 use super::parts::*;
 use super::{
     Architecture, Classes, Dim, Factors, Fallback, Forward, From, GPT_FORWARD, HALVES, Joined, LLAMA_FORWARD,
-    ONE_BEFORE, Parameter, Rounding, TensorRule,
+    ONE_BEFORE, Parameter, Rounding, Routing, TensorRule,
 };
-use crate::description::{Gate, Residual};
+use crate::description::{Gate, Gating, NormKind, Residual};
 
 /// Phi-2: one norm a block, attention and feed-forward side by side, part of each head rotary.
 pub(super) const PHI2: Architecture = Architecture {
@@ -126,7 +126,11 @@ pub(super) const PHI3: Architecture = Architecture {
     refused: &[],
 };
 
-/// Phi-3.5 with experts.
+/// Noise on the router's logits in training, of all models that are known.
+const ROUTER_JITTER: f32 = 0.01;
+
+/// Phi-3.5 with experts. llama.cpp computes it with RMS norms and a softmax over all experts; here it is what Hugging Face
+/// transformers computes.
 pub(super) const PHI_MOE: Architecture = Architecture {
     name: "phimoe",
     classes: &[Classes {
@@ -140,7 +144,15 @@ pub(super) const PHI_MOE: Architecture = Architecture {
             ("num_experts_per_tok", Fallback::Count(2)),
         ],
     }],
-    forward: None,
+    forward: Some(Forward {
+        norm: NormKind::Layer,
+        routing: Routing {
+            gating: Gating::SparseMixer { tolerance: 2.0 * ROUTER_JITTER },
+            normalised: false,
+            gated_shared: false,
+        },
+        ..LLAMA_FORWARD
+    }),
     parameters: &[
         entry("rope.scaling.attn_factor", From::LongRopeAttention),
         entry("context_length", From::Needed(&["n_positions", "max_position_embeddings"])),
@@ -157,6 +169,8 @@ pub(super) const PHI_MOE: Architecture = Architecture {
         entry("attention.sliding_window", From::CountOr(&["sliding_window"], 0)),
         entry("expert_used_count", From::Needed(&["num_experts_per_tok", "num_experts_per_token"])),
         entry("expert_count", From::Needed(EXPERT_KEYS)),
+        entry("expert_router_jitter", From::FloatUnless("router_jitter_noise", 0.01)),
+        entry("rope.scaling.magnitude", From::LongRopeMagnitude),
     ],
     tensors: &[
         LONG_FACTORS,

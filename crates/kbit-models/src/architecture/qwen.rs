@@ -5,9 +5,23 @@
 
 use super::parts::*;
 use super::{
-    Architecture, Classes, Dim, Fallback, Forward, From, LLAMA_FORWARD, RMS_OF_HEADS, Routing, TensorRule,
+    Architecture, Classes, Dim, Fallback, Forward, From, LLAMA_FORWARD, Parameter, RMS_OF_HEADS, Routing,
+    TensorRule, Unlisted,
 };
 use crate::description::Gating;
+
+/// Whether a configuration asks for windows.
+const NO_WINDOWS: (&str, Fallback) = ("use_sliding_window", Fallback::Flag(false));
+/// How long they are.
+const WINDOW: (&str, Fallback) = ("sliding_window", Fallback::Count(4096));
+/// Where they begin or end.
+const MAX_WINDOW_LAYERS: (&str, Fallback) = ("max_window_layers", Fallback::Count(28));
+/// The entry of the window.
+const OWN_WINDOW: Parameter = entry("attention.sliding_window", From::OwnWindow);
+/// The entry of the blocks that have it.
+const fn windowed(unlisted: Unlisted) -> Parameter {
+    entry("attention.sliding_window_pattern", From::SlidingPattern(unlisted))
+}
 
 /// Qwen 1.5, 2 and 2.5.
 pub(super) const QWEN2: Architecture = Architecture {
@@ -19,10 +33,13 @@ pub(super) const QWEN2: Architecture = Architecture {
             ("max_position_embeddings", Fallback::Count(32_768)),
             ("rms_norm_eps", Fallback::Float(1e-6)),
             ROPE_10K,
+            NO_WINDOWS,
+            WINDOW,
+            MAX_WINDOW_LAYERS,
         ],
     }],
     forward: Some(Forward { ..LLAMA_FORWARD }),
-    parameters: &[entry("", From::Common)],
+    parameters: &[entry("", From::Common), OWN_WINDOW, windowed(Unlisted::FromMaxWindowLayers)],
     tensors: &[ENDS, NORMS, ATTENTION, GATED],
     dropped: BUFFERS,
     optional_prefix: "",
@@ -44,6 +61,9 @@ pub(super) const QWEN2_MOE: Architecture = Architecture {
             ("num_experts_per_tok", Fallback::Count(4)),
             ("num_experts", Fallback::Count(60)),
             ROPE_10K,
+            NO_WINDOWS,
+            WINDOW,
+            MAX_WINDOW_LAYERS,
         ],
     }],
     forward: Some(Forward {
@@ -55,6 +75,8 @@ pub(super) const QWEN2_MOE: Architecture = Architecture {
         entry("expert_feed_forward_length", From::Count(&["moe_intermediate_size"])),
         entry("expert_shared_feed_forward_length", From::Count(&["shared_expert_intermediate_size"])),
         entry("expert_weights_norm", From::FlagUnless("norm_topk_prob", false)),
+        OWN_WINDOW,
+        windowed(Unlisted::EvenBelowMaxWindowLayers),
     ],
     tensors: &[ENDS, NORMS, ATTENTION, EXPERTS, FUSED_EXPERTS, SHARED_EXPERT],
     dropped: BUFFERS,
@@ -93,10 +115,13 @@ pub(super) const QWEN3: Architecture = Architecture {
             ("rms_norm_eps", Fallback::Float(1e-6)),
             ("head_dim", Fallback::Count(128)),
             ROPE_10K,
+            NO_WINDOWS,
+            WINDOW,
+            MAX_WINDOW_LAYERS,
         ],
     }],
     forward: Some(Forward { head_norm: RMS_OF_HEADS, ..LLAMA_FORWARD }),
-    parameters: &[entry("", From::Common)],
+    parameters: &[entry("", From::Common), OWN_WINDOW, windowed(Unlisted::FromMaxWindowLayers)],
     tensors: &[ENDS, NORMS, ATTENTION, HEAD_NORMS, GATED],
     dropped: BUFFERS,
     optional_prefix: "",
@@ -117,6 +142,8 @@ pub(super) const QWEN3_MOE: Architecture = Architecture {
             ("num_experts_per_tok", Fallback::Count(8)),
             ("num_experts", Fallback::Count(128)),
             ROPE_10K,
+            NO_WINDOWS,
+            WINDOW,
         ],
     }],
     forward: Some(Forward { head_norm: RMS_OF_HEADS, ..LLAMA_FORWARD }),
@@ -124,6 +151,7 @@ pub(super) const QWEN3_MOE: Architecture = Architecture {
         entry("", From::Common),
         entry("expert_feed_forward_length", From::Count(&["moe_intermediate_size"])),
         entry("expert_weights_norm", From::FlagUnless("norm_topk_prob", true)),
+        OWN_WINDOW,
     ],
     tensors: &[ENDS, NORMS, ATTENTION, HEAD_NORMS, EXPERTS, FUSED_EXPERTS],
     dropped: BUFFERS,

@@ -3,7 +3,7 @@
 use crate::ModelError;
 use crate::architecture::{
     Architecture, Classes, Dim, EXPERT_KEYS, Factors, Fallback, From, HEAD_KEYS, HIDDEN_KEYS, LAYER_KEYS,
-    Parameter, Power, Rounding, activation_of,
+    Parameter, Power, Rounding, Unlisted, activation_of,
 };
 use kbit_formats::gguf::{Array, Metadata, Value};
 use serde_json::{Map, Value as Json};
@@ -577,8 +577,8 @@ impl Config {
                     }
                     continue;
                 }
-                From::SlidingPattern => {
-                    self.sliding_pattern()?.map(|pattern| Value::Array(Array::Bool(pattern)))
+                From::SlidingPattern(unlisted) => {
+                    self.sliding_pattern(*unlisted)?.map(|pattern| Value::Array(Array::Bool(pattern)))
                 }
                 From::OtherActivation => {
                     let usual = architecture.forward.as_ref().map(|forward| forward.activation.0);
@@ -588,6 +588,10 @@ impl Config {
                 From::FlagUnless(key, usual) => {
                     self.flag(key).filter(|value| value != usual).map(Value::Bool)
                 }
+                From::FloatUnless(key, usual) => {
+                    self.opt_float(key)?.filter(|value| value != usual).map(single)
+                }
+                From::LongRopeMagnitude => self.long_rope_magnitude()?.map(single),
                 From::OwnWindow => match self.flag("use_sliding_window") {
                     Some(false) => None,
                     _ => count(&["sliding_window"])?.filter(|window| *window > 0).map(Value::U32),
@@ -655,9 +659,23 @@ impl Config {
         }
     }
 
+    /// The factor on sines and cosines that goes with factors for long contexts, where it is given.
+    fn long_rope_magnitude(&self) -> Result<Option<f64>, ModelError> {
+        match (self.rope_float("short_mscale")?, self.rope_float("long_mscale")?) {
+            (None, None) => Ok(None),
+            (Some(short), Some(long)) if short == long => Ok(Some(short)),
+            (short, long) => Err(self.bad(format!(
+                "\"short_mscale\" is {short:?} and \"long_mscale\" is {long:?}, where both are the same in all models that kbit knows; get the file anew"
+            ))),
+        }
+    }
+
     /// Which blocks have a sliding window, where the model has one.
-    fn sliding_pattern(&self) -> Result<Option<Vec<bool>>, ModelError> {
+    fn sliding_pattern(&self, unlisted: Unlisted) -> Result<Option<Vec<bool>>, ModelError> {
         if self.get("sliding_window").is_none() && self.get("window_size").is_none() {
+            return Ok(None);
+        }
+        if self.flag("use_sliding_window") == Some(false) {
             return Ok(None);
         }
         let layers = self.layers()?;
@@ -669,8 +687,15 @@ impl Config {
                         "\"attention_types\" is not a list of kinds with their counts; get the file anew",
                     )
                 })?,
-                // Olmo 3: all but every fourth.
-                None => return Ok(Some((1..=layers.min(MAX_LAYERS)).map(|layer| layer % 4 != 0).collect())),
+                None => {
+                    let bound = self.opt_count("max_window_layers")?.map_or(0, u64::from);
+                    let windowed = |layer: u64| match unlisted {
+                        Unlisted::AllButEveryFourth => !(layer + 1).is_multiple_of(4),
+                        Unlisted::FromMaxWindowLayers => layer >= bound,
+                        Unlisted::EvenBelowMaxWindowLayers => layer.is_multiple_of(2) && layer < bound,
+                    };
+                    return Ok(Some((0..layers.min(MAX_LAYERS)).map(windowed).collect()));
+                }
             },
         };
         if kinds.len() as u64 != layers {

@@ -119,7 +119,8 @@ pub fn convert(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Conv
 }
 
 /// True for tensors of a vision or audio part, by their names. Source: llama.cpp's converter.
-fn is_other_modality(name: &str) -> bool {
+#[must_use]
+pub fn is_other_modality(name: &str) -> bool {
     const BEGIN: &[&str] = &[
         "mlp",
         "vit.",

@@ -4,6 +4,7 @@ use crate::cli::Logits;
 use crate::failure::{DONE, Failure};
 use crate::output;
 use crate::session::Session;
+use kbit_engine::EngineError;
 use kbit_host::Isolation;
 use kbit_models::ConvertOptions;
 use kbit_pipeline::open::OpenModel;
@@ -17,6 +18,9 @@ pub fn logits(session: &Session, arguments: &Logits) -> Result<u8, Failure> {
     let mut state = model.model.session(arguments.tokens.len());
     let mut logits = Vec::new();
     state.forward(&arguments.tokens, 0, &mut logits)?;
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        return Err(EngineError::Logits.into());
+    }
     let vocab = logits.len() / arguments.tokens.len().max(1);
     let shape = [arguments.tokens.len() as u64, vocab as u64];
     kbit_formats::write_safetensors_f32(&arguments.out, "logits", &shape, &logits)?;
