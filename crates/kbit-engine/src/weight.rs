@@ -1,8 +1,9 @@
 //! A weight matrix behind its codec, and the ways to multiply by it.
 //!
 //! Weights are decoded per use, some rows at a time, and packed into panels ([`packed`](crate::packed)); a task multiplies each panel
-//! with all activations while it is in the first-level cache. One token goes the same way as a batch: packing keeps up with the
-//! memory that the weights come from. So every output is one sum, whose order depends on nothing but the number of columns.
+//! with all activations while it is in the first-level cache. One token is multiplied with rows as they are stored, at the speed of
+//! memory, where there are kernels for that, whose sums are those of panels. So every output is one sum, whose order depends on
+//! nothing but the number of columns.
 
 use crate::buffer::{Rows, RowsMut, Window, padded};
 use crate::compute::Compute;
