@@ -5,7 +5,7 @@
 use crate::EngineError;
 use crate::buffer::{Rows, Window};
 use crate::compute::Compute;
-use crate::packed::{INTEGER_TOKENS, IntegerCols, IntegerRows, IntegerTile, IntegerTokens, PANEL, Units};
+use crate::packed::{INTEGER_TOKENS, IntegerBatch, IntegerCols, IntegerProduct, IntegerRows, PANEL, Units};
 use kbit_types::{IntegerActivations, IntegerBlocks, IntegerPanel, PackedActivation};
 
 /// Groups of [`INTEGER_TOKENS`] activations that one task packs.
@@ -143,25 +143,10 @@ fn multiply_panel(
             IntegerPanel { levels, scales, part_scales, minimum_scales, minimums },
         )?;
         let w = IntegerRows { levels, scales, part_scales, minimum_scales, minimums };
-        let (all, before, lens) = (cols.activation(), before.activation(), piece.activation());
-        for token in (0..out.rows()).step_by(INTEGER_TOKENS) {
-            let count = INTEGER_TOKENS.min(out.rows() - token);
-            let of = |i: usize| &packed[i][token * all[i] + count * before[i]..][..count * lens[i]];
-            let x = IntegerTokens {
-                levels: bytemuck::cast_slice(of(0)),
-                scales: of(1),
-                corrections: bytemuck::cast_slice(of(2)),
-                sums: bytemuck::cast_slice(of(3)),
-            };
-            let (width, add) = (out.cols(), start > 0);
-            compute.kernels.tile_integers(IntegerTile::new(
-                piece,
-                x,
-                w,
-                out.tile(token, count, 0, width),
-                add,
-            ));
-        }
+        let (tokens, width) = (out.rows(), out.cols());
+        let x = IntegerBatch { packed, all: cols, before };
+        let out = out.tile(0, tokens, 0, width);
+        compute.kernels.multiply_integers(&mut IntegerProduct::new(piece, x, w, out, start > 0));
         start = end;
     }
     Ok(())

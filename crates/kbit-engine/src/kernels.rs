@@ -4,7 +4,7 @@ use crate::arch::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::{avx2::Avx2, avx512::Avx512};
 use crate::buffer::{Rows, RowsMut};
-use crate::packed::{IntegerTile, Tile, Units};
+use crate::packed::{IntegerProduct, Tile, Units};
 
 /// Instruction sets that have kernels of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -155,8 +155,8 @@ impl Kernels {
     }
 
     /// Products of integers: see [`Terms`](kbit_types::Terms). Equal bits with every instruction set.
-    pub(crate) fn tile_integers(&self, tile: IntegerTile<'_, '_>) {
-        with!(self.tile_integers(tile));
+    pub(crate) fn multiply_integers(&self, product: &mut IntegerProduct<'_, '_>) {
+        with!(self.multiply_integers(product));
     }
 
     /// True where stored bf16 may be multiplied as they are: where subnormal ones count as zero, as [`Kernels::round_bf16`] makes

@@ -185,14 +185,41 @@ impl IntegerCols {
 /// Activations as integers, up to [`INTEGER_TOKENS`] of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IntegerTokens<'a> {
-    /// `[cols / 4, tokens]`: four levels.
+    pub(crate) count: usize,
+    /// `[cols / 4, count]`: four levels.
     pub(crate) levels: &'a [u32],
-    /// `[cols / block, tokens]`.
+    /// `[cols / block, count]`.
     pub(crate) scales: &'a [f32],
-    /// `[cols / part, tokens]`: what the offset of the weights adds to the sum of a part, times -1.
+    /// `[cols / part, count]`: what the offset of the weights adds to the sum of a part, times -1.
     pub(crate) corrections: &'a [i32],
-    /// `[cols / part / 2, tokens]`, rounded up: sums of the levels of two neighbouring parts, 16 bits each, the first in the low half.
+    /// `[cols / part / 2, count]`, rounded up: sums of the levels of two neighbouring parts, 16 bits each, the first in the low half.
     pub(crate) sums: &'a [u32],
+}
+
+/// All activations as integers, and some columns of them: first the levels of all, then their scales, corrections and sums; each of
+/// them [`INTEGER_TOKENS`] rows after as many, as [`IntegerTokens`] has them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IntegerBatch<'a> {
+    pub(crate) packed: [&'a [f32]; 4],
+    /// The columns that there are, and those before the ones that are meant.
+    pub(crate) all: IntegerCols,
+    pub(crate) before: IntegerCols,
+}
+
+impl<'a> IntegerBatch<'a> {
+    /// Columns `cols` of `count` activations from `first` on, with which a group begins.
+    #[inline]
+    fn tokens(&self, cols: IntegerCols, first: usize, count: usize) -> IntegerTokens<'a> {
+        let (all, before, lens) = (self.all.activation(), self.before.activation(), cols.activation());
+        let of = |i: usize| &self.packed[i][first * all[i] + count * before[i]..][..count * lens[i]];
+        IntegerTokens {
+            count,
+            levels: bytemuck::cast_slice(of(0)),
+            scales: of(1),
+            corrections: bytemuck::cast_slice(of(2)),
+            sums: bytemuck::cast_slice(of(3)),
+        }
+    }
 }
 
 /// A panel of weights as integers: as [`IntegerPanel`](kbit_types::IntegerPanel), to be read.
@@ -205,39 +232,28 @@ pub(crate) struct IntegerRows<'a> {
     pub(crate) minimums: &'a [u32],
 }
 
-/// As [`Tile`], of integers.
-pub(crate) struct IntegerTile<'a, 'o> {
+/// Products of a panel of integers with all activations, over some columns.
+pub(crate) struct IntegerProduct<'a, 'o> {
     cols: IntegerCols,
-    x: IntegerTokens<'a>,
+    x: IntegerBatch<'a>,
     w: IntegerRows<'a>,
     out: Window<'o>,
     add: bool,
 }
 
-impl<'a, 'o> IntegerTile<'a, 'o> {
+impl<'a, 'o> IntegerProduct<'a, 'o> {
     /// `out` `[tokens, rows]`. Sums go on from what `out` holds if `add`, else start from zero.
-    #[inline]
     pub(crate) fn new(
         cols: IntegerCols,
-        x: IntegerTokens<'a>,
+        x: IntegerBatch<'a>,
         w: IntegerRows<'a>,
         out: Window<'o>,
         add: bool,
     ) -> Self {
-        let (tokens, rows) = (out.rows(), out.cols());
-        assert!((1..=INTEGER_TOKENS).contains(&tokens) && (1..=PANEL).contains(&rows), "size of the tile");
-        let [levels, scales, part_scales, minimum_scales, minimums] = cols.panel().map(|len| len * PANEL);
-        let rows_fit = (w.levels.len() == levels)
-            & (w.scales.len() == scales)
-            & (w.part_scales.len() == part_scales)
-            & (w.minimum_scales.len() == minimum_scales)
-            & (w.minimums.len() == minimums);
-        let [levels, scales, corrections, sums] = cols.activation().map(|len| len * tokens);
-        let tokens_fit = (x.levels.len() == levels)
-            & (x.scales.len() == scales)
-            & (x.corrections.len() == corrections)
-            & (x.sums.len() == sums);
-        assert!(rows_fit && tokens_fit, "size of the operands");
+        assert!((1..=PANEL).contains(&out.cols()), "rows of a panel");
+        let rows =
+            [w.levels.len(), w.scales.len(), w.part_scales.len(), w.minimum_scales.len(), w.minimums.len()];
+        assert_eq!(rows, cols.panel().map(|len| len * PANEL), "size of the weights");
         Self { cols, x, w, out, add }
     }
 
@@ -245,8 +261,10 @@ impl<'a, 'o> IntegerTile<'a, 'o> {
         self.cols
     }
 
-    pub(crate) fn x(&self) -> IntegerTokens<'a> {
-        self.x
+    /// The activations from `first` on, where a group begins: as many as there are in a tile.
+    #[inline]
+    pub(crate) fn x(&self, first: usize) -> IntegerTokens<'a> {
+        self.x.tokens(self.cols, first, INTEGER_TOKENS.min(self.out.rows() - first))
     }
 
     pub(crate) fn w(&self) -> IntegerRows<'a> {

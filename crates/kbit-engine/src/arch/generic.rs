@@ -4,7 +4,7 @@
 //! [`Arithmetic`], which says whether `a * b + c` rounds once or twice, and do everything else in a fixed order with
 //! 16 partial sums; so all CPUs with fused multiply-add get equal bits, whatever the width of their vectors.
 
-use crate::packed::{IntegerTile, PANEL, Units};
+use crate::packed::{INTEGER_TOKENS, IntegerProduct, PANEL, Units};
 use kbit_types::Terms;
 
 /// Partial sums of every reduction; lane `i` sums the elements with index `i` modulo 16, in order.
@@ -86,18 +86,21 @@ pub(crate) fn interleave(from: Units<'_>, width: usize, to: &mut [u32], first: u
     }
 }
 
-/// See [`Kernels::tile_integers`](crate::Kernels::tile_integers).
+/// See [`Kernels::multiply_integers`](crate::Kernels::multiply_integers).
 #[inline(always)]
-pub(crate) fn tile_integers(tile: &mut IntegerTile<'_, '_>) {
-    let (layout, blocks) = (tile.cols().layout(), tile.cols().blocks());
-    let (x, w) = (tile.x(), tile.w());
-    let (tokens, rows) = (tile.out().rows(), tile.out().cols());
+pub(crate) fn multiply_integers(product: &mut IntegerProduct<'_, '_>) {
+    let (layout, blocks) = (product.cols().layout(), product.cols().blocks());
+    let w = product.w();
+    let (all, rows) = (product.out().rows(), product.out().cols());
     let (units, parts) = (layout.part / 4, layout.block / layout.part);
     let row = |index: usize| index * PANEL..(index + 1) * PANEL;
-    for token in 0..tokens {
+    for index in 0..all {
+        let (first, token) = (index / INTEGER_TOKENS * INTEGER_TOKENS, index % INTEGER_TOKENS);
+        let x = product.x(first);
+        let tokens = x.count;
         let mut sums = [0.0; PANEL];
-        if tile.add() {
-            sums[..rows].copy_from_slice(tile.out().row_mut(token));
+        if product.add() {
+            sums[..rows].copy_from_slice(product.out().row_mut(index));
         }
         for block in 0..blocks {
             let mut totals = [0_i32; PANEL];
@@ -148,7 +151,7 @@ pub(crate) fn tile_integers(tile: &mut IntegerTile<'_, '_>) {
                 };
             }
         }
-        tile.out().row_mut(token).copy_from_slice(&sums[..rows]);
+        product.out().row_mut(index).copy_from_slice(&sums[..rows]);
     }
 }
 

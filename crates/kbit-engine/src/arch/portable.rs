@@ -5,7 +5,7 @@
 
 use super::generic::{self, Arithmetic, LANES};
 use crate::buffer::{Rows, RowsMut};
-use crate::packed::{IntegerTile, PANEL, Tile, Units};
+use crate::packed::{IntegerProduct, PANEL, Tile, Units};
 
 #[cfg(any(target_arch = "aarch64", target_feature = "fma"))]
 type Native = generic::Fused;
@@ -22,9 +22,9 @@ impl Portable {
         generic::interleave(from, width, to, 0);
     }
 
-    /// See [`generic::tile_integers`].
-    pub(crate) fn tile_integers(self, mut tile: IntegerTile<'_, '_>) {
-        generic::tile_integers(&mut tile);
+    /// See [`generic::multiply_integers`].
+    pub(crate) fn multiply_integers(self, product: &mut IntegerProduct<'_, '_>) {
+        generic::multiply_integers(product);
     }
 
     /// See [`generic::sum_parts`].

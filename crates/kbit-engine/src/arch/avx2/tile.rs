@@ -3,7 +3,7 @@
 
 use super::Avx2;
 use crate::arch::generic;
-use crate::packed::{IntegerTile, PANEL, Tile, Units};
+use crate::packed::{IntegerProduct, PANEL, Tile, Units};
 use std::arch::x86_64::*;
 
 /// Lanes of a vector.
@@ -24,14 +24,14 @@ impl Avx2 {
         unsafe { tiles_f32(&mut tile) }
     }
 
-    /// See [`generic::tile_integers`].
-    pub(crate) fn tile_integers(self, mut tile: IntegerTile<'_, '_>) {
+    /// See [`generic::multiply_integers`].
+    pub(crate) fn multiply_integers(self, product: &mut IntegerProduct<'_, '_>) {
         #[target_feature(enable = "avx2,fma")]
-        fn run(tile: &mut IntegerTile<'_, '_>) {
-            generic::tile_integers(tile);
+        fn run(product: &mut IntegerProduct<'_, '_>) {
+            generic::multiply_integers(product);
         }
         // SAFETY: the CPU has the features.
-        unsafe { run(&mut tile) }
+        unsafe { run(product) }
     }
 
     /// See [`Kernels::tile_bf16`](crate::Kernels::tile_bf16).

@@ -4,18 +4,18 @@
 //! beforehand.
 
 use super::{Avx512, LANES, first};
-use crate::packed::{IntegerTile, PANEL};
+use crate::packed::{INTEGER_TOKENS, IntegerProduct, IntegerTokens, PANEL};
 use kbit_types::Terms;
 use std::arch::x86_64::*;
 
 impl Avx512 {
-    /// See [`Kernels::tile_integers`](crate::Kernels::tile_integers).
-    pub(crate) fn tile_integers(self, mut tile: IntegerTile<'_, '_>) {
+    /// See [`Kernels::multiply_integers`](crate::Kernels::multiply_integers).
+    pub(crate) fn multiply_integers(self, product: &mut IntegerProduct<'_, '_>) {
         if self.vnni {
             // SAFETY: the CPU has the features.
-            unsafe { tiles(&mut tile) }
+            unsafe { multiply(product) }
         } else {
-            self.avx2.tile_integers(tile);
+            self.avx2.multiply_integers(product);
         }
     }
 }
@@ -24,18 +24,21 @@ impl Avx512 {
 type Pairs<T, const M: usize> = [[T; 2]; M];
 
 #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-fn tiles(tile: &mut IntegerTile<'_, '_>) {
+fn multiply(product: &mut IntegerProduct<'_, '_>) {
     macro_rules! of {
         ($units:literal, $terms:ident: $($count:literal)*) => {
-            match tile.out().rows() {
-                // SAFETY: the tile holds as many activations, its layout is this one, and it has checked its operands.
-                $($count => unsafe { of::<$count, $units, { Terms::$terms as u8 }>(tile) },)*
-                other => unreachable!("{other} activations in a tile"),
+            for first in (0..product.out().rows()).step_by(INTEGER_TOKENS) {
+                let x = product.x(first);
+                match x.count {
+                    // SAFETY: there are as many activations, of this layout, and `x` has all of their numbers.
+                    $($count => unsafe { tile::<$count, $units, { Terms::$terms as u8 }>(product, first, x) },)*
+                    other => unreachable!("{other} activations in a tile"),
+                }
             }
         };
         ($units:literal, $terms:ident) => { of!($units, $terms: 1 2 3 4 5 6) };
     }
-    let layout = tile.cols().layout();
+    let layout = product.cols().layout();
     match (layout.part, layout.terms) {
         (32, Terms::Scales) => of!(8, Scales),
         (32, Terms::ScalesInTurn) => of!(8, ScalesInTurn),
@@ -43,24 +46,28 @@ fn tiles(tile: &mut IntegerTile<'_, '_>) {
         (32, Terms::PartsAndMinimums) => of!(8, PartsAndMinimums),
         (16, Terms::Parts) => of!(4, Parts),
         (16, Terms::PartsAndMinimums) => of!(4, PartsAndMinimums),
-        _ => crate::arch::generic::tile_integers(tile),
+        _ => crate::arch::generic::multiply_integers(product),
     }
 }
 
 /// # Safety
-/// The tile has `M` activations, parts of `U` units, and terms whose number is `T`.
+/// `x` are `M` activations from the one of number `first` on, whose parts have `U` units, and whose terms have number `T`.
 #[inline(never)]
 #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-unsafe fn of<const M: usize, const U: usize, const T: u8>(tile: &mut IntegerTile<'_, '_>) {
-    let (x, w) = (tile.x(), tile.w());
+unsafe fn tile<const M: usize, const U: usize, const T: u8>(
+    product: &mut IntegerProduct<'_, '_>,
+    first: usize,
+    x: IntegerTokens<'_>,
+) {
+    let w = product.w();
     let scaled = const { T == Terms::Parts as u8 || T == Terms::PartsAndMinimums as u8 };
-    let parts = if scaled { tile.cols().layout().block / (4 * U) } else { 1 };
+    let parts = if scaled { product.cols().layout().block / (4 * U) } else { 1 };
     let minimums = const { T == Terms::PartsAndMinimums as u8 };
-    let mut sums = load::<M>(tile);
-    // SAFETY: for every block, part and unit of the tile there are PANEL numbers of `w` and M of `x`.
+    let mut sums = load::<M>(product, first);
+    // SAFETY: for every block, part and unit there are PANEL numbers of `w` and M of `x`.
     unsafe {
         let mut levels = (x.levels.as_ptr().cast::<i32>(), w.levels.as_ptr().cast::<i32>());
-        for block in 0..tile.cols().blocks() {
+        for block in 0..product.cols().blocks() {
             let mut totals: Pairs<__m512i, M> = [[_mm512_setzero_si512(); 2]; M];
             for part in 0..parts {
                 let index = block * parts + part;
@@ -121,7 +128,7 @@ unsafe fn of<const M: usize, const U: usize, const T: u8>(tile: &mut IntegerTile
             }
         }
     }
-    store(sums, tile);
+    store(sums, product, first);
 }
 
 /// # Safety
@@ -145,15 +152,15 @@ unsafe fn floats(from: *const f32) -> [__m512; 2] {
 /// The sums to go on from.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-fn load<const M: usize>(tile: &mut IntegerTile<'_, '_>) -> Pairs<__m512, M> {
+fn load<const M: usize>(product: &mut IntegerProduct<'_, '_>, token: usize) -> Pairs<__m512, M> {
     let mut sums = [[_mm512_setzero_ps(); 2]; M];
-    if tile.add() {
-        let rows = tile.out().cols();
+    if product.add() {
+        let rows = product.out().cols();
         for (m, sums) in sums.iter_mut().enumerate() {
-            let out = tile.out().row_mut(m).as_ptr();
+            let out = product.out().row_mut(token + m).as_ptr();
             for (half, sum) in sums.iter_mut().enumerate() {
                 let mask = first(rows.saturating_sub(half * LANES));
-                // SAFETY: the lanes of the mask are the tile's columns of output row `m`.
+                // SAFETY: the lanes of the mask are the columns of the output's row.
                 *sum = unsafe { _mm512_maskz_loadu_ps(mask, out.wrapping_add(half * LANES)) };
             }
         }
@@ -163,10 +170,10 @@ fn load<const M: usize>(tile: &mut IntegerTile<'_, '_>) -> Pairs<__m512, M> {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-fn store<const M: usize>(sums: Pairs<__m512, M>, tile: &mut IntegerTile<'_, '_>) {
-    let rows = tile.out().cols();
+fn store<const M: usize>(sums: Pairs<__m512, M>, product: &mut IntegerProduct<'_, '_>, token: usize) {
+    let rows = product.out().cols();
     for (m, sums) in sums.iter().enumerate() {
-        let out = tile.out().row_mut(m).as_mut_ptr();
+        let out = product.out().row_mut(token + m).as_mut_ptr();
         for (half, sum) in sums.iter().enumerate() {
             let mask = first(rows.saturating_sub(half * LANES));
             // SAFETY: as in `load`.
