@@ -3,7 +3,7 @@
 //! That instruction multiplies bytes without sign with signed ones. Weights are the former; what their offset adds is taken off
 //! beforehand.
 
-use super::{Avx512, LANES, first};
+use super::{Avx512, LANES, first as lanes};
 use crate::packed::{INTEGER_TOKENS, IntegerProduct, IntegerTokens, PANEL};
 use kbit_types::Terms;
 use std::arch::x86_64::*;
@@ -51,19 +51,31 @@ fn multiply(product: &mut IntegerProduct<'_, '_>) {
 }
 
 /// # Safety
-/// `x` are `M` activations from the one of number `first` on, whose parts have `U` units, and whose terms have number `T`.
+/// `x` are `M` activations from the one of number `token` on, whose parts have `U` units, and whose terms have number `T`.
 #[inline(never)]
 #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
 unsafe fn tile<const M: usize, const U: usize, const T: u8>(
     product: &mut IntegerProduct<'_, '_>,
-    first: usize,
+    token: usize,
     x: IntegerTokens<'_>,
 ) {
     let w = product.w();
     let scaled = const { T == Terms::Parts as u8 || T == Terms::PartsAndMinimums as u8 };
     let parts = if scaled { product.cols().layout().block / (4 * U) } else { 1 };
     let minimums = const { T == Terms::PartsAndMinimums as u8 };
-    let mut sums = load::<M>(product, first);
+    let (rows, add) = (product.out().cols(), product.add());
+    let masks = [lanes(rows), lanes(rows.saturating_sub(LANES))];
+    let (out, stride) = product.out().tile(token, M, 0, rows).parts();
+    let place = |m: usize, half: usize| out.wrapping_add(m * stride + half * LANES);
+    let mut sums: Pairs<__m512, M> = [[_mm512_setzero_ps(); 2]; M];
+    if add {
+        for (m, sums) in sums.iter_mut().enumerate() {
+            for (half, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the lanes of the mask are the columns of the output's row.
+                *sum = unsafe { _mm512_maskz_loadu_ps(masks[half], place(m, half)) };
+            }
+        }
+    }
     // SAFETY: for every block, part and unit there are PANEL numbers of `w` and M of `x`.
     unsafe {
         let mut levels = (x.levels.as_ptr().cast::<i32>(), w.levels.as_ptr().cast::<i32>());
@@ -128,7 +140,12 @@ unsafe fn tile<const M: usize, const U: usize, const T: u8>(
             }
         }
     }
-    store(sums, product, first);
+    for (m, sums) in sums.iter().enumerate() {
+        for (half, sum) in sums.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { _mm512_mask_storeu_ps(place(m, half), masks[half], *sum) };
+        }
+    }
 }
 
 /// # Safety
@@ -147,37 +164,4 @@ unsafe fn pair(from: *const i32) -> [__m512i; 2] {
 unsafe fn floats(from: *const f32) -> [__m512; 2] {
     // SAFETY: as this function's.
     unsafe { [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(LANES))] }
-}
-
-/// The sums to go on from.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-fn load<const M: usize>(product: &mut IntegerProduct<'_, '_>, token: usize) -> Pairs<__m512, M> {
-    let mut sums = [[_mm512_setzero_ps(); 2]; M];
-    if product.add() {
-        let rows = product.out().cols();
-        for (m, sums) in sums.iter_mut().enumerate() {
-            let out = product.out().row_mut(token + m).as_ptr();
-            for (half, sum) in sums.iter_mut().enumerate() {
-                let mask = first(rows.saturating_sub(half * LANES));
-                // SAFETY: the lanes of the mask are the columns of the output's row.
-                *sum = unsafe { _mm512_maskz_loadu_ps(mask, out.wrapping_add(half * LANES)) };
-            }
-        }
-    }
-    sums
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-fn store<const M: usize>(sums: Pairs<__m512, M>, product: &mut IntegerProduct<'_, '_>, token: usize) {
-    let rows = product.out().cols();
-    for (m, sums) in sums.iter().enumerate() {
-        let out = product.out().row_mut(token + m).as_mut_ptr();
-        for (half, sum) in sums.iter().enumerate() {
-            let mask = first(rows.saturating_sub(half * LANES));
-            // SAFETY: as in `load`.
-            unsafe { _mm512_mask_storeu_ps(out.wrapping_add(half * LANES), mask, *sum) };
-        }
-    }
 }
