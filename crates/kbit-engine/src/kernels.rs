@@ -3,8 +3,9 @@
 use crate::arch::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::{avx2::Avx2, avx512::Avx512};
-use crate::buffer::{Rows, RowsMut};
+use crate::buffer::{Aligned, Rows, RowsMut};
 use crate::packed::{IntegerTile, Tile, Units};
+use crate::stored::{CacheType, Form, TooLarge};
 
 /// Instruction sets that have kernels of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -168,6 +169,32 @@ impl Kernels {
         assert_eq!(a.cols(), b.rows(), "terms");
         assert_eq!((out.rows(), out.cols()), (a.rows(), b.cols()), "shape of the result");
         with!(self.combine(a, b, out, add));
+    }
+
+    /// Stores keys or values at the positions of a block from `first` on. See [`Form::encode`].
+    pub(crate) fn store(
+        &self,
+        form: &Form,
+        memory: &mut [f32],
+        first: usize,
+        rows: Rows<'_>,
+    ) -> Result<(), TooLarge> {
+        with!(self.store(form, memory, first, rows))
+    }
+
+    /// The first `count` positions of a block in f32: where they lie, or widened into `space`. See [`Form::decode`].
+    pub(crate) fn widened<'a>(
+        &self,
+        form: Form,
+        memory: &'a Aligned,
+        count: usize,
+        space: &'a mut [f32],
+    ) -> &'a [f32] {
+        if form.ty == CacheType::F32 {
+            return memory.as_slice();
+        }
+        with!(self.widen(&form, memory.as_slice(), count, space));
+        space
     }
 
     /// `x[i] <- e^(x[i] - max(x))`; returns the sum of the new values, so that `x / sum` is the softmax.

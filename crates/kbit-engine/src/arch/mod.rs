@@ -24,6 +24,43 @@ macro_rules! shared_kernels {
                 unsafe { run(x) }
             }
 
+            /// See [`Form::encode`](crate::stored::Form::encode).
+            pub(crate) fn store(
+                self,
+                form: &crate::stored::Form,
+                memory: &mut [f32],
+                first: usize,
+                rows: Rows<'_>,
+            ) -> Result<(), crate::stored::TooLarge> {
+                #[target_feature(enable = $feature)]
+                fn run(
+                    form: &crate::stored::Form,
+                    memory: &mut [f32],
+                    first: usize,
+                    rows: Rows<'_>,
+                ) -> Result<(), crate::stored::TooLarge> {
+                    form.encode(memory, first, rows)
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(form, memory, first, rows) }
+            }
+
+            /// See [`Form::decode`](crate::stored::Form::decode).
+            pub(crate) fn widen(
+                self,
+                form: &crate::stored::Form,
+                memory: &[f32],
+                count: usize,
+                out: &mut [f32],
+            ) {
+                #[target_feature(enable = $feature)]
+                fn run(form: &crate::stored::Form, memory: &[f32], count: usize, out: &mut [f32]) {
+                    form.decode(memory, count, out);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(form, memory, count, out) }
+            }
+
             /// See [`generic::sum_parts`].
             pub(crate) fn sum_parts(self, levels: &[i8], part: usize, sums: &mut [i16]) {
                 #[target_feature(enable = $feature)]

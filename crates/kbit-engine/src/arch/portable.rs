@@ -6,6 +6,7 @@
 use super::generic::{self, Arithmetic, LANES};
 use crate::buffer::{Rows, RowsMut};
 use crate::packed::{IntegerTile, PANEL, Tile, Units};
+use crate::stored::{Form, TooLarge};
 
 #[cfg(any(target_arch = "aarch64", target_feature = "fma"))]
 type Native = generic::Fused;
@@ -25,6 +26,22 @@ impl Portable {
     /// See [`generic::tile_integers`].
     pub(crate) fn tile_integers(self, mut tile: IntegerTile<'_, '_>) {
         generic::tile_integers(&mut tile);
+    }
+
+    /// See [`Form::encode`].
+    pub(crate) fn store(
+        self,
+        form: &Form,
+        memory: &mut [f32],
+        first: usize,
+        rows: Rows<'_>,
+    ) -> Result<(), TooLarge> {
+        form.encode(memory, first, rows)
+    }
+
+    /// See [`Form::decode`].
+    pub(crate) fn widen(self, form: &Form, memory: &[f32], count: usize, out: &mut [f32]) {
+        form.decode(memory, count, out);
     }
 
     /// See [`generic::sum_parts`].
