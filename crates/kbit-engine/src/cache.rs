@@ -9,10 +9,9 @@
 //! block that a token does not see leaves its sums as they are; so results do not depend on which tokens go together.
 
 use crate::EngineError;
-use crate::buffer::{Aligned, Rows, RowsMut, padded};
+use crate::buffer::{Aligned, LINE, Rows, RowsMut, padded};
 use crate::compute::Compute;
 use crate::stored::{BLOCK, CacheType, CacheTypes, Form, Order, PANEL, TooLarge};
-use std::ops::Range;
 
 /// Floats from one row of scores to the next; not a power of two, for the sake of the cache sets.
 const SCORES: usize = BLOCK + 16;
@@ -149,6 +148,20 @@ impl LayerCache {
     }
 }
 
+/// See [`Kernels::softmax_step`](crate::Kernels::softmax_step): a block of scores, and what each row has so far.
+pub(crate) struct SoftmaxStep<'s> {
+    /// `[rows, positions]`.
+    pub(crate) scores: RowsMut<'s>,
+    /// The largest score of each row.
+    pub(crate) maxima: &'s mut [f32],
+    /// The sum of each row's weights.
+    pub(crate) totals: &'s mut [f32],
+    /// Room for a number of each row.
+    pub(crate) factors: &'s mut [f32],
+    /// The weighted values `[rows, value_dim]`.
+    pub(crate) sums: RowsMut<'s>,
+}
+
 /// What one task attends for: some tokens of a span, and some key heads.
 struct Task<'o> {
     span: Span,
@@ -262,52 +275,34 @@ impl Task<'_> {
                         let scores = RowsMut::new(&mut *scores, rows, count, SCORES).columns(first, len);
                         kernels.combine(query, Rows::new(keys, head_dim, len, PANEL), scores, false);
                     }
-                    let mut all = RowsMut::new(scores, rows, count, SCORES);
-                    // What the token of a row sees of the block.
-                    let seen = |row: usize| {
+                    // Whole vectors of them.
+                    let mut all = RowsMut::new(scores, rows, count.next_multiple_of(LINE), SCORES);
+                    // What the token of a row sees of the block; the rest counts for nothing.
+                    for row in 0..rows {
                         let at = position + row / group;
                         let start = start_of(at).saturating_sub(base).min(count);
-                        start..(at + 1).saturating_sub(base).min(count).max(start)
-                    };
-                    for row in 0..rows {
-                        let Range { start, end: stop } = seen(row);
+                        let stop = (at + 1).saturating_sub(base).min(count).max(start);
                         let scores = all.row_mut(row);
-                        scores[..start].fill(0.0);
-                        scores[stop..].fill(0.0);
-                        factors[row] = 0.0;
-                        if start == stop {
-                            continue;
-                        }
-                        let scores = &mut scores[start..stop];
+                        let seen = &mut scores[start..stop];
                         if let Some(cap) = d.cap {
-                            kernels.soft_cap(scores, cap);
+                            kernels.soft_cap(seen, cap);
                         }
-                        if let Some(slopes) = d.slopes {
+                        if let Some(slopes) = d.slopes
+                            && start < stop
+                        {
                             let slope = slopes[key_head * group + row % group];
-                            lower_by_distance(scores, slope, position + row / group - (base + start));
+                            lower_by_distance(seen, slope, at - (base + start));
                         }
-                        let (old, largest) = (maxima[row], kernels.max(scores));
-                        if largest > old || largest.is_nan() {
-                            maxima[row] = largest;
-                            factors[row] = old - largest;
-                        }
+                        scores[..start].fill(f32::NEG_INFINITY);
+                        scores[stop..].fill(f32::NEG_INFINITY);
                     }
-                    // From differences of maxima to factors: 1 where a maximum stays.
-                    let _ = kernels.exp_below(factors, 0.0);
-                    for row in 0..rows {
-                        let seen = seen(row);
-                        if seen.is_empty() {
-                            continue;
-                        }
-                        let sum = kernels.exp_below(&mut all.row_mut(row)[seen], maxima[row]);
-                        totals[row] = totals[row] * factors[row] + sum;
-                        #[expect(clippy::float_cmp, reason = "exactly 1 where the maximum stays")]
-                        if factors[row] != 1.0 {
-                            sums[row * sum_stride..][..value_dim]
-                                .iter_mut()
-                                .for_each(|sum| *sum *= factors[row]);
-                        }
-                    }
+                    kernels.softmax_step(&mut SoftmaxStep {
+                        scores: all,
+                        maxima,
+                        totals,
+                        factors,
+                        sums: RowsMut::new(sums, rows, value_dim, sum_stride),
+                    });
                     let values = Rows::new(values, count, value_dim, value_dim);
                     let probabilities = Rows::new(scores, rows, count, SCORES);
                     kernels.combine(

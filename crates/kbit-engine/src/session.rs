@@ -383,7 +383,9 @@ impl<'m> Session<'m> {
             let turn = |spans: &[Span], x: RowsMut<'_>| {
                 let Some((rotation, angles)) = rotation else { return };
                 let positions = positions(spans);
-                each_row(compute, x, |row, x| rotation.apply(angles, positions[row], x, d.head_dim));
+                each_row(compute, x, |row, x| {
+                    rotation.apply(compute.kernels, angles, positions[row], x, d.head_dim)
+                });
             };
             // Side by side, both sub-layers read the stream before either adds to it.
             let parallel = d.residual == Residual::Parallel;

@@ -34,20 +34,19 @@ fn logits_do_not_depend_on_threads_or_on_how_the_prompt_is_split() {
         for types in all_types() {
             let model = model(&d, &tensors).with_cache(types);
             let whole = bits(&logits(&model, &tokens));
-            for threads in [1, 2, 3] {
-                for step in [1, 17, 129, 300] {
-                    let pieces = with_threads(threads, || {
-                        let mut session = model.session(tokens.len());
-                        let mut pieces = Vec::new();
-                        for chunk in tokens.chunks(step) {
-                            let mut part = Vec::new();
-                            session.forward(chunk, 0, &mut part).unwrap();
-                            pieces.extend(part);
-                        }
-                        bits(&pieces)
-                    });
-                    assert!(whole == pieces, "{name}, {types}: {threads} threads, {step} tokens at a time");
-                }
+            // Spinning threads take long for tokens one by one where they have no processors of their own.
+            for (threads, step) in [(1, 1), (1, 129), (2, 17), (2, 300), (3, 64), (3, 300)] {
+                let pieces = with_threads(threads, || {
+                    let mut session = model.session(tokens.len());
+                    let mut pieces = Vec::new();
+                    for chunk in tokens.chunks(step) {
+                        let mut part = Vec::new();
+                        session.forward(chunk, 0, &mut part).unwrap();
+                        pieces.extend(part);
+                    }
+                    bits(&pieces)
+                });
+                assert!(whole == pieces, "{name}, {types}: {threads} threads, {step} tokens at a time");
             }
         }
     }

@@ -4,6 +4,7 @@
 //! [`Arithmetic`], which says whether `a * b + c` rounds once or twice, and do everything else in a fixed order with
 //! 16 partial sums; so all CPUs with fused multiply-add get equal bits, whatever the width of their vectors.
 
+use crate::cache::SoftmaxStep;
 use crate::packed::{IntegerTile, PANEL, Units};
 use kbit_types::Terms;
 
@@ -275,8 +276,70 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     for group in groups {
         step(&mut lanes, group);
     }
-    step(&mut lanes, &fill(rest, f32::NEG_INFINITY));
-    lanes.into_iter().fold(f32::NEG_INFINITY, |max, x| if x > max || x.is_nan() { x } else { max })
+    if !rest.is_empty() {
+        step(&mut lanes, &fill(rest, f32::NEG_INFINITY));
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            let (a, b) = (lanes[i], lanes[i + width]);
+            lanes[i] = if b > a || b.is_nan() { b } else { a };
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// See [`Kernels::softmax_step`](crate::Kernels::softmax_step).
+#[inline(always)]
+pub(crate) fn softmax_step<A: Arithmetic>(step: &mut SoftmaxStep<'_>) {
+    let SoftmaxStep { scores, maxima, totals, factors, sums } = step;
+    for row in 0..scores.rows() {
+        let (old, largest) = (maxima[row], max(scores.row_mut(row)));
+        let rises = largest > old || largest.is_nan();
+        maxima[row] = if rises { largest } else { old };
+        factors[row] = if rises { old - largest } else { 0.0 };
+    }
+    // From differences of maxima to factors: 1 where a maximum stays.
+    let _ = exp_below::<A>(factors, 0.0);
+    for row in 0..scores.rows() {
+        let x = scores.row_mut(row);
+        if maxima[row] == f32::NEG_INFINITY {
+            x.fill(0.0);
+            continue;
+        }
+        totals[row] = totals[row] * factors[row] + exp_below::<A>(x, maxima[row]);
+        #[expect(clippy::float_cmp, reason = "exactly 1 where the maximum stays")]
+        if factors[row] != 1.0 {
+            sums.row_mut(row).iter_mut().for_each(|sum| *sum *= factors[row]);
+        }
+    }
+}
+
+/// Turns each head of `width` numbers in `x` by angles of these cosines and sines: pairs of neighbours, or of the numbers of one half and
+/// the other, from number `first` on.
+#[inline(always)]
+pub(crate) fn rotate(
+    x: &mut [f32],
+    width: usize,
+    first: usize,
+    adjacent: bool,
+    (cos, sin): (&[f32], &[f32]),
+) {
+    let pairs = cos.len();
+    for head in x.chunks_exact_mut(width) {
+        let head = &mut head[first..][..2 * pairs];
+        if adjacent {
+            for (([a, b], cos), sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+            }
+        } else {
+            let (one, other) = head.split_at_mut(pairs);
+            for (((a, b), cos), sin) in one.iter_mut().zip(other).zip(cos).zip(sin) {
+                (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+            }
+        }
+    }
 }
 
 /// `x[i] <- e^(x[i] - max(x))`; the sum of the new values.
@@ -312,13 +375,15 @@ pub(crate) fn exp_below<A: Arithmetic>(x: &mut [f32], max: f32) -> f32 {
             *lane += *x;
         }
     }
-    let mut group = fill(rest, f32::NEG_INFINITY);
-    for (lane, x) in lanes.iter_mut().zip(&mut group) {
-        *x = exp::<A>(*x - max);
-        *lane += *x;
+    if !rest.is_empty() {
+        let mut group = fill(rest, f32::NEG_INFINITY);
+        for (lane, x) in lanes.iter_mut().zip(&mut group) {
+            *x = exp::<A>(*x - max);
+            *lane += *x;
+        }
+        // Padding is e^-inf = 0 unless everything is -inf or NaN, which is NaN either way.
+        rest.copy_from_slice(&group[..rest.len()]);
     }
-    // Padding is e^-inf = 0 unless everything is -inf or NaN, which is NaN either way.
-    rest.copy_from_slice(&group[..rest.len()]);
     add_lanes(lanes)
 }
 

@@ -111,6 +111,33 @@ macro_rules! shared_kernels {
                 unsafe { run(x, max) }
             }
 
+            /// See [`generic::softmax_step`].
+            pub(crate) fn softmax_step(self, step: &mut crate::cache::SoftmaxStep<'_>) {
+                #[target_feature(enable = $feature)]
+                fn run(step: &mut crate::cache::SoftmaxStep<'_>) {
+                    generic::softmax_step::<$arithmetic>(step);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(step) }
+            }
+
+            /// See [`generic::rotate`].
+            pub(crate) fn rotate(
+                self,
+                x: &mut [f32],
+                width: usize,
+                first: usize,
+                adjacent: bool,
+                angles: (&[f32], &[f32]),
+            ) {
+                #[target_feature(enable = $feature)]
+                fn run(x: &mut [f32], width: usize, first: usize, adjacent: bool, angles: (&[f32], &[f32])) {
+                    generic::rotate(x, width, first, adjacent, angles);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x, width, first, adjacent, angles) }
+            }
+
             /// See [`generic::relu`].
             pub(crate) fn relu(self, x: &mut [f32]) {
                 #[target_feature(enable = $feature)]

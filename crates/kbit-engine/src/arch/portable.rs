@@ -5,6 +5,7 @@
 
 use super::generic::{self, Arithmetic, LANES};
 use crate::buffer::{Rows, RowsMut};
+use crate::cache::SoftmaxStep;
 use crate::packed::{IntegerTile, PANEL, Tile, Units};
 use crate::stored::{Form, TooLarge};
 
@@ -97,6 +98,23 @@ impl Portable {
     /// See [`generic::exp_below`].
     pub(crate) fn exp_below(self, x: &mut [f32], max: f32) -> f32 {
         generic::exp_below::<Native>(x, max)
+    }
+
+    /// See [`generic::softmax_step`].
+    pub(crate) fn softmax_step(self, step: &mut SoftmaxStep<'_>) {
+        generic::softmax_step::<Native>(step);
+    }
+
+    /// See [`generic::rotate`].
+    pub(crate) fn rotate(
+        self,
+        x: &mut [f32],
+        width: usize,
+        first: usize,
+        adjacent: bool,
+        angles: (&[f32], &[f32]),
+    ) {
+        generic::rotate(x, width, first, adjacent, angles);
     }
 
     /// See [`generic::relu`].
