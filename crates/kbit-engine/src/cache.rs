@@ -132,8 +132,20 @@ impl LayerCache {
             let part = |what, form: &Form, memory: &mut Aligned, rows: Rows<'_>| {
                 let rows =
                     rows.window(positions.start - position, positions.len(), head * form.width, form.width);
-                let stored =
-                    compute.kernels.store(form, memory.as_mut_slice(), positions.start % BLOCK, rows);
+                let kernels = compute.kernels;
+                let mut store = |rows: Rows<'_>| {
+                    kernels.store(form, memory.as_mut_slice(), positions.start % BLOCK, rows)
+                };
+                let stored = match form.run() {
+                    1 => store(rows),
+                    run => compute.with_scratch(rows.rows() * form.width, |space| {
+                        for (row, space) in space.chunks_exact_mut(form.width).enumerate() {
+                            space.copy_from_slice(rows.row(row));
+                        }
+                        kernels.hadamard(space, run);
+                        Ok(store(Rows::new(space, rows.rows(), form.width, form.width)))
+                    })?,
+                };
                 stored.map_err(|TooLarge { row, value }| EngineError::CacheRange {
                     what,
                     layer,
@@ -256,6 +268,7 @@ impl Task<'_> {
                     for (query, from) in query.iter_mut().zip(from) {
                         *query = from * d.scale;
                     }
+                    kernels.hadamard(&mut query[..head_dim], d.keys().run());
                     let sink = d.sinks.map(|sinks| sinks[key_head * group + row % group]);
                     (maxima[row], totals[row]) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0));
                 }
@@ -318,6 +331,7 @@ impl Task<'_> {
                     for (out, sum) in out.iter_mut().zip(sum) {
                         *out = sum / total;
                     }
+                    kernels.hadamard(out, d.values().run());
                 }
             }
             Ok(())

@@ -172,6 +172,17 @@ impl Kernels {
         with!(self.combine(a, b, out, add));
     }
 
+    /// The Walsh-Hadamard transform of each `run` numbers of `x`, over the root of `run`: orthonormal, and its own inverse.
+    ///
+    /// # Panics
+    /// If `run` is no power of two.
+    pub(crate) fn hadamard(&self, x: &mut [f32], run: usize) {
+        assert!(run.is_power_of_two(), "a run of {run}");
+        if run > 1 {
+            with!(self.hadamard(x, run));
+        }
+    }
+
     /// Stores keys or values at the positions of a block from `first` on. See [`Form::encode`].
     pub(crate) fn store(
         &self,
@@ -672,6 +683,33 @@ mod tests {
                         assert_eq!(first.get_or_insert_with(|| found.clone()), &found, "{kernels:?}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_hadamard_transform_is_orthonormal_and_its_own_inverse() {
+        for run in [1, 2, 8, 16, 32, 64, 128] {
+            let x = noise(3 * run, run as u64);
+            let mut expected = Vec::new();
+            for x in x.chunks(run) {
+                for row in 0..run {
+                    let sign =
+                        |col: usize| if (row & col).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+                    let sum: f64 = x.iter().enumerate().map(|(col, x)| sign(col) * f64::from(*x)).sum();
+                    expected.push(sum / (run as f64).sqrt());
+                }
+            }
+            let mut first: Option<Vec<u32>> = None;
+            for kernels in all() {
+                let mut out = x.clone();
+                kernels.hadamard(&mut out, run);
+                for (out, expected) in out.iter().zip(&expected) {
+                    assert!((f64::from(*out) - expected).abs() < 1e-5, "{kernels:?} {run}: {out} {expected}");
+                }
+                assert_eq!(*first.get_or_insert_with(|| bits(&out)), bits(&out), "{kernels:?} {run}");
+                kernels.hadamard(&mut out, run);
+                assert!(out.iter().zip(&x).all(|(out, x)| (out - x).abs() < 1e-5), "{kernels:?} {run}");
             }
         }
     }

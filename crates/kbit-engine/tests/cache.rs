@@ -20,7 +20,10 @@ fn variants() -> Vec<(&'static str, Description)> {
         change(&mut description);
         variants.push((name, description));
     };
-    add("wide heads", &|d| (d.head_dim, d.value_dim) = (70, 64));
+    add("wide heads", &|d| {
+        (d.head_dim, d.value_dim) = (70, 64);
+        d.attention.scale = 1.0 / 70f32.sqrt();
+    });
     add("one key head", &|d| d.kv_heads = 1);
     add("sliding window", &|d| d.blocks.iter_mut().for_each(|block| block.window = Some(70)));
     variants

@@ -189,6 +189,44 @@ pub(crate) fn round_bf16(x: &[f32], out: &mut [u16]) {
     }
 }
 
+/// The Walsh-Hadamard transform of each `run` numbers of `x`, a power of two, over the root of `run`: orthonormal, and its own inverse.
+#[inline(always)]
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "rounded to f32 once")]
+pub(crate) fn hadamard(x: &mut [f32], run: usize) {
+    let factor = (1.0 / (run as f64).sqrt()) as f32;
+    for x in x.chunks_exact_mut(run) {
+        let mut half = 1;
+        // Sums and differences within a vector: shuffled, and one of the two negated.
+        let (groups, rest) = x.as_chunks_mut::<LANES>();
+        if rest.is_empty() {
+            for group in groups {
+                within::<1>(group);
+                within::<2>(group);
+                within::<4>(group);
+                within::<8>(group);
+            }
+            half = LANES;
+        }
+        while half < run {
+            for pair in x.chunks_exact_mut(2 * half) {
+                let (one, other) = pair.split_at_mut(half);
+                for (a, b) in one.iter_mut().zip(other) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+            half *= 2;
+        }
+        x.iter_mut().for_each(|x| *x *= factor);
+    }
+    #[inline(always)]
+    fn within<const HALF: usize>(group: &mut [f32; LANES]) {
+        let before = *group;
+        for i in 0..LANES {
+            group[i] = before[i ^ HALF] + if i & HALF == 0 { before[i] } else { -before[i] };
+        }
+    }
+}
+
 /// The last, incomplete group of a slice, filled up to 16.
 #[inline(always)]
 fn fill(rest: &[f32], filler: f32) -> [f32; LANES] {

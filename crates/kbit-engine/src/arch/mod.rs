@@ -138,6 +138,16 @@ macro_rules! shared_kernels {
                 unsafe { run(x, width, first, adjacent, angles) }
             }
 
+            /// See [`generic::hadamard`].
+            pub(crate) fn hadamard(self, x: &mut [f32], run: usize) {
+                #[target_feature(enable = $feature)]
+                fn run_with(x: &mut [f32], run: usize) {
+                    generic::hadamard(x, run);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run_with(x, run) }
+            }
+
             /// See [`generic::relu`].
             pub(crate) fn relu(self, x: &mut [f32]) {
                 #[target_feature(enable = $feature)]

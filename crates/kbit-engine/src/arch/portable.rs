@@ -117,6 +117,11 @@ impl Portable {
         generic::rotate(x, width, first, adjacent, angles);
     }
 
+    /// See [`generic::hadamard`].
+    pub(crate) fn hadamard(self, x: &mut [f32], run: usize) {
+        generic::hadamard(x, run);
+    }
+
     /// See [`generic::relu`].
     pub(crate) fn relu(self, x: &mut [f32]) {
         generic::relu(x);
