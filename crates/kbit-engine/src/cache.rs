@@ -291,23 +291,30 @@ impl Task<'_> {
                     // Whole vectors of them.
                     let mut all = RowsMut::new(scores, rows, count.next_multiple_of(LINE), SCORES);
                     // What the token of a row sees of the block; the rest counts for nothing.
-                    for row in 0..rows {
-                        let at = position + row / group;
+                    for token in 0..tokens {
+                        let at = position + token;
                         let start = start_of(at).saturating_sub(base).min(count);
                         let stop = (at + 1).saturating_sub(base).min(count).max(start);
-                        let scores = all.row_mut(row);
-                        let seen = &mut scores[start..stop];
-                        if let Some(cap) = d.cap {
-                            kernels.soft_cap(seen, cap);
+                        let whole = start == 0 && stop == all.cols();
+                        if whole && d.cap.is_none() && d.slopes.is_none() {
+                            continue;
                         }
-                        if let Some(slopes) = d.slopes
-                            && start < stop
-                        {
-                            let slope = slopes[key_head * group + row % group];
-                            lower_by_distance(seen, slope, at - (base + start));
+                        for member in 0..group {
+                            let scores = all.row_mut(token * group + member);
+                            let seen = &mut scores[start..stop];
+                            if let Some(cap) = d.cap {
+                                kernels.soft_cap(seen, cap);
+                            }
+                            if let Some(slopes) = d.slopes.filter(|_| start < stop) {
+                                lower_by_distance(
+                                    seen,
+                                    slopes[key_head * group + member],
+                                    at - (base + start),
+                                );
+                            }
+                            scores[..start].fill(f32::NEG_INFINITY);
+                            scores[stop..].fill(f32::NEG_INFINITY);
                         }
-                        scores[..start].fill(f32::NEG_INFINITY);
-                        scores[stop..].fill(f32::NEG_INFINITY);
                     }
                     kernels.softmax_step(&mut SoftmaxStep {
                         scores: all,

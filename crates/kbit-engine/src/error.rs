@@ -95,7 +95,7 @@ pub enum EngineError {
         layer: usize,
         /// Position in its sequence, from 0.
         position: usize,
-        /// The number, or the largest of its group.
+        /// The number; in 8 and 4 bits the largest of its group, after the transform.
         value: f32,
         /// The type.
         ty: CacheType,

@@ -793,6 +793,25 @@ mod tests {
     }
 
     #[test]
+    fn exp_negative_is_exp_but_for_subnormal_results() {
+        let mut bits = 0u32;
+        while f32::from_bits(bits) < 1000.0 {
+            let x = -f32::from_bits(bits);
+            for (value, exp) in [
+                (generic::exp_negative::<Fused>(x), generic::exp::<Fused>(x)),
+                (generic::exp_negative::<Separate>(x), generic::exp::<Separate>(x)),
+            ] {
+                assert_eq!(value, if x < -87.0 { 0.0 } else { exp }, "{x}");
+            }
+            bits += 997;
+        }
+        for exp in [generic::exp_negative::<Fused>, generic::exp_negative::<Separate>] {
+            assert_eq!((exp(0.0), exp(-0.0), exp(f32::MIN), exp(f32::NEG_INFINITY)), (1.0, 1.0, 0.0, 0.0));
+            assert!(exp(f32::NAN).is_nan() && exp(-f32::NAN).is_nan());
+        }
+    }
+
+    #[test]
     fn exp_f64_is_within_two_units_in_the_last_place() {
         let mut x = 0.0;
         while x > -708.0 {

@@ -235,31 +235,54 @@ fn fill(rest: &[f32], filler: f32) -> [f32; LANES] {
     group
 }
 
-/// `e^x`, at most 1 unit in the last place from the true value; 0 below -104, infinite above 88.73, NaN for NaN.
-///
-/// `x = n ln 2 + r` with whole `n` and `|r| <= ln(2) / 2`; then `e^r` by a polynomial (coefficients of Cephes'
-/// `expf`, Moshier 1989) and `2^n` in two factors, so that subnormal results are rounded once.
+/// `1.5 * 2^23`: adding it rounds to a whole number.
+const TO_WHOLE: f32 = 12_582_912.0;
+/// 355 / 512.
+const LN2_HIGH: f32 = 0.693_359_4;
+/// The rest of the logarithm of 2.
+const LN2_LOW: f32 = -2.121_944_4e-4;
+
+/// `e^r` for `|r| <= ln(2) / 2`.
 #[inline(always)]
-pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
-    const TO_WHOLE: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to a whole number
-    const LN2_HIGH: f32 = 0.693_359_4; // 355 / 512
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = if x > 89.0 { 89.0 } else { x };
-    let x = if x < -104.0 { -104.0 } else { x };
-    let shifted = A::mul_add(x, std::f32::consts::LOG2_E, TO_WHOLE);
-    let n = shifted - TO_WHOLE;
-    let r = A::mul_add(n, -LN2_LOW, A::mul_add(n, -LN2_HIGH, x));
+fn exp_fraction<A: Arithmetic>(r: f32) -> f32 {
     let mut p = 1.987_569_1e-4;
     p = A::mul_add(p, r, 1.398_2e-3);
     p = A::mul_add(p, r, 8.333_452e-3);
     p = A::mul_add(p, r, 4.166_579_6e-2);
     p = A::mul_add(p, r, 1.666_666_5e-1);
     p = A::mul_add(p, r, 0.5);
-    let p = A::mul_add(p, r * r, r) + 1.0;
+    A::mul_add(p, r * r, r) + 1.0
+}
+
+/// `e^x`, at most 1 unit in the last place from the true value; 0 below -104, infinite above 88.73, NaN for NaN.
+///
+/// `x = n ln 2 + r` with whole `n` and `|r| <= ln(2) / 2`; then `e^r` by a polynomial (coefficients of Cephes'
+/// `expf`, Moshier 1989) and `2^n` in two factors, so that subnormal results are rounded once.
+#[inline(always)]
+pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
+    let x = if x > 89.0 { 89.0 } else { x };
+    let x = if x < -104.0 { -104.0 } else { x };
+    let shifted = A::mul_add(x, std::f32::consts::LOG2_E, TO_WHOLE);
+    let n = shifted - TO_WHOLE;
+    let p = exp_fraction::<A>(A::mul_add(n, -LN2_LOW, A::mul_add(n, -LN2_HIGH, x)));
     // The whole number stands in the low bits of `shifted`.
     let n = shifted.to_bits().wrapping_sub(TO_WHOLE.to_bits()).cast_signed();
     let half = n >> 1;
     p * power_of_two(half) * power_of_two(n - half)
+}
+
+/// As [`exp`] for `x <= 0`, but 0 for all `x` below -87, where results would be subnormal: for weights of a softmax, which are sums of
+/// such beside a 1.
+#[inline(always)]
+pub(crate) fn exp_negative<A: Arithmetic>(x: f32) -> f32 {
+    let shifted = A::mul_add(x, std::f32::consts::LOG2_E, TO_WHOLE);
+    let n = shifted - TO_WHOLE;
+    let p = exp_fraction::<A>(A::mul_add(n, -LN2_LOW, A::mul_add(n, -LN2_HIGH, x)));
+    // The whole number moves to the exponent, whatever stands above it.
+    let value = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    // NaN is below nothing.
+    let value = if x < -87.0 { 0.0 } else { value };
+    if x.is_nan() { x } else { value }
 }
 
 /// `2^n` for `-126 <= n <= 127`; any other `n` (which only a NaN leads to) gives some number.
@@ -317,15 +340,21 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     if !rest.is_empty() {
         step(&mut lanes, &fill(rest, f32::NEG_INFINITY));
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            let (a, b) = (lanes[i], lanes[i + width]);
+    halve::<8>(&mut lanes);
+    halve::<4>(&mut lanes);
+    halve::<2>(&mut lanes);
+    halve::<1>(&mut lanes);
+    return lanes[0];
+
+    /// Each lane with the one `HALF` away: whole vectors, which compare faster than single numbers.
+    #[inline(always)]
+    fn halve<const HALF: usize>(lanes: &mut [f32; LANES]) {
+        let before = *lanes;
+        for i in 0..LANES {
+            let (a, b) = (before[i], before[i ^ HALF]);
             lanes[i] = if b > a || b.is_nan() { b } else { a };
         }
-        width /= 2;
     }
-    lanes[0]
 }
 
 /// See [`Kernels::softmax_step`](crate::Kernels::softmax_step).
@@ -342,11 +371,24 @@ pub(crate) fn softmax_step<A: Arithmetic>(step: &mut SoftmaxStep<'_>) {
     let _ = exp_below::<A>(factors, 0.0);
     for row in 0..scores.rows() {
         let x = scores.row_mut(row);
-        if maxima[row] == f32::NEG_INFINITY {
+        let maximum = maxima[row];
+        if maximum == f32::NEG_INFINITY {
             x.fill(0.0);
             continue;
         }
-        totals[row] = totals[row] * factors[row] + exp_below::<A>(x, maxima[row]);
+        let mut lanes = [0.0; LANES];
+        let (groups, rest) = x.as_chunks_mut::<LANES>();
+        for group in groups {
+            for (lane, x) in lanes.iter_mut().zip(group) {
+                *x = exp_negative::<A>(*x - maximum);
+                *lane += *x;
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *x = exp_negative::<A>(*x - maximum);
+            *lane += *x;
+        }
+        totals[row] = totals[row] * factors[row] + add_lanes(lanes);
         #[expect(clippy::float_cmp, reason = "exactly 1 where the maximum stays")]
         if factors[row] != 1.0 {
             sums.row_mut(row).iter_mut().for_each(|sum| *sum *= factors[row]);
