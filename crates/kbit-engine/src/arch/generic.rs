@@ -193,13 +193,36 @@ pub(crate) fn round_bf16(x: &[f32], out: &mut [u16]) {
 #[inline(always)]
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "rounded to f32 once")]
 pub(crate) fn hadamard(x: &mut [f32], run: usize) {
+    /// Sums and differences of lanes `HALF` apart: a shuffled vector, and one with half of its signs turned.
+    #[inline(always)]
+    fn within<const HALF: usize>(group: &mut [f32; LANES]) {
+        let (mut other, mut signed) = ([0.0; LANES], [0.0; LANES]);
+        for i in 0..LANES {
+            other[i] = group[i ^ HALF];
+            signed[i] = if i & HALF == 0 { group[i] } else { -group[i] };
+        }
+        for i in 0..LANES {
+            group[i] = other[i] + signed[i];
+        }
+    }
+    /// Sums and differences of `N` numbers and `N` others; through arrays of their own, which cannot overlap.
+    #[inline(always)]
+    fn between<const N: usize>(one: &mut [f32], other: &mut [f32]) {
+        for (a, b) in one.as_chunks_mut::<N>().0.iter_mut().zip(other.as_chunks_mut::<N>().0) {
+            let (mut sums, mut differences) = ([0.0; N], [0.0; N]);
+            for i in 0..N {
+                (sums[i], differences[i]) = (a[i] + b[i], a[i] - b[i]);
+            }
+            (*a, *b) = (sums, differences);
+        }
+    }
     let factor = (1.0 / (run as f64).sqrt()) as f32;
     for x in x.chunks_exact_mut(run) {
         let mut half = 1;
-        // Sums and differences within a vector: shuffled, and one of the two negated.
-        let (groups, rest) = x.as_chunks_mut::<LANES>();
-        if rest.is_empty() {
-            for group in groups {
+        if run >= LANES {
+            for group in x.as_chunks_mut::<LANES>().0 {
+                // One group is as wide as a vector; the compiler would gather lanes of several instead.
+                let group = std::hint::black_box(group);
                 within::<1>(group);
                 within::<2>(group);
                 within::<4>(group);
@@ -210,20 +233,15 @@ pub(crate) fn hadamard(x: &mut [f32], run: usize) {
         while half < run {
             for pair in x.chunks_exact_mut(2 * half) {
                 let (one, other) = pair.split_at_mut(half);
-                for (a, b) in one.iter_mut().zip(other) {
-                    (*a, *b) = (*a + *b, *a - *b);
+                if half < LANES {
+                    between::<1>(one, other);
+                } else {
+                    between::<LANES>(one, other);
                 }
             }
             half *= 2;
         }
         x.iter_mut().for_each(|x| *x *= factor);
-    }
-    #[inline(always)]
-    fn within<const HALF: usize>(group: &mut [f32; LANES]) {
-        let before = *group;
-        for i in 0..LANES {
-            group[i] = before[i ^ HALF] + if i & HALF == 0 { before[i] } else { -before[i] };
-        }
     }
 }
 
