@@ -53,6 +53,39 @@ fn a_stream_and_json_have_the_same_text() {
 }
 
 #[test]
+fn the_cache_takes_what_its_type_says() {
+    let arguments = ["generate", MODEL, "--prompt", "The river", "-n", "30", "--temperature", "0", "--json"];
+    let of = |types: &str| json(&kbit_ok(&root(), &[&arguments[..], &["--cache-type", types]].concat()));
+    let plain = json(&kbit_ok(&root(), &arguments));
+    let bytes = |document: &Json| document["cache_bytes"].as_u64().expect("a count");
+    assert_eq!(of("f32")["tokens"], plain["tokens"]);
+    assert_eq!(bytes(&of("f32")), bytes(&plain));
+    assert_eq!(bytes(&of("f16")) * 2, bytes(&plain));
+    // Heads of 32: 34 and 18 bytes for 128.
+    assert_eq!(bytes(&of("q8")) * 128, bytes(&plain) * 34);
+    assert_eq!(bytes(&of("q4")) * 128, bytes(&plain) * 18);
+    assert_eq!(bytes(&of("q8,f16")) * 256, bytes(&plain) * (34 + 64));
+    for threads in ["1", "3"] {
+        let found = json(&kbit_ok(
+            &root(),
+            &[&arguments[..], &["--cache-type", "q8,q4", "--threads", threads]].concat(),
+        ));
+        assert_eq!(found["tokens"], of("q8,q4")["tokens"]);
+    }
+    let (turns, _) =
+        replies(&[MODEL, "--template", "plain", "-n", "3", "--cache-type", "q4"], "Hello\nAnd?\n");
+    assert_eq!(bytes(&turns[1]) * 128, bytes(&plain) * 18);
+    let bench =
+        ["bench", MODEL, "--prompt", "8", "--generate", "2", "--repetitions", "1", "--cache-type", "q8,f16"];
+    let bench = json(&kbit_ok(&root(), &[&bench[..], &["--json"]].concat()));
+    assert_eq!(bench["cache_type"].as_str(), Some("q8,f16"));
+    // In blocks of 128 tokens.
+    assert_eq!(bench["cache_bytes_per_token"].as_u64().map(|one| one * 128), Some(bytes(&of("q8,f16"))));
+    let message = kbit_fails(&root(), 2, &[&arguments[..], &["--cache-type", "q5"]].concat());
+    assert!(message.contains("choose f32, f16, q8 or q4"), "{message}");
+}
+
+#[test]
 fn is_quiet_when_piped() {
     let output = kbit(&root(), &["generate", MODEL, "--prompt", "The", "-n", "3"]);
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -82,6 +82,74 @@ fn a_run_writes_files_results_and_a_report_and_a_second_one_takes_them_over() {
 }
 
 #[test]
+fn modes_and_cache_types_are_measured_each_and_never_taken_for_one_another() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = |more: &str| {
+        let text = format!(
+            "name: modes\nmodels: {}\nschemes: ['ggml:q8_0']\nevaluate: {{text: {}, context: 64, chunks: 2{more}}}\n\
+             laws: {{bootstrap: 0}}\n",
+            repository("assets/family/s0"),
+            repository("assets/text/prose.txt")
+        );
+        std::fs::write(folder.path().join("run.yaml"), text).expect("written");
+    };
+    let run = || {
+        let summary = kbit_ok(folder.path(), &["run", "run.yaml", "--json"]);
+        let summary: Value = serde_json::from_str(&summary).expect("JSON");
+        assert_eq!(summary["failures"].as_array().map(Vec::len), Some(0));
+        let results =
+            std::fs::read_to_string(folder.path().join("kbit-runs/modes/results.jsonl")).expect("results");
+        let mut found: BTreeMap<String, f64> = BTreeMap::new();
+        for line in results.lines() {
+            let line: Value = serde_json::from_str(line).expect("JSON");
+            let text = |value: &Value| value.as_str().expect("text").to_owned();
+            if line["metric"] == "nll" || line["metric"] == "kl_divergence" {
+                let key = [&line["scheme"]["family"], &line["metric"], &line["mode"], &line["cache_type"]]
+                    .map(text);
+                let before = found.insert(key.join(" "), line["value"].as_f64().expect("a figure"));
+                assert!(before.is_none(), "{key:?} twice");
+            }
+        }
+        (summary["reused"].as_u64().expect("a count"), found)
+    };
+    config("");
+    let (_, plain) = run();
+    assert_eq!(
+        plain.keys().collect::<Vec<_>>(),
+        ["ggml kl_divergence f32 f32", "ggml nll f32 f32", "none nll f32 f32"]
+    );
+    config(", mode: [f32, int8], cache_type: [f32, q4]");
+    let (reused, all) = run();
+    // The file, and the two measurements in f32.
+    assert_eq!((reused, all.len()), (3, 12));
+    for (key, value) in &plain {
+        assert_eq!(all[key], *value, "{key}");
+    }
+    let mut values: Vec<f64> = all.values().copied().collect();
+    values.sort_by(f64::total_cmp);
+    values.dedup();
+    // Of the unquantized model, which is in floats, int8 is f32.
+    assert_eq!(values.len(), 10, "{all:?}");
+    assert!(all["ggml kl_divergence f32 q4"] > all["ggml kl_divergence f32 f32"]);
+    // kbit eval gives the same figure.
+    let file = folder.path().join("kbit-runs/modes/files/s0/ggml-q8_0.gguf");
+    let text = repository("assets/text/prose.txt");
+    let options = ["--context", "64", "--chunks", "2", "--mode", "int8", "--cache-type", "q4", "--json"];
+    let arguments = ["eval", file.to_str().expect("UTF-8"), "--metric", "perplexity", "--text", &text];
+    let found = kbit_ok(folder.path(), &[&arguments[..], &options].concat());
+    let found: Value = serde_json::from_str(&found).expect("JSON");
+    assert_eq!(found["nll"].as_f64(), Some(all["ggml nll int8 q4"]));
+    assert_eq!((found["mode"].as_str(), found["cache_type"].as_str()), (Some("int8"), Some("q4")));
+    assert_eq!(run(), (all.len() as u64 - 3, all));
+    config(", cache_type: q7");
+    let message = kbit_fails(folder.path(), 2, &["run", "run.yaml"]);
+    assert!(
+        message.contains("`cache_type` cannot be `q7`") && message.contains("known: f32, f16, q8, q4"),
+        "{message}"
+    );
+}
+
+#[test]
 fn killed_runs_end_in_the_same_bytes_as_an_uninterrupted_one() {
     let whole = tempfile::tempdir().expect("a folder");
     write_config(whole.path());

@@ -2,21 +2,19 @@
 //!
 //! Positions lie in blocks, so that a session takes memory as it fills and nothing is ever moved. Keys
 //! are stored with positions along the rows: scores of a query are then sums of rows, as the weighted values are, and
-//! one kernel ([`Kernels::combine`](crate::Kernels::combine)) does both.
+//! one kernel ([`Kernels::combine`](crate::Kernels::combine)) does both. How numbers are kept is told by [`stored`](crate::stored).
 //!
 //! The softmax is computed block by block (Milakov and Gimelshein 2018): what was summed is scaled down whenever a larger
 //! score turns up. So scores take memory for one block, however long the context. Blocks begin at fixed positions, and a
 //! block that a token does not see leaves its sums as they are; so results do not depend on which tokens go together.
 
 use crate::EngineError;
-use crate::buffer::{Aligned, Rows, RowsMut, padded};
+use crate::buffer::{Aligned, LINE, Rows, RowsMut, padded};
 use crate::compute::Compute;
-use std::ops::Range;
+use crate::stored::{BLOCK, CacheType, CacheTypes, Form, Order, PANEL, TooLarge};
 
-/// Positions in a block.
-const BLOCK: usize = 128;
-/// Floats from one row of keys to the next; not a power of two, for the sake of the cache sets.
-const KEY_STRIDE: usize = BLOCK + 16;
+/// Floats from one row of scores to the next; not a power of two, for the sake of the cache sets.
+const SCORES: usize = BLOCK + 16;
 /// Tokens that one task attends for, at most.
 const TASK_TOKENS: usize = 16;
 /// Queries of one key head that one task attends for, at most: their scores take 64 KiB a block.
@@ -43,6 +41,20 @@ pub(crate) struct Heads<'m> {
     pub(crate) slopes: Option<&'m [f32]>,
     /// One more score of each query head, without a value.
     pub(crate) sinks: Option<&'m [f32]>,
+    /// How keys and values are kept.
+    pub(crate) cache: CacheTypes,
+}
+
+impl Heads<'_> {
+    /// How the keys of one head are kept.
+    fn keys(&self) -> Form {
+        Form { ty: self.cache.keys, width: self.head_dim, order: Order::Panels }
+    }
+
+    /// How the values of one head are kept.
+    fn values(&self) -> Form {
+        Form { ty: self.cache.values, width: self.value_dim, order: Order::Rows }
+    }
 }
 
 /// `ALiBi`'s slopes (Press et al. 2022): powers of `2^(-max_bias / n)` for the largest power of two `n` of heads, and for
@@ -63,14 +75,14 @@ pub(crate) fn slopes(heads: usize, max_bias: f32) -> Vec<f32> {
 /// Keys and values of one layer and one sequence.
 #[derive(Debug, Default)]
 pub(crate) struct LayerCache {
-    blocks: Vec<Block>,
+    /// `kv_heads` for each block of positions.
+    blocks: Vec<HeadBlock>,
 }
 
+/// Keys and values of one head in one block of positions, in the [`Form`]s that [`Heads`] tells.
 #[derive(Debug)]
-struct Block {
-    /// `[kv_heads][head_dim]` rows of positions, `KEY_STRIDE` apart.
+struct HeadBlock {
     keys: Aligned,
-    /// `[kv_heads][BLOCK][value_dim]`.
     values: Aligned,
 }
 
@@ -86,42 +98,80 @@ pub(crate) struct Span {
 }
 
 impl LayerCache {
-    /// Stores keys `[n, kv_heads * head_dim]` and values `[n, kv_heads * value_dim]` of positions from `position` on.
+    /// Bytes of memory that it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        let floats = |block: &HeadBlock| block.keys.as_slice().len() + block.values.as_slice().len();
+        self.blocks.iter().map(floats).sum::<usize>() * size_of::<f32>()
+    }
+
+    /// Stores keys `[n, kv_heads * head_dim]` and values `[n, kv_heads * value_dim]` of positions from `position` on. `layer` is for
+    /// errors alone.
     pub(crate) fn store(
         &mut self,
+        compute: &Compute,
         d: &Heads<'_>,
+        layer: usize,
         position: usize,
         keys: Rows<'_>,
         values: Rows<'_>,
     ) -> Result<(), EngineError> {
-        while self.blocks.len() * BLOCK < position + keys.rows() {
-            self.blocks.push(Block {
-                keys: Aligned::zeroed(d.kv_heads * d.head_dim * KEY_STRIDE)?,
-                values: Aligned::zeroed(d.kv_heads * d.value_dim * BLOCK)?,
-            });
+        let end = position + keys.rows();
+        while self.blocks.len() < end.div_ceil(BLOCK) * d.kv_heads {
+            self.blocks.push(HeadBlock { keys: d.keys().allocate()?, values: d.values().allocate()? });
         }
-        let mut done = 0;
-        while done < keys.rows() {
-            let (index, first) = ((position + done) / BLOCK, (position + done) % BLOCK);
-            let count = (BLOCK - first).min(keys.rows() - done);
-            let block = &mut self.blocks[index];
-            let to = block.keys.as_mut_slice();
-            for (dim, to) in to.chunks_exact_mut(KEY_STRIDE).enumerate() {
-                for (token, to) in to[first..first + count].iter_mut().enumerate() {
-                    *to = keys.data()[(done + token) * keys.stride() + dim];
-                }
-            }
-            let to = block.values.as_mut_slice();
-            for token in 0..count {
-                let from = values.row(done + token).chunks_exact(d.value_dim);
-                for (from, to) in from.zip(to.chunks_exact_mut(BLOCK * d.value_dim)) {
-                    to[(first + token) * d.value_dim..][..d.value_dim].copy_from_slice(from);
-                }
-            }
-            done += count;
-        }
-        Ok(())
+        let first = position / BLOCK;
+        let blocks = self.blocks.chunks_exact_mut(d.kv_heads).enumerate().skip(first);
+        let pieces: Vec<_> = blocks
+            .take(end.div_ceil(BLOCK) - first)
+            .flat_map(|(index, heads)| {
+                let positions = position.max(index * BLOCK)..end.min((index + 1) * BLOCK);
+                heads.iter_mut().enumerate().map(move |(head, block)| (head, positions.clone(), block))
+            })
+            .collect();
+        compute.for_each(pieces.into_iter(), |_, (head, positions, block)| {
+            let part = |what, form: &Form, memory: &mut Aligned, rows: Rows<'_>| {
+                let rows =
+                    rows.window(positions.start - position, positions.len(), head * form.width, form.width);
+                let kernels = compute.kernels;
+                let mut store = |rows: Rows<'_>| {
+                    kernels.store(form, memory.as_mut_slice(), positions.start % BLOCK, rows)
+                };
+                let stored = match form.run() {
+                    1 => store(rows),
+                    run => compute.with_scratch(rows.rows() * form.width, |space| {
+                        for (row, space) in space.chunks_exact_mut(form.width).enumerate() {
+                            space.copy_from_slice(rows.row(row));
+                        }
+                        kernels.hadamard(space, run);
+                        Ok(store(Rows::new(space, rows.rows(), form.width, form.width)))
+                    })?,
+                };
+                stored.map_err(|TooLarge { row, value }| EngineError::CacheRange {
+                    what,
+                    layer,
+                    position: positions.start + row,
+                    value,
+                    ty: form.ty,
+                })
+            };
+            part("key", &d.keys(), &mut block.keys, keys)?;
+            part("value", &d.values(), &mut block.values, values)
+        })
     }
+}
+
+/// See [`Kernels::softmax_step`](crate::Kernels::softmax_step): a block of scores, and what each row has so far.
+pub(crate) struct SoftmaxStep<'s> {
+    /// `[rows, positions]`.
+    pub(crate) scores: RowsMut<'s>,
+    /// The largest score of each row.
+    pub(crate) maxima: &'s mut [f32],
+    /// The sum of each row's weights.
+    pub(crate) totals: &'s mut [f32],
+    /// Room for a number of each row.
+    pub(crate) factors: &'s mut [f32],
+    /// The weighted values `[rows, value_dim]`.
+    pub(crate) sums: RowsMut<'s>,
 }
 
 /// What one task attends for: some tokens of a span, and some key heads.
@@ -197,11 +247,17 @@ impl Task<'_> {
         let start_of = |position: usize| d.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let first_block = start_of(position) / BLOCK;
         let (query_stride, sum_stride) = (padded(head_dim), padded(value_dim));
-        let sizes = [rows * query_stride, rows * KEY_STRIDE, rows * sum_stride, rows, rows, rows];
+        // Of blocks that have to be widened.
+        let wide = |form: Form| if form.ty == CacheType::F32 { 0 } else { form.len() };
+        let (key_size, value_size) = (wide(d.keys()), wide(d.values()));
+        let sizes =
+            [key_size, value_size, rows * query_stride, rows * SCORES, rows * sum_stride, rows, rows, rows];
         compute.with_scratch(sizes.iter().sum(), |scratch| {
-            let (query, rest) = scratch.split_at_mut(sizes[0]);
-            let (scores, rest) = rest.split_at_mut(sizes[1]);
-            let (sums, rest) = rest.split_at_mut(sizes[2]);
+            let (wide_keys, rest) = scratch.split_at_mut(key_size);
+            let (wide_values, rest) = rest.split_at_mut(value_size);
+            let (query, rest) = rest.split_at_mut(rows * query_stride);
+            let (scores, rest) = rest.split_at_mut(rows * SCORES);
+            let (sums, rest) = rest.split_at_mut(rows * sum_stride);
             let (maxima, rest) = rest.split_at_mut(rows);
             let (totals, factors) = rest.split_at_mut(rows);
             for head in 0..self.heads {
@@ -212,67 +268,63 @@ impl Task<'_> {
                     for (query, from) in query.iter_mut().zip(from) {
                         *query = from * d.scale;
                     }
+                    kernels.hadamard(&mut query[..head_dim], d.keys().run());
                     let sink = d.sinks.map(|sinks| sinks[key_head * group + row % group]);
                     (maxima[row], totals[row]) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0));
                 }
                 let query = Rows::new(query, rows, head_dim, query_stride);
                 sums.fill(0.0);
-                for (index, block) in cache.blocks[..end.div_ceil(BLOCK)].iter().enumerate().skip(first_block)
-                {
+                let blocks = cache.blocks.chunks_exact(d.kv_heads).take(end.div_ceil(BLOCK));
+                for (index, heads) in blocks.enumerate().skip(first_block) {
+                    let block = &heads[key_head];
                     let base = index * BLOCK;
                     let count = BLOCK.min(end - base);
-                    let keys = &block.keys.as_slice()[key_head * head_dim * KEY_STRIDE..];
-                    let keys = Rows::new(keys, head_dim, count, KEY_STRIDE);
-                    let mut all = RowsMut::new(scores, rows, count, KEY_STRIDE);
-                    kernels.combine(query, keys, all.reborrow(), false);
-                    // What the token of a row sees of the block.
-                    let seen = |row: usize| {
-                        let at = position + row / group;
+                    let keys = kernels.widened(d.keys(), &block.keys, count, wide_keys);
+                    let values = kernels.widened(d.values(), &block.values, count, wide_values);
+                    for (panel, keys) in
+                        keys.chunks_exact(PANEL * head_dim).take(count.div_ceil(PANEL)).enumerate()
+                    {
+                        let (first, len) = (panel * PANEL, PANEL.min(count - panel * PANEL));
+                        let scores = RowsMut::new(&mut *scores, rows, count, SCORES).columns(first, len);
+                        kernels.combine(query, Rows::new(keys, head_dim, len, PANEL), scores, false);
+                    }
+                    // Whole vectors of them.
+                    let mut all = RowsMut::new(scores, rows, count.next_multiple_of(LINE), SCORES);
+                    // What the token of a row sees of the block; the rest counts for nothing.
+                    for token in 0..tokens {
+                        let at = position + token;
                         let start = start_of(at).saturating_sub(base).min(count);
-                        start..(at + 1).saturating_sub(base).min(count).max(start)
-                    };
-                    for row in 0..rows {
-                        let Range { start, end: stop } = seen(row);
-                        let scores = all.row_mut(row);
-                        scores[..start].fill(0.0);
-                        scores[stop..].fill(0.0);
-                        factors[row] = 0.0;
-                        if start == stop {
+                        let stop = (at + 1).saturating_sub(base).min(count).max(start);
+                        let whole = start == 0 && stop == all.cols();
+                        if whole && d.cap.is_none() && d.slopes.is_none() {
                             continue;
                         }
-                        let scores = &mut scores[start..stop];
-                        if let Some(cap) = d.cap {
-                            kernels.soft_cap(scores, cap);
-                        }
-                        if let Some(slopes) = d.slopes {
-                            let slope = slopes[key_head * group + row % group];
-                            lower_by_distance(scores, slope, position + row / group - (base + start));
-                        }
-                        let (old, largest) = (maxima[row], kernels.max(scores));
-                        if largest > old || largest.is_nan() {
-                            maxima[row] = largest;
-                            factors[row] = old - largest;
-                        }
-                    }
-                    // From differences of maxima to factors: 1 where a maximum stays.
-                    let _ = kernels.exp_below(factors, 0.0);
-                    for row in 0..rows {
-                        let seen = seen(row);
-                        if seen.is_empty() {
-                            continue;
-                        }
-                        let sum = kernels.exp_below(&mut all.row_mut(row)[seen], maxima[row]);
-                        totals[row] = totals[row] * factors[row] + sum;
-                        #[expect(clippy::float_cmp, reason = "exactly 1 where the maximum stays")]
-                        if factors[row] != 1.0 {
-                            sums[row * sum_stride..][..value_dim]
-                                .iter_mut()
-                                .for_each(|sum| *sum *= factors[row]);
+                        for member in 0..group {
+                            let scores = all.row_mut(token * group + member);
+                            let seen = &mut scores[start..stop];
+                            if let Some(cap) = d.cap {
+                                kernels.soft_cap(seen, cap);
+                            }
+                            if let Some(slopes) = d.slopes.filter(|_| start < stop) {
+                                lower_by_distance(
+                                    seen,
+                                    slopes[key_head * group + member],
+                                    at - (base + start),
+                                );
+                            }
+                            scores[..start].fill(f32::NEG_INFINITY);
+                            scores[stop..].fill(f32::NEG_INFINITY);
                         }
                     }
-                    let values = &block.values.as_slice()[key_head * BLOCK * value_dim..];
+                    kernels.softmax_step(&mut SoftmaxStep {
+                        scores: all,
+                        maxima,
+                        totals,
+                        factors,
+                        sums: RowsMut::new(sums, rows, value_dim, sum_stride),
+                    });
                     let values = Rows::new(values, count, value_dim, value_dim);
-                    let probabilities = Rows::new(scores, rows, count, KEY_STRIDE);
+                    let probabilities = Rows::new(scores, rows, count, SCORES);
                     kernels.combine(
                         probabilities,
                         values,
@@ -286,6 +338,7 @@ impl Task<'_> {
                     for (out, sum) in out.iter_mut().zip(sum) {
                         *out = sum / total;
                     }
+                    kernels.hadamard(out, d.values().run());
                 }
             }
             Ok(())

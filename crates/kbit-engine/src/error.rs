@@ -1,5 +1,6 @@
 //! What can go wrong between a file and its logits.
 
+use crate::CacheType;
 use kbit_models::ModelError;
 use kbit_types::CodecError;
 
@@ -82,6 +83,22 @@ pub enum EngineError {
         needed: usize,
         /// Positions that the model has learned.
         positions: usize,
+    },
+    /// A key or value that is too large for the type of the KV cache.
+    #[error(
+        "the {what} of position {position} in block {layer} has a number of {value}, which a KV cache of {ty} cannot hold: use another type of the cache, as f32"
+    )]
+    CacheRange {
+        /// `key` or `value`.
+        what: &'static str,
+        /// Block of the model, from 0.
+        layer: usize,
+        /// Position in its sequence, from 0.
+        position: usize,
+        /// The number; in 8 and 4 bits the largest of its group, after the transform.
+        value: f32,
+        /// The type.
+        ty: CacheType,
     },
     /// Memory could not be had.
     #[error("{bytes} bytes of memory cannot be had: use a shorter context or a smaller model")]

@@ -107,6 +107,12 @@ impl<'m> Generator<'m> {
         self.session.capacity()
     }
 
+    /// Bytes of memory that keys and values take: see [`Session::cache_bytes`].
+    #[must_use]
+    pub fn cache_bytes(&self) -> usize {
+        self.session.cache_bytes()
+    }
+
     /// The tokens that are in the session now.
     #[must_use]
     pub fn held(&self) -> &[u32] {

@@ -3,8 +3,10 @@
 use crate::arch::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::{avx2::Avx2, avx512::Avx512};
-use crate::buffer::{Rows, RowsMut};
+use crate::buffer::{Aligned, Rows, RowsMut};
+use crate::cache::SoftmaxStep;
 use crate::packed::{IntegerProduct, Tile, Units};
+use crate::stored::{CacheType, Form, TooLarge};
 
 /// Instruction sets that have kernels of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -180,6 +182,43 @@ impl Kernels {
         with!(self.combine(a, b, out, add));
     }
 
+    /// The Walsh-Hadamard transform of each `run` numbers of `x`, over the root of `run`: orthonormal, and its own inverse.
+    ///
+    /// # Panics
+    /// If `run` is no power of two.
+    pub(crate) fn hadamard(&self, x: &mut [f32], run: usize) {
+        assert!(run.is_power_of_two(), "a run of {run}");
+        if run > 1 {
+            with!(self.hadamard(x, run));
+        }
+    }
+
+    /// Stores keys or values at the positions of a block from `first` on. See [`Form::encode`].
+    pub(crate) fn store(
+        &self,
+        form: &Form,
+        memory: &mut [f32],
+        first: usize,
+        rows: Rows<'_>,
+    ) -> Result<(), TooLarge> {
+        with!(self.store(form, memory, first, rows))
+    }
+
+    /// The first `count` positions of a block in f32: where they lie, or widened into `space`. See [`Form::decode`].
+    pub(crate) fn widened<'a>(
+        &self,
+        form: Form,
+        memory: &'a Aligned,
+        count: usize,
+        space: &'a mut [f32],
+    ) -> &'a [f32] {
+        if form.ty == CacheType::F32 {
+            return memory.as_slice();
+        }
+        with!(self.widen(&form, memory.as_slice(), count, space));
+        space
+    }
+
     /// `x[i] <- e^(x[i] - max(x))`; returns the sum of the new values, so that `x / sum` is the softmax.
     pub fn exp_and_sum(&self, x: &mut [f32]) -> f32 {
         with!(self.exp_and_sum(x))
@@ -202,6 +241,33 @@ impl Kernels {
     /// `x[i] <- e^(x[i] - max)`; returns the sum of the new values.
     pub fn exp_below(&self, x: &mut [f32], max: f32) -> f32 {
         with!(self.exp_below(x, max))
+    }
+
+    /// One block of scores on the way to weights: each row becomes `e^(x - maximum)`, where `maximum` is the largest score of its row
+    /// so far; what was summed below a smaller maximum is scaled down. Scores of negative infinity count for nothing; a row that has had
+    /// no others becomes zeros.
+    pub(crate) fn softmax_step(&self, step: &mut SoftmaxStep<'_>) {
+        let rows = step.scores.rows();
+        let lengths = (step.maxima.len(), step.totals.len(), step.factors.len(), step.sums.rows());
+        assert_eq!(lengths, (rows, rows, rows, rows), "rows");
+        with!(self.softmax_step(step));
+    }
+
+    /// Turns each head of `width` numbers in `x` by angles of these cosines and sines, one a pair: pairs of neighbours, or of the
+    /// numbers of one half and the other, from number `first` of a head on.
+    ///
+    /// # Panics
+    /// If there are not as many sines as cosines, or the pairs do not fit into a head.
+    pub(crate) fn rotate(
+        &self,
+        x: &mut [f32],
+        width: usize,
+        first: usize,
+        adjacent: bool,
+        angles: (&[f32], &[f32]),
+    ) {
+        assert!(angles.0.len() == angles.1.len() && first + 2 * angles.0.len() <= width, "pairs of a head");
+        with!(self.rotate(x, width, first, adjacent, angles));
     }
 
     /// Largest element; NaN where there is one, negative infinity of none.
@@ -568,6 +634,122 @@ mod tests {
         }
     }
 
+    /// Maxima, totals and sums after blocks of scores, and the weights of each block.
+    fn softmax_of(kernels: &Kernels, blocks: &[Vec<f32>], rows: usize, sink: f32) -> [Vec<f32>; 4] {
+        let (mut maxima, mut totals) = (vec![sink; rows], vec![f32::from(u8::from(sink.is_finite())); rows]);
+        let (mut factors, mut sums, mut weights) = (vec![f32::NAN; rows], vec![0.0; rows], Vec::new());
+        for block in blocks {
+            let (mut x, cols) = (block.clone(), block.len() / rows);
+            kernels.softmax_step(&mut SoftmaxStep {
+                scores: RowsMut::new(&mut x, rows, cols, cols),
+                maxima: &mut maxima,
+                totals: &mut totals,
+                factors: &mut factors,
+                sums: RowsMut::new(&mut sums, rows, 1, 1),
+            });
+            // The value of a position is its number in the block.
+            for (sum, x) in sums.iter_mut().zip(x.chunks(cols)) {
+                *sum += x.iter().zip(0..).map(|(x, i)| x * i as f32).sum::<f32>();
+            }
+            weights.extend(x);
+        }
+        [maxima, totals, sums, weights]
+    }
+
+    #[test]
+    fn a_softmax_block_by_block_is_that_of_all_scores() {
+        let rows = 5;
+        for cols in [1, 16, 37, 128] {
+            for sink in [f32::NEG_INFINITY, 3.0] {
+                let mut blocks: Vec<Vec<f32>> = (1..4)
+                    .map(|seed| noise(rows * cols, seed).iter().map(|x| x * 9.0 * seed as f32).collect())
+                    .collect();
+                // One row sees nothing of the first block, and another nothing at all.
+                blocks[0][cols..2 * cols].fill(f32::NEG_INFINITY);
+                blocks.iter_mut().for_each(|block| block[2 * cols..3 * cols].fill(f32::NEG_INFINITY));
+                let mut first: Option<[Vec<u32>; 4]> = None;
+                for kernels in all() {
+                    let found = softmax_of(&kernels, &blocks, rows, sink);
+                    let [maxima, totals, sums, weights] = &found;
+                    assert!(weights.iter().all(|x| (0.0..=1.0).contains(x)), "{kernels:?}");
+                    for row in 0..rows {
+                        let scores: Vec<(f64, f64)> = blocks
+                            .iter()
+                            .flat_map(|block| block[row * cols..][..cols].iter().zip(0..))
+                            .map(|(x, i)| (f64::from(*x), f64::from(i)))
+                            .collect();
+                        let largest = scores.iter().map(|(x, _)| *x).fold(f64::from(sink), f64::max);
+                        assert_eq!(f64::from(maxima[row]), largest);
+                        let weight = |x: f64| if x == f64::NEG_INFINITY { 0.0 } else { (x - largest).exp() };
+                        let total =
+                            scores.iter().map(|(x, _)| weight(*x)).sum::<f64>() + weight(f64::from(sink));
+                        let sum: f64 = scores.iter().map(|(x, i)| weight(*x) * i).sum();
+                        // Differences are rounded to f32 before the exponential, and sums as they grow.
+                        assert!((f64::from(totals[row]) - total).abs() <= 1e-5 * total, "{kernels:?}");
+                        assert!((f64::from(sums[row]) - sum).abs() <= 1e-5 * sum, "{kernels:?}");
+                    }
+                    if fused().iter().any(|fused| fused.instruction_set() == kernels.instruction_set()) {
+                        let found = found.map(|x| bits(&x));
+                        assert_eq!(first.get_or_insert_with(|| found.clone()), &found, "{kernels:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_hadamard_transform_is_orthonormal_and_its_own_inverse() {
+        for run in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
+            let x = noise(3 * run, run as u64);
+            let mut expected = Vec::new();
+            for x in x.chunks(run) {
+                for row in 0..run {
+                    let sign =
+                        |col: usize| if (row & col).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+                    let sum: f64 = x.iter().enumerate().map(|(col, x)| sign(col) * f64::from(*x)).sum();
+                    expected.push(sum / (run as f64).sqrt());
+                }
+            }
+            let mut first: Option<Vec<u32>> = None;
+            for kernels in all() {
+                let mut out = x.clone();
+                kernels.hadamard(&mut out, run);
+                for (out, expected) in out.iter().zip(&expected) {
+                    assert!((f64::from(*out) - expected).abs() < 1e-5, "{kernels:?} {run}: {out} {expected}");
+                }
+                assert_eq!(*first.get_or_insert_with(|| bits(&out)), bits(&out), "{kernels:?} {run}");
+                kernels.hadamard(&mut out, run);
+                assert!(out.iter().zip(&x).all(|(out, x)| (out - x).abs() < 1e-5), "{kernels:?} {run}");
+            }
+        }
+    }
+
+    #[test]
+    fn heads_turn_alike_with_every_instruction_set() {
+        for (width, first, pairs) in [(10, 0, 5), (64, 0, 32), (80, 3, 19), (7, 6, 0)] {
+            let x = noise(3 * width, 5);
+            let (cos, sin) = (noise(pairs, 6), noise(pairs, 7));
+            for adjacent in [false, true] {
+                let mut expected = x.clone();
+                for head in expected.chunks_mut(width) {
+                    for pair in 0..pairs {
+                        let (a, b) = if adjacent { (2 * pair, 2 * pair + 1) } else { (pair, pair + pairs) };
+                        let (a, b) = (first + a, first + b);
+                        (head[a], head[b]) = (
+                            head[a] * cos[pair] - head[b] * sin[pair],
+                            head[a] * sin[pair] + head[b] * cos[pair],
+                        );
+                    }
+                }
+                for kernels in all() {
+                    let mut turned = x.clone();
+                    kernels.rotate(&mut turned, width, first, adjacent, (&cos, &sin));
+                    assert_eq!(bits(&turned), bits(&expected), "{kernels:?}, {width} {adjacent}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn elementwise_kernels_with_fused_multiply_add_agree() {
         let (x, y) = (noise(1000, 5), noise(1000, 6));
@@ -621,6 +803,25 @@ mod tests {
     }
 
     #[test]
+    fn exp_negative_is_exp_but_for_subnormal_results() {
+        let mut bits = 0u32;
+        while f32::from_bits(bits) < 1000.0 {
+            let x = -f32::from_bits(bits);
+            for (value, exp) in [
+                (generic::exp_negative::<Fused>(x), generic::exp::<Fused>(x)),
+                (generic::exp_negative::<Separate>(x), generic::exp::<Separate>(x)),
+            ] {
+                assert_eq!(value, if x < -87.0 { 0.0 } else { exp }, "{x}");
+            }
+            bits += 997;
+        }
+        for exp in [generic::exp_negative::<Fused>, generic::exp_negative::<Separate>] {
+            assert_eq!((exp(0.0), exp(-0.0), exp(f32::MIN), exp(f32::NEG_INFINITY)), (1.0, 1.0, 0.0, 0.0));
+            assert!(exp(f32::NAN).is_nan() && exp(-f32::NAN).is_nan());
+        }
+    }
+
+    #[test]
     fn exp_f64_is_within_two_units_in_the_last_place() {
         let mut x = 0.0;
         while x > -708.0 {
@@ -640,6 +841,13 @@ mod tests {
     #[test]
     fn nan_is_never_hidden() {
         for kernels in all() {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut block = vec![1.0; 2 * 40];
+                block[47] = bad;
+                let [_, totals, sums, _] =
+                    softmax_of(&kernels, &[vec![0.5; 2 * 40], block, vec![2.0; 2 * 40]], 2, 0.0);
+                assert!(totals[0].is_finite() && totals[1].is_nan() && sums[1].is_nan(), "{kernels:?} {bad}");
+            }
             for place in [0, 15, 16, 40] {
                 let mut x = vec![1.0; 41];
                 x[place] = f32::NAN;

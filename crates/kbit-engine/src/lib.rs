@@ -10,16 +10,19 @@
 //! with one arithmetic for all schemes, or bf16), as integers (llama.cpp's arithmetic), or as floats with rounded activations. Any codec
 //! runs in every mode, since it decodes to f32; one that brings a product of its own in the arithmetic of the mode is asked for that.
 //!
+//! Keys and values of past tokens are kept as [`CacheTypes`] says: f32, half precision, or 8 or 4 bits. What attention reads of a
+//! position is what was stored of it, also within the batch that it came with.
+//!
 //! # What results depend on
-//! On the model, the mode and the tokens alone: logits have equal bits for any number of threads, for prompts in one batch or
+//! On the model, the mode, the types of the cache and the tokens alone: logits have equal bits for any number of threads, for prompts in one batch or
 //! token by token, and for sequences computed alone or together. Instruction sets with fused multiply-add agree too, but that a sum of
 //! bf16 products below the smallest normal number (1.2e-38) may be taken for zero by the instructions for bf16; an x86 CPU without fused
 //! multiply-add differs in the last bits. Integer products are equal everywhere: bit for bit those of ggml's generic code, but for Q3_K
 //! to Q6_K and IQ4_XS, where ggml rounds the parts of a super-block one by one and this engine their exact sum.
 //!
 //! # Memory
-//! Activations of [`Session::BATCH`] tokens and their packed form, keys and values of the tokens so far (f32, in blocks of 128
-//! positions), 256 KiB of decoded weights a thread with a panel of them, and the logits that were asked for. A codec whose rows come in
+//! Activations of [`Session::BATCH`] tokens and their packed form, keys and values of the tokens so far (in blocks of 128 positions, as
+//! [`CacheTypes`] says), 256 KiB of decoded weights a thread with a panel of them, and the logits that were asked for. A codec whose rows come in
 //! large groups (one scale for a whole matrix, say) makes what is decoded as large as one group.
 
 mod arch;
@@ -38,6 +41,7 @@ mod rope;
 mod sampler;
 mod session;
 pub mod speed;
+mod stored;
 mod weight;
 
 pub use buffer::{Rows, RowsMut};
@@ -49,4 +53,5 @@ pub use mode::{Group, Mode, Rounding, UnknownMode};
 pub use model::{Model, Tensors};
 pub use sampler::{Sampler, Sampling};
 pub use session::Session;
+pub use stored::{CacheType, CacheTypes, UnknownCacheType};
 pub use weight::multiply;

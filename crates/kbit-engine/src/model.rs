@@ -4,7 +4,7 @@ use crate::cache::{Heads, slopes};
 use crate::error::Shape;
 use crate::rope::RopeTensors;
 use crate::weight::Weight;
-use crate::{EngineError, Kernels, Mode, Session};
+use crate::{CacheTypes, EngineError, Kernels, Mode, Session};
 use kbit_models::ExpectedTensor;
 use kbit_models::Role;
 use kbit_models::description::{
@@ -20,6 +20,7 @@ pub struct Model {
     description: Description,
     kernels: Kernels,
     mode: Mode,
+    cache: CacheTypes,
     pub(crate) embedding: Weight,
     /// From the width of the embedding to that of the stream, where they differ.
     pub(crate) embedding_projection: Option<Linear>,
@@ -243,6 +244,7 @@ impl Model {
         Ok(Self {
             kernels: Kernels::best(),
             mode: Mode::F32,
+            cache: CacheTypes::default(),
             embedding,
             embedding_projection,
             embedding_norm: d.embedding.norm.then(|| loader.norm("token_embd_norm", d.hidden)).transpose()?,
@@ -276,6 +278,7 @@ impl Model {
             window: block.window,
             slopes: self.slopes.as_deref().filter(|_| matches!(block.position, Position::Alibi { .. })),
             sinks: self.layers[layer].sinks.as_deref(),
+            cache: self.cache,
         }
     }
 
@@ -301,6 +304,25 @@ impl Model {
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// The same model, whose sessions keep keys and values in other types than [`CacheType::F32`](crate::CacheType::F32).
+    #[must_use]
+    pub fn with_cache(self, cache: CacheTypes) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// How its sessions keep keys and values.
+    #[must_use]
+    pub fn cache(&self) -> CacheTypes {
+        self.cache
+    }
+
+    /// Bytes that the keys and values of one token take in a session, in all blocks.
+    #[must_use]
+    pub fn cache_bytes_per_token(&self) -> usize {
+        let d = &self.description;
+        d.layers * d.kv_heads * (self.cache.keys.bytes(d.head_dim) + self.cache.values.bytes(d.value_dim))
     }
 
     /// What kind of model it is.

@@ -3,7 +3,7 @@
 //! Angles are computed in double precision and rounded once. Scaling follows Peng et al. 2023 and Ding et al. 2024, and Hugging
 //! Face transformers' `modeling_rope_utils.py` where those leave a choice.
 
-use crate::EngineError;
+use crate::{EngineError, Kernels};
 use kbit_models::description::{Rope, RopeScaling, RopeStyle};
 
 /// Rotary positions and the tensors that they are made with.
@@ -31,8 +31,10 @@ pub(crate) struct Rotation {
 /// Cosine and sine of every pair, for positions from 0 on.
 #[derive(Debug, Default)]
 pub(crate) struct Angles {
-    /// `[positions][pairs]` of (cosine, sine).
-    table: Vec<(f32, f32)>,
+    /// `[positions][pairs]`.
+    cosines: Vec<f32>,
+    /// `[positions][pairs]`.
+    sines: Vec<f32>,
 }
 
 impl Rotation {
@@ -80,42 +82,36 @@ impl Rotation {
         reason = "angles are rounded once"
     )]
     pub(crate) fn extend(&self, angles: &mut Angles, positions: usize) -> Result<(), EngineError> {
-        let have = angles.table.len() / self.pairs().max(1);
+        let have = angles.cosines.len() / self.pairs().max(1);
         let Some(more) = positions.checked_sub(have).filter(|&more| more > 0) else { return Ok(()) };
         let entries = more.saturating_mul(self.pairs());
-        angles
-            .table
-            .try_reserve(entries)
-            .map_err(|_| EngineError::OutOfMemory { bytes: entries.saturating_mul(8) })?;
+        for table in [&mut angles.cosines, &mut angles.sines] {
+            table
+                .try_reserve(entries)
+                .map_err(|_| EngineError::OutOfMemory { bytes: entries.saturating_mul(size_of::<f32>()) })?;
+        }
         for position in have..positions {
-            angles.table.extend(self.frequencies.iter().map(|frequency| {
+            for frequency in &self.frequencies {
                 let (sin, cos) = (position as f64 * frequency).sin_cos();
-                ((cos * self.magnitude) as f32, (sin * self.magnitude) as f32)
-            }));
+                angles.cosines.push((cos * self.magnitude) as f32);
+                angles.sines.push((sin * self.magnitude) as f32);
+            }
         }
         Ok(())
     }
 
     /// Turns every head of `width` dimensions in `x` `[heads * width]` to `position`.
-    pub(crate) fn apply(&self, angles: &Angles, position: usize, x: &mut [f32], width: usize) {
-        let pairs = self.pairs();
-        let turns = &angles.table[position * pairs..][..pairs];
-        for head in x.chunks_exact_mut(width) {
-            let head = &mut head[self.first..];
-            match self.style {
-                RopeStyle::Adjacent => {
-                    for ([a, b], &(cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
-                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
-                    }
-                }
-                RopeStyle::Halves => {
-                    let (first, second) = head.split_at_mut(pairs);
-                    for ((a, b), &(cos, sin)) in first.iter_mut().zip(second).zip(turns) {
-                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
-                    }
-                }
-            }
-        }
+    pub(crate) fn apply(
+        &self,
+        kernels: Kernels,
+        angles: &Angles,
+        position: usize,
+        x: &mut [f32],
+        width: usize,
+    ) {
+        let turns = position * self.pairs()..(position + 1) * self.pairs();
+        let angles = (&angles.cosines[turns.clone()], &angles.sines[turns]);
+        kernels.rotate(x, width, self.first, self.style == RopeStyle::Adjacent, angles);
     }
 }
 
@@ -167,7 +163,7 @@ mod tests {
         rotation.extend(&mut angles, 3).unwrap();
         rotation.extend(&mut angles, position + 1).unwrap();
         let mut x = x;
-        rotation.apply(&angles, position, &mut x, 5);
+        rotation.apply(Kernels::best(), &angles, position, &mut x, 5);
         x
     }
 

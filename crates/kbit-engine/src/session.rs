@@ -128,6 +128,13 @@ impl<'m> Session<'m> {
         self.len() == 0
     }
 
+    /// Bytes of memory that keys and values take. It grows with the tokens, by blocks of 128 positions, and is kept when they are
+    /// forgotten.
+    #[must_use]
+    pub fn cache_bytes(&self) -> usize {
+        self.sequences.iter().flat_map(|sequence| &sequence.layers).map(LayerCache::bytes).sum()
+    }
+
     /// Forgets all tokens.
     pub fn clear(&mut self) {
         for sequence in &mut self.sequences {
@@ -377,7 +384,9 @@ impl<'m> Session<'m> {
             let turn = |spans: &[Span], x: RowsMut<'_>| {
                 let Some((rotation, angles)) = rotation else { return };
                 let positions = positions(spans);
-                each_row(compute, x, |row, x| rotation.apply(angles, positions[row], x, d.head_dim));
+                each_row(compute, x, |row, x| {
+                    rotation.apply(compute.kernels, angles, positions[row], x, d.head_dim)
+                });
             };
             // Side by side, both sub-layers read the stream before either adds to it.
             let parallel = d.residual == Residual::Parallel;
@@ -393,7 +402,8 @@ impl<'m> Session<'m> {
             let mut row = 0;
             for span in &all {
                 let (keys, values) = (b.keys.rows().band(row, span.len), b.values.rows().band(row, span.len));
-                sequences[span.sequence].layers[index].store(&heads, span.position, keys, values)?;
+                let cache = &mut sequences[span.sequence].layers[index];
+                cache.store(compute, &heads, index, span.position, keys, values)?;
                 row += span.len;
             }
             // After the last keys and values, only the tokens whose results are wanted go on.

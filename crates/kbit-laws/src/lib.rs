@@ -25,7 +25,7 @@ pub struct Run<'a> {
     pub kld: Option<(f64, Option<f64>)>,
 }
 
-/// The runs in `measurements`, in their order; of several texts, the first counts.
+/// The runs in `measurements`, in their order; of several texts, modes and cache types, the first counts.
 #[must_use]
 pub fn runs(measurements: &[Measurement]) -> Vec<Run<'_>> {
     let mut runs: Vec<Run<'_>> = Vec::new();
@@ -38,6 +38,9 @@ pub fn runs(measurements: &[Measurement]) -> Vec<Run<'_>> {
             runs.len() - 1
         });
         let run = &mut runs[index];
+        if run.about.arithmetic() != measurement.arithmetic() {
+            continue;
+        }
         let slot = match measurement.metric.as_str() {
             "nll" => &mut run.nll,
             "kl_divergence" => &mut run.kld,

@@ -45,6 +45,7 @@ fn figure(params: u64, family: &str, bits: f64, metric: &str, value: f64) -> Mea
         stderr: Some(0.01),
         count: 1000,
         mode: "f32".into(),
+        cache_type: "f32".into(),
         data: None,
         file_sha256: None,
     }

@@ -6,6 +6,7 @@ use crate::edit::{Edits, SetMetadata};
 use crate::mix::MixOptions;
 use crate::schema;
 use kbit_calibrate::{EmptyExperts, OnMissing, Policy};
+use kbit_engine::{CacheTypes, Mode};
 use kbit_formats::gguf::shards::parse_split_size;
 use kbit_models::ConvertOptions;
 use kbit_types::GgmlType;
@@ -13,6 +14,7 @@ pub use kbit_yaml::DocumentError as ConfigError;
 use kbit_yaml::{Mistake, Node, Place, Tree};
 use regex::Regex;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 /// A checked configuration.
@@ -136,6 +138,10 @@ pub struct Evaluation {
     pub context: Option<usize>,
     /// Number of windows; `None`: all.
     pub chunks: Option<usize>,
+    /// Modes to measure in.
+    pub modes: Vec<Mode>,
+    /// Types of the KV cache to measure with.
+    pub caches: Vec<CacheTypes>,
     /// Where it stands.
     pub place: Place,
 }
@@ -404,6 +410,8 @@ impl Reader<'_> {
                 .map_or_else(|| schema::METRICS.iter().map(|metric| (*metric).to_owned()).collect(), words),
             context: size("context"),
             chunks: size("chunks"),
+            modes: named(node, "mode"),
+            caches: named(node, "cache_type"),
             place: node.place,
             text,
         }
@@ -416,6 +424,18 @@ fn string(node: &Node, key: &str) -> Option<String> {
 
 fn words(node: &Node) -> Vec<String> {
     node.items().iter().filter_map(Node::as_str).map(str::to_owned).collect()
+}
+
+/// What the words of a key name, each once; the default where there are none.
+fn named<T: FromStr + Default + PartialEq>(node: &Node, key: &str) -> Vec<T> {
+    let Some(node) = node.get(key) else { return vec![T::default()] };
+    let mut found = Vec::new();
+    for value in words(node).iter().filter_map(|word| word.parse().ok()) {
+        if !found.contains(&value) {
+            found.push(value);
+        }
+    }
+    found
 }
 
 fn many<'a>(root: &'a Node, key: &str) -> &'a [Node] {
@@ -460,6 +480,24 @@ mod tests {
     fn refuses_two_models_of_one_name() {
         let error = parse("models: [src, src]\nschemes: [int]\n").unwrap_err();
         assert!(error.mistakes[0].message.contains("two models"), "{error}");
+    }
+
+    #[test]
+    fn modes_and_cache_types_are_named_one_by_one_or_in_a_list() {
+        let read = |keys: &str| {
+            let text = format!("models: src\nschemes: [int]\nevaluate: {{text: Cargo.toml{keys}}}\n");
+            let config = parse(&text).unwrap();
+            let evaluation = &config.evaluations[0];
+            let caches: Vec<String> = evaluation.caches.iter().map(ToString::to_string).collect();
+            (evaluation.modes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), caches.join(" "))
+        };
+        let text = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(read(""), text("f32", "f32"));
+        assert_eq!(read(", mode: int8, cache_type: q4"), text("int8", "q4"));
+        let lists = ", mode: [f32, 'act:4', f32], cache_type: [q8, 'q8,f16', 'q4,q4']";
+        let error = parse(&format!("models: src\nschemes: [int]\nevaluate: {{text: Cargo.toml{lists}}}\n"));
+        assert!(error.is_err(), "two equal types are one word");
+        assert_eq!(read(&lists.replace(", 'q4,q4'", "")), text("f32 act:4", "q8 q8,f16"));
     }
 
     #[test]

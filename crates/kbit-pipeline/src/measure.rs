@@ -7,6 +7,7 @@ use crate::plan::FilePlan;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::statistics::TensorError;
+use kbit_engine::{CacheTypes, Mode};
 use kbit_eval::{Divergence, Perplexity, Windows};
 use kbit_formats::Checkpoint;
 use kbit_formats::hash::Sha256;
@@ -124,9 +125,17 @@ pub struct Subject {
     bytes: u64,
     total_bits: f64,
     file_sha256: Option<String>,
+    mode: Mode,
+    cache: CacheTypes,
 }
 
 impl Subject {
+    /// The same, computed in `mode` with a KV cache of `cache`.
+    #[must_use]
+    pub fn computed(&self, mode: Mode, cache: CacheTypes) -> Self {
+        Self { mode, cache, ..self.clone() }
+    }
+
     /// The unquantized model.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "ratios and totals for people and fits")]
@@ -179,6 +188,8 @@ impl Subject {
             bytes,
             total_bits: bytes as f64 * 8.0,
             file_sha256: None,
+            mode: Mode::F32,
+            cache: CacheTypes::default(),
         }
     }
 
@@ -200,6 +211,8 @@ impl Subject {
             bytes: plan.layout.file_bytes(),
             total_bits: plan.tensor_bytes() as f64 * 8.0,
             file_sha256: Some(sha256.to_owned()),
+            mode: self.mode,
+            cache: self.cache,
         }
     }
 
@@ -216,7 +229,8 @@ impl Subject {
             value,
             stderr,
             count,
-            mode: "f32".to_owned(),
+            mode: self.mode.to_string(),
+            cache_type: self.cache.to_string(),
             data: None,
             file_sha256: self.file_sha256.clone(),
         }
@@ -239,7 +253,7 @@ impl Subject {
         errors.iter().flat_map(records).collect()
     }
 
-    /// The cost of one stage.
+    /// The cost of one stage; `tokens_per_second` where the engine was at work.
     #[must_use]
     pub fn cost(
         &self,
@@ -253,6 +267,8 @@ impl Subject {
             model: self.model.clone(),
             scheme: self.scheme.clone(),
             stage: stage.to_owned(),
+            mode: tokens_per_second.map(|_| self.mode.to_string()),
+            cache_type: tokens_per_second.map(|_| self.cache.to_string()),
             seconds,
             tokens_per_second,
             peak_rss_bytes,

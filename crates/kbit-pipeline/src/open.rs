@@ -47,6 +47,12 @@ impl OpenModel {
         Self { model: self.model.with_mode(mode), ..self }
     }
 
+    /// The same model, whose sessions keep keys and values as `cache` says.
+    #[must_use]
+    pub fn with_cache(self, cache: kbit_engine::CacheTypes) -> Self {
+        Self { model: self.model.with_cache(cache), ..self }
+    }
+
     /// Opens `path`. `registry` provides the schemes of packed files; `options` say how a folder is read, which may always
     /// be without a tokenizer here: what needs one asks for it.
     ///

@@ -12,6 +12,7 @@ use crate::progress::Progress;
 use crate::recipe::{Recipe, recipes};
 use crate::statistics::TensorError;
 use kbit_calibrate::{Importance, ImportanceMatrix};
+use kbit_engine::{CacheTypes, Mode};
 use kbit_formats::Checkpoint;
 use kbit_host::{Isolation, Registry};
 use kbit_models::{Conversion, TrainingInfo};
@@ -329,6 +330,25 @@ struct Ready<'a> {
     record: FileRecord,
 }
 
+/// Measuring the files of one model on one text, in one arithmetic.
+struct Step<'s, 'a> {
+    model: &'a ModelPlan<'a>,
+    data: &'s DataSet,
+    /// Hash of the source.
+    source: &'s str,
+    mode: Mode,
+    cache: CacheTypes,
+    ready: &'s [Ready<'a>],
+}
+
+impl Step<'_, '_> {
+    /// For the progress bar: what is not the usual.
+    fn arithmetic(&self) -> String {
+        let mode = if self.mode == Mode::F32 { String::new() } else { format!(", {}", self.mode) };
+        if self.cache == CacheTypes::default() { mode } else { format!("{mode}, {} cache", self.cache) }
+    }
+}
+
 impl<'a> Execution<'a> {
     fn check_disk(&self) -> Result<(), PipelineError> {
         let free = kbit_formats::disk_free(&self.plan.out)?;
@@ -467,6 +487,7 @@ impl<'a> Execution<'a> {
         Ok(())
     }
 
+    /// Measures on one text, in each of its modes and with each of its cache types.
     fn evaluate_on(
         &mut self,
         model: &'a ModelPlan<'a>,
@@ -477,40 +498,64 @@ impl<'a> Execution<'a> {
         ready: &[Ready<'a>],
     ) -> Result<(), PipelineError> {
         let data = DataSet::read(evaluation, &model.conversion)?;
+        let mut reference = None;
+        for &mode in &evaluation.modes {
+            for &cache in &evaluation.caches {
+                let step = Step { model, data: &data, source, mode, cache, ready };
+                let subjects: Vec<Subject> =
+                    subjects.iter().map(|subject| subject.computed(mode, cache)).collect();
+                self.evaluate_in(&step, &base.computed(mode, cache), &subjects, &mut reference)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `reference` is the unquantized model in f32, once it has been opened.
+    fn evaluate_in(
+        &mut self,
+        step: &Step<'_, 'a>,
+        base: &Subject,
+        subjects: &[Subject],
+        reference: &mut Option<OpenModel>,
+    ) -> Result<(), PipelineError> {
         let key = |file: Option<&str>| {
             key_of(&serde_json::json!({
-                "source": source,
+                "source": step.source,
                 "file": file,
-                "data": data.key(),
-                "metrics": evaluation.metrics,
+                "data": step.data.key(),
+                "metrics": step.data.metrics,
+                "mode": step.mode.to_string(),
+                "cache_type": step.cache.to_string(),
                 "subject": base.model,
                 "kbit": env!("CARGO_PKG_VERSION"),
             }))
         };
         // Index 0 is the unquantized model itself.
         let keys: Vec<String> =
-            std::iter::once(key(None)).chain(ready.iter().map(|ready| key(Some(&ready.key)))).collect();
+            std::iter::once(key(None)).chain(step.ready.iter().map(|ready| key(Some(&ready.key)))).collect();
         let mut records: Vec<Option<MeasureRecord>> =
             keys.iter().map(|key| self.cache.get::<MeasureRecord>("measure", key)).collect();
         self.reused += records.iter().flatten().count();
         let pending: Vec<usize> = (0..records.len()).filter(|index| records[*index].is_none()).collect();
         if !pending.is_empty() {
-            let reference = OpenModel::open(
-                &model.entry.path,
-                self.plan.registry,
-                Isolation::InProcess,
-                &model.entry.options,
-            )?;
+            let entry = step.model.entry;
+            let mut opened = match reference.take() {
+                Some(opened) => opened,
+                None => {
+                    OpenModel::open(&entry.path, self.plan.registry, Isolation::InProcess, &entry.options)?
+                }
+            };
             if records[0].is_none() {
-                let what = format!("{} unquantized, {}", model.entry.name, data.name);
-                let found = measure(&reference, base, &[], &data, self.progress, &what)?;
+                let what = format!("{} unquantized, {}{}", entry.name, step.data.name, step.arithmetic());
+                opened = opened.with_mode(step.mode).with_cache(step.cache);
+                let found = measure(&opened, base, &[], step.data, self.progress, &what)?;
                 records[0] = Some(self.remember(&keys[0], found.into_iter().next())?);
+                opened = opened.with_mode(Mode::F32).with_cache(CacheTypes::default());
             }
+            let opened = &*reference.insert(opened);
             let candidates: Vec<usize> = pending.into_iter().filter(|index| *index > 0).collect();
             for batch in candidates.chunks(CANDIDATES_A_PASS) {
-                for (index, record) in
-                    self.measure_batch(model, &reference, base, subjects, ready, batch, &data)?
-                {
+                for (index, record) in self.measure_batch(step, opened, base, subjects, batch)? {
                     records[index] = Some(self.remember(&keys[index], Some(record))?);
                 }
             }
@@ -530,55 +575,50 @@ impl<'a> Execution<'a> {
     }
 
     /// Measures the files of `batch` (indices from 1) against the unquantized model; those that fail are left out.
-    #[expect(clippy::too_many_arguments, reason = "one call site, all of it context")]
     fn measure_batch(
         &mut self,
-        model: &ModelPlan<'_>,
+        step: &Step<'_, 'a>,
         reference: &OpenModel,
         base: &Subject,
         subjects: &[Subject],
-        ready: &[Ready<'a>],
         batch: &[usize],
-        data: &DataSet,
     ) -> Result<Vec<(usize, Measured)>, PipelineError> {
+        let model = step.model;
         let mut opened = Vec::new();
         for &index in batch {
-            let file = ready[index - 1].file;
+            let file = step.ready[index - 1].file;
             match OpenModel::open(
                 &file.first(),
                 self.plan.registry,
                 file.recipe.main.isolation(),
                 &model.entry.options,
             ) {
-                Ok(candidate) => opened.push((index, candidate)),
-                Err(error) => self.fail(model, &file.recipe.label, &error),
+                Ok(candidate) => {
+                    opened.push((index, candidate.with_mode(step.mode).with_cache(step.cache)));
+                }
+                Err(error) => {
+                    self.fail(model, &format!("{}{}", file.recipe.label, step.arithmetic()), &error);
+                }
             }
         }
         let candidates: Vec<Candidate<'_>> =
             opened.iter().map(|(index, model)| Candidate { model, subject: &subjects[index - 1] }).collect();
         let labels: Vec<&str> =
             candidates.iter().map(|candidate| candidate.subject.scheme.label.as_str()).collect();
-        let what = format!("{} {}", model.entry.name, labels.join(" "));
-        match measure(reference, base, &candidates, data, self.progress, &what) {
+        let what = format!("{} {}{}", model.entry.name, labels.join(" "), step.arithmetic());
+        match measure(reference, base, &candidates, step.data, self.progress, &what) {
             Ok(found) => Ok(opened.iter().map(|(index, _)| *index).zip(found).collect()),
             Err(PipelineError::Cancelled) => Err(PipelineError::Cancelled),
             Err(error) if batch.len() == 1 => {
-                self.fail(model, labels.first().copied().unwrap_or_default(), &error);
+                let label = labels.first().copied().unwrap_or_default();
+                self.fail(model, &format!("{label}{}", step.arithmetic()), &error);
                 Ok(Vec::new())
             }
             // One bad file must not take its neighbours along: measure each by itself.
             Err(_) => {
                 let mut all = Vec::new();
                 for index in batch {
-                    all.extend(self.measure_batch(
-                        model,
-                        reference,
-                        base,
-                        subjects,
-                        ready,
-                        &[*index],
-                        data,
-                    )?);
+                    all.extend(self.measure_batch(step, reference, base, subjects, &[*index])?);
                 }
                 Ok(all)
             }

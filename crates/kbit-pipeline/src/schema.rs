@@ -17,7 +17,30 @@ pub const METRICS: &[&str] = &["perplexity", "kl_divergence", "bits_per_byte"];
 /// Report formats.
 pub const FORMATS: &[&str] = &["html", "md", "csv", "json"];
 /// Computing modes of the engine.
-pub const MODES: &[&str] = &["f32"];
+pub const MODES: &[&str] = &[
+    "f32",
+    "bf16",
+    "int8",
+    "act:2",
+    "act:3",
+    "act:4",
+    "act:5",
+    "act:6",
+    "act:7",
+    "act:8",
+    "act:2:token",
+    "act:3:token",
+    "act:4:token",
+    "act:5:token",
+    "act:6:token",
+    "act:7:token",
+    "act:8:token",
+];
+/// Types of the engine's KV cache: one for both, or of keys and of values.
+pub const CACHE_TYPES: &[&str] = &[
+    "f32", "f16", "q8", "q4", "f32,f16", "f32,q8", "f32,q4", "f16,f32", "f16,q8", "f16,q4", "q8,f32",
+    "q8,f16", "q8,q4", "q4,f32", "q4,f16", "q4,q8",
+];
 
 static MODEL: Object = Object {
     name: "model",
@@ -173,7 +196,18 @@ static EVALUATION: Object = Object {
             "Tokens in a window; the second half is scored.",
         ),
         optional("chunks", Kind::Int { min: 1, max: 1 << 32 }, "all", "Number of windows."),
-        optional("mode", Kind::Choice(MODES), "f32", "Arithmetic of the engine."),
+        optional(
+            "mode",
+            Kind::Many(&Kind::Choice(MODES)),
+            "f32",
+            "Arithmetic of the engine; a list measures in each. KL divergence is from the unquantized model in f32.",
+        ),
+        optional(
+            "cache_type",
+            Kind::Many(&Kind::Choice(CACHE_TYPES)),
+            "f32",
+            "How the engine's KV cache keeps keys and values; a list measures with each.",
+        ),
     ],
 };
 
@@ -335,6 +369,36 @@ mod tests {
         assert_eq!((mistakes[0].place.line, mistakes[0].place.column), (4, 16));
         assert!(mistakes[0].help.contains("`process`"));
         assert!(mistakes[1].message.contains("true or false"));
+    }
+
+    #[test]
+    fn modes_and_cache_types_are_those_of_the_engine() {
+        use kbit_engine::{CacheType, CacheTypes, Group, Mode, Rounding};
+        let mut modes = vec![Mode::F32, Mode::Bf16, Mode::Int8];
+        for group in [Group::Block, Group::Token] {
+            modes.extend((2..=8).map(|bits| Mode::Activations(Rounding { bits, group })));
+        }
+        let names: Vec<String> = modes.iter().map(Mode::to_string).collect();
+        assert_eq!(names, MODES);
+        let pairs =
+            CacheType::ALL.iter().flat_map(|&keys| CacheType::ALL.map(|values| CacheTypes { keys, values }));
+        let mut names: Vec<String> = pairs.map(|types| types.to_string()).collect();
+        names.sort_by_key(|name| name.contains(','));
+        assert_eq!(names, CACHE_TYPES);
+    }
+
+    #[test]
+    fn refuses_modes_and_cache_types_that_there_are_not() {
+        let with =
+            |key: &str| mistakes_of(&format!("models: a\nschemes: int\nevaluate: {{text: b, {key}}}\n"));
+        assert_eq!(with("mode: int8, cache_type: q8"), []);
+        assert_eq!(with("mode: [f32, act:4], cache_type: [f16, 'q8,q4']"), []);
+        for (key, known) in
+            [("mode: int4", "known: f32, bf16, int8, act:2"), ("cache_type: [q5]", "known: f32, f16, q8, q4")]
+        {
+            let mistakes = with(key);
+            assert!(mistakes[0].help.contains(known), "{mistakes:?}");
+        }
     }
 
     #[test]

@@ -79,7 +79,11 @@ impl<'a> Report<'a> {
                 text,
                 "| {} | {} | {} | {} | {} | {} | {} | {} |",
                 row.model,
-                row.scheme,
+                if view.arithmetic.is_some() {
+                    row.scheme.clone()
+                } else {
+                    format!("{} ({})", row.scheme, row.arithmetic)
+                },
                 row.bpw,
                 row.size,
                 row.perplexity,
@@ -116,7 +120,7 @@ impl<'a> Report<'a> {
     /// None at present.
     pub fn csv(&self) -> Result<String, ReportError> {
         let mut text = String::from(
-            "model,params,scheme,family,bits,bpw_file,bpw_decoder,bytes,total_bits,data,perplexity,perplexity_stderr,nll,bits_per_byte,kl_divergence,kl_divergence_stderr,same_top\n",
+            "model,params,scheme,family,bits,bpw_file,bpw_decoder,bytes,total_bits,data,mode,cache_type,perplexity,perplexity_stderr,nll,bits_per_byte,kl_divergence,kl_divergence_stderr,same_top\n",
         );
         for record in &self.view.records {
             let cells: Vec<String> = record.iter().map(|cell| csv_cell(cell)).collect();

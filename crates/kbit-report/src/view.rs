@@ -1,7 +1,7 @@
 //! What the page shows, as plain values: tables, charts, sentences.
 
 use crate::chart::{Axis, Chart, Point, Scale, Series};
-use kbit_laws::{Fit, Fits};
+use kbit_laws::{Fit, Fits, ParetoPoint};
 use kbit_results::{Cost, Measurement};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -14,6 +14,8 @@ pub struct View {
     pub failures: Vec<String>,
     /// The text, where all runs were measured on the same.
     pub text: Option<String>,
+    /// How the engine computed, where it did so in all runs.
+    pub arithmetic: Option<String>,
     pub rows: Vec<Row>,
     pub charts: Vec<Figure>,
     pub heat: Vec<Heat>,
@@ -45,6 +47,7 @@ pub struct Row {
     pub pareto: bool,
     pub unquantized: bool,
     pub data: String,
+    pub arithmetic: String,
 }
 
 /// A chart with its caption.
@@ -89,10 +92,12 @@ pub struct FitRow {
     pub range: String,
 }
 
-/// All figures of one model, scheme and text.
+/// All figures of one model, scheme, text and arithmetic.
 struct Entry<'a> {
     about: &'a Measurement,
     figures: Vec<&'a Measurement>,
+    /// True where the arithmetic is the first in which the model and scheme were measured: what charts, laws and answers are about.
+    counts: bool,
 }
 
 impl Entry<'_> {
@@ -111,11 +116,18 @@ fn entries(measurements: &[Measurement]) -> Vec<Entry<'_>> {
         let same = |entry: &Entry<'_>| {
             entry.about.model.id == measurement.model.id
                 && entry.about.scheme.label == measurement.scheme.label
-                && entry.about.data == measurement.data
         };
-        match entries.iter_mut().find(|entry| same(entry)) {
+        let arithmetic = measurement.arithmetic();
+        let counts = entries
+            .iter()
+            .find(|entry| same(entry))
+            .is_none_or(|first| first.about.arithmetic() == arithmetic);
+        let here = |entry: &Entry<'_>| {
+            same(entry) && entry.about.data == measurement.data && entry.about.arithmetic() == arithmetic
+        };
+        match entries.iter_mut().find(|entry| here(entry)) {
             Some(entry) => entry.figures.push(measurement),
-            None => entries.push(Entry { about: measurement, figures: vec![measurement] }),
+            None => entries.push(Entry { about: measurement, figures: vec![measurement], counts }),
         }
     }
     entries
@@ -157,13 +169,19 @@ impl View {
     ) -> Self {
         let entries = entries(measurements);
         let on_front = |entry: &Entry<'_>| {
-            fits.pareto
-                .iter()
-                .any(|point| point.model == entry.about.model.id && point.scheme == entry.about.scheme.label)
+            let same = |point: &ParetoPoint| {
+                point.model == entry.about.model.id && point.scheme == entry.about.scheme.label
+            };
+            entry.counts && fits.pareto.iter().any(same)
         };
         let rows: Vec<Row> = entries.iter().map(|entry| row(entry, on_front(entry))).collect();
         let first = rows.first().map(|row| row.data.clone());
         let one_text = first.filter(|text| rows.iter().all(|row| row.data == *text));
+        let first = rows.first().map(|row| row.arithmetic.clone());
+        let one_arithmetic = first.filter(|first| rows.iter().all(|row| row.arithmetic == *first));
+        let records = entries.iter().map(record).collect();
+        let mut entries = entries;
+        entries.retain(|entry| entry.counts);
         let mut charts = Vec::new();
         charts.extend(quality_chart(&entries, &on_front));
         charts.extend(divergence_chart(&entries, fits));
@@ -173,6 +191,7 @@ impl View {
             headlines: headlines(&entries, fits, &on_front),
             failures: failures(provenance),
             text: one_text,
+            arithmetic: one_arithmetic,
             rows,
             charts,
             heat: heat(measurements),
@@ -209,7 +228,7 @@ impl View {
                 .collect(),
             costs: costs.iter().map(cost_row).collect(),
             plugins: plugins(provenance),
-            records: entries.iter().map(record).collect(),
+            records,
         }
     }
 }
@@ -250,6 +269,7 @@ fn row(entry: &Entry<'_>, pareto: bool) -> Row {
         pareto,
         unquantized: about.scheme.family == "none",
         data: entry.data(),
+        arithmetic: about.arithmetic(),
     }
 }
 
@@ -270,6 +290,8 @@ fn record(entry: &Entry<'_>) -> Vec<String> {
         about.bytes.to_string(),
         about.total_bits.to_string(),
         entry.data(),
+        about.mode.clone(),
+        about.cache_type.clone(),
         value("perplexity"),
         error("perplexity"),
         value("nll"),
@@ -364,7 +386,11 @@ fn plugins(provenance: &serde_json::Value) -> Vec<[String; 3]> {
 fn cost_row(cost: &Cost) -> [String; 5] {
     [
         format!("{} {}", cost.model.id, cost.scheme.label),
-        cost.stage.clone(),
+        match (cost.mode.as_deref(), cost.cache_type.as_deref()) {
+            (None | Some("f32"), None | Some("f32")) => cost.stage.clone(),
+            (mode, None | Some("f32")) => format!("{} ({})", cost.stage, mode.unwrap_or("f32")),
+            (mode, Some(cache)) => format!("{} ({}, {cache} cache)", cost.stage, mode.unwrap_or("f32")),
+        },
         format!("{:.2}", cost.seconds),
         cost.tokens_per_second.map_or_else(String::new, |rate| format!("{rate:.0}")),
         cost.peak_rss_bytes.map_or_else(String::new, size),

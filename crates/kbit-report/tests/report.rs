@@ -32,6 +32,7 @@ fn figures(model: &str, params: u64, label: &str, bits: f64, figures: &[(&str, f
         stderr: Some(0.01),
         count: 10,
         mode: "f32".into(),
+        cache_type: "f32".into(),
         data: Some(DataInfo { name: "prose".into(), sha256: "00".into(), context: 8, chunks: 1 }),
         file_sha256: None,
     };
@@ -98,9 +99,30 @@ fn tables_have_a_row_for_every_run() {
     let csv = report.csv().expect("CSV");
     assert_eq!(csv.lines().count(), 11);
     let columns = csv.lines().map(|line| line.split(',').count());
-    assert!(columns.clone().all(|count| count == 17), "{:?}", columns.collect::<Vec<_>>());
+    assert!(columns.clone().all(|count| count == 19), "{:?}", columns.collect::<Vec<_>>());
     let json: serde_json::Value = serde_json::from_str(&report.json().expect("JSON")).expect("JSON");
     assert_eq!(json["measurements"].as_array().map(Vec::len), Some(measurements.len()));
+}
+
+#[test]
+fn what_was_computed_otherwise_has_rows_of_its_own_and_leaves_laws_as_they_were() {
+    let (mut measurements, fits) = small_run();
+    let plain = Report::new(&measurements, &[], &fits, serde_json::json!({}));
+    let (page, csv) = (plain.html().expect("a page"), plain.csv().expect("CSV"));
+    assert!(!page.contains("computed in"));
+    let mut others = figures("a & b", 1 << 20, "int:bits=4", 4.0, &[("nll", 1.0), ("kl_divergence", 0.5)]);
+    for other in &mut others {
+        (other.mode, other.cache_type) = ("int8".into(), "q8,f16".into());
+    }
+    measurements.extend(others);
+    let again = fit_all(&measurements, &FitOptions { bootstrap: 50, ..FitOptions::default() });
+    assert_eq!(serde_json::to_string(&again).unwrap(), serde_json::to_string(&fits).unwrap());
+    let report = Report::new(&measurements, &[], &again, serde_json::json!({}));
+    let (more_page, more_csv) = (report.html().expect("a page"), report.csv().expect("CSV"));
+    assert!(more_page.contains("<th>computed in</th>") && more_page.contains("<td>int8, q8,f16 cache</td>"));
+    assert_eq!(more_csv.lines().count(), csv.lines().count() + 1);
+    assert!(more_csv.contains("int:bits=4,") && more_csv.contains(",int8,\"q8,f16\","), "{more_csv}");
+    assert!(report.markdown().expect("text").contains("int:bits=4 (int8, q8,f16 cache)"));
 }
 
 #[test]

@@ -98,10 +98,30 @@ pub struct Measurement {
     pub count: u64,
     /// Arithmetic of the engine.
     pub mode: String,
+    /// Types of the engine's KV cache. Records of before there was a choice have none, which means f32.
+    #[serde(default = "f32_cache")]
+    pub cache_type: String,
     /// Text.
     pub data: Option<DataInfo>,
     /// SHA-256 of the file.
     pub file_sha256: Option<String>,
+}
+
+/// What cached keys and values were before there was a choice.
+fn f32_cache() -> String {
+    "f32".to_owned()
+}
+
+impl Measurement {
+    /// How the engine computed, in words: the mode, and the types of the KV cache where they are not f32.
+    #[must_use]
+    pub fn arithmetic(&self) -> String {
+        if self.cache_type == f32_cache() {
+            self.mode.clone()
+        } else {
+            format!("{}, {} cache", self.mode, self.cache_type)
+        }
+    }
 }
 
 /// What a step took.
@@ -116,6 +136,12 @@ pub struct Cost {
     pub scheme: SchemeInfo,
     /// `convert`, `perplexity` or `kl_divergence`.
     pub stage: String,
+    /// Arithmetic of the engine, of stages that use it.
+    #[serde(default)]
+    pub mode: Option<String>,
+    /// Types of the engine's KV cache, of stages that use it.
+    #[serde(default)]
+    pub cache_type: Option<String>,
     /// Wall-clock seconds.
     pub seconds: f64,
     /// Tokens a second.
@@ -217,6 +243,7 @@ pub struct Key {
     metric: String,
     tensor: Option<String>,
     mode: String,
+    cache_type: String,
     /// Digest of the text, context and chunks.
     data: Option<(String, u64, u64)>,
 }
@@ -230,6 +257,7 @@ pub fn key(measurement: &Measurement) -> Key {
         metric: measurement.metric.clone(),
         tensor: measurement.tensor.clone(),
         mode: measurement.mode.clone(),
+        cache_type: measurement.cache_type.clone(),
         data: measurement.data.as_ref().map(|data| (data.sha256.clone(), data.context, data.chunks)),
     }
 }
@@ -281,6 +309,7 @@ mod tests {
             stderr: Some(0.1),
             count: 7,
             mode: "f32".into(),
+            cache_type: "f32".into(),
             data: None,
             file_sha256: None,
         }
@@ -317,5 +346,30 @@ mod tests {
     fn the_later_of_two_measurements_counts() {
         let merged = merge([vec![measurement("a", 1.0), measurement("b", 2.0)], vec![measurement("a", 3.0)]]);
         assert_eq!(merged.iter().map(|m| m.value).collect::<Vec<_>>(), [3.0, 2.0]);
+    }
+
+    #[test]
+    fn measurements_in_another_arithmetic_are_of_something_else() {
+        let other = |mode: &str, cache_type: &str| Measurement {
+            mode: mode.into(),
+            cache_type: cache_type.into(),
+            ..measurement("a", 1.0)
+        };
+        let all = [("f32", "f32"), ("int8", "f32"), ("f32", "q8"), ("int8", "q8,f16")];
+        let merged = merge([all.map(|(mode, cache_type)| other(mode, cache_type)).to_vec()]);
+        let words: Vec<String> = merged.iter().map(Measurement::arithmetic).collect();
+        assert_eq!(words, ["f32", "int8", "f32, q8 cache", "int8, q8,f16 cache"]);
+    }
+
+    #[test]
+    fn records_without_cache_types_are_of_f32() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.jsonl");
+        write(&path, &[measurement("a", 1.0)]).unwrap();
+        let new = std::fs::read_to_string(&path).unwrap();
+        let old = new.replace(",\"cache_type\":\"f32\"", "");
+        assert_ne!(old, new);
+        std::fs::write(&path, old).unwrap();
+        assert_eq!(read::<Measurement>(&path).unwrap(), [measurement("a", 1.0)]);
     }
 }

@@ -1,7 +1,7 @@
 //! The command line, declared once: parsing, `--help`, completions and the reference page read these types.
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use kbit_engine::Mode;
+use kbit_engine::{CacheTypes, Mode};
 use kbit_pipeline::edit::SetMetadata;
 use kbit_types::GgmlType;
 use std::path::PathBuf;
@@ -355,6 +355,9 @@ pub struct Eval {
     /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
     #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
     pub mode: Mode,
+    /// How the KV cache keeps keys and values: f32, f16, q8 or q4; or one for keys and one for values, as q8,f16
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub cache_type: CacheTypes,
 }
 
 /// `kbit logits`.
@@ -372,6 +375,9 @@ pub struct Logits {
     /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
     #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
     pub mode: Mode,
+    /// How the KV cache keeps keys and values: f32, f16, q8 or q4; or one for keys and one for values, as q8,f16
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub cache_type: CacheTypes,
 }
 
 /// `kbit tokenize`.
@@ -478,6 +484,9 @@ pub struct Continuation {
     /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
     #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
     pub mode: Mode,
+    /// How the KV cache keeps keys and values: f32, f16, q8 or q4; or one for keys and one for values, as q8,f16
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub cache_type: CacheTypes,
 }
 
 /// Heading of the options that choose tokens.
@@ -501,6 +510,9 @@ pub struct Bench {
     /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
     #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
     pub mode: Mode,
+    /// How the KV cache keeps keys and values: f32, f16, q8 or q4; or one for keys and one for values, as q8,f16
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub cache_type: CacheTypes,
 }
 
 /// `kbit fit`.

@@ -4,6 +4,7 @@
 //! [`Arithmetic`], which says whether `a * b + c` rounds once or twice, and do everything else in a fixed order with
 //! 16 partial sums; so all CPUs with fused multiply-add get equal bits, whatever the width of their vectors.
 
+use crate::cache::SoftmaxStep;
 use crate::packed::{INTEGER_TOKENS, IntegerProduct, PANEL, Units};
 use kbit_types::Terms;
 
@@ -192,6 +193,62 @@ pub(crate) fn round_bf16(x: &[f32], out: &mut [u16]) {
     }
 }
 
+/// The Walsh-Hadamard transform of each `run` numbers of `x`, a power of two, over the root of `run`: orthonormal, and its own inverse.
+#[inline(always)]
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "rounded to f32 once")]
+pub(crate) fn hadamard(x: &mut [f32], run: usize) {
+    /// Sums and differences of lanes `HALF` apart: a shuffled vector, and one with half of its signs turned.
+    #[inline(always)]
+    fn within<const HALF: usize>(group: &mut [f32; LANES]) {
+        let (mut other, mut signed) = ([0.0; LANES], [0.0; LANES]);
+        for i in 0..LANES {
+            other[i] = group[i ^ HALF];
+            signed[i] = if i & HALF == 0 { group[i] } else { -group[i] };
+        }
+        for i in 0..LANES {
+            group[i] = other[i] + signed[i];
+        }
+    }
+    /// Sums and differences of `N` numbers and `N` others; through arrays of their own, which cannot overlap.
+    #[inline(always)]
+    fn between<const N: usize>(one: &mut [f32], other: &mut [f32]) {
+        for (a, b) in one.as_chunks_mut::<N>().0.iter_mut().zip(other.as_chunks_mut::<N>().0) {
+            let (mut sums, mut differences) = ([0.0; N], [0.0; N]);
+            for i in 0..N {
+                (sums[i], differences[i]) = (a[i] + b[i], a[i] - b[i]);
+            }
+            (*a, *b) = (sums, differences);
+        }
+    }
+    let factor = (1.0 / (run as f64).sqrt()) as f32;
+    for x in x.chunks_exact_mut(run) {
+        let mut half = 1;
+        if run >= LANES {
+            for group in x.as_chunks_mut::<LANES>().0 {
+                // One group is as wide as a vector; the compiler would gather lanes of several instead.
+                let group = std::hint::black_box(group);
+                within::<1>(group);
+                within::<2>(group);
+                within::<4>(group);
+                within::<8>(group);
+            }
+            half = LANES;
+        }
+        while half < run {
+            for pair in x.chunks_exact_mut(2 * half) {
+                let (one, other) = pair.split_at_mut(half);
+                if half < LANES {
+                    between::<1>(one, other);
+                } else {
+                    between::<LANES>(one, other);
+                }
+            }
+            half *= 2;
+        }
+        x.iter_mut().for_each(|x| *x *= factor);
+    }
+}
+
 /// The last, incomplete group of a slice, filled up to 16.
 #[inline(always)]
 fn fill(rest: &[f32], filler: f32) -> [f32; LANES] {
@@ -200,31 +257,54 @@ fn fill(rest: &[f32], filler: f32) -> [f32; LANES] {
     group
 }
 
-/// `e^x`, at most 1 unit in the last place from the true value; 0 below -104, infinite above 88.73, NaN for NaN.
-///
-/// `x = n ln 2 + r` with whole `n` and `|r| <= ln(2) / 2`; then `e^r` by a polynomial (coefficients of Cephes'
-/// `expf`, Moshier 1989) and `2^n` in two factors, so that subnormal results are rounded once.
+/// `1.5 * 2^23`: adding it rounds to a whole number.
+const TO_WHOLE: f32 = 12_582_912.0;
+/// 355 / 512.
+const LN2_HIGH: f32 = 0.693_359_4;
+/// The rest of the logarithm of 2.
+const LN2_LOW: f32 = -2.121_944_4e-4;
+
+/// `e^r` for `|r| <= ln(2) / 2`.
 #[inline(always)]
-pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
-    const TO_WHOLE: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to a whole number
-    const LN2_HIGH: f32 = 0.693_359_4; // 355 / 512
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = if x > 89.0 { 89.0 } else { x };
-    let x = if x < -104.0 { -104.0 } else { x };
-    let shifted = A::mul_add(x, std::f32::consts::LOG2_E, TO_WHOLE);
-    let n = shifted - TO_WHOLE;
-    let r = A::mul_add(n, -LN2_LOW, A::mul_add(n, -LN2_HIGH, x));
+fn exp_fraction<A: Arithmetic>(r: f32) -> f32 {
     let mut p = 1.987_569_1e-4;
     p = A::mul_add(p, r, 1.398_2e-3);
     p = A::mul_add(p, r, 8.333_452e-3);
     p = A::mul_add(p, r, 4.166_579_6e-2);
     p = A::mul_add(p, r, 1.666_666_5e-1);
     p = A::mul_add(p, r, 0.5);
-    let p = A::mul_add(p, r * r, r) + 1.0;
+    A::mul_add(p, r * r, r) + 1.0
+}
+
+/// `e^x`, at most 1 unit in the last place from the true value; 0 below -104, infinite above 88.73, NaN for NaN.
+///
+/// `x = n ln 2 + r` with whole `n` and `|r| <= ln(2) / 2`; then `e^r` by a polynomial (coefficients of Cephes'
+/// `expf`, Moshier 1989) and `2^n` in two factors, so that subnormal results are rounded once.
+#[inline(always)]
+pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
+    let x = if x > 89.0 { 89.0 } else { x };
+    let x = if x < -104.0 { -104.0 } else { x };
+    let shifted = A::mul_add(x, std::f32::consts::LOG2_E, TO_WHOLE);
+    let n = shifted - TO_WHOLE;
+    let p = exp_fraction::<A>(A::mul_add(n, -LN2_LOW, A::mul_add(n, -LN2_HIGH, x)));
     // The whole number stands in the low bits of `shifted`.
     let n = shifted.to_bits().wrapping_sub(TO_WHOLE.to_bits()).cast_signed();
     let half = n >> 1;
     p * power_of_two(half) * power_of_two(n - half)
+}
+
+/// As [`exp`] for `x <= 0`, but 0 for all `x` below -87, where results would be subnormal: for weights of a softmax, which are sums of
+/// such beside a 1.
+#[inline(always)]
+pub(crate) fn exp_negative<A: Arithmetic>(x: f32) -> f32 {
+    let shifted = A::mul_add(x, std::f32::consts::LOG2_E, TO_WHOLE);
+    let n = shifted - TO_WHOLE;
+    let p = exp_fraction::<A>(A::mul_add(n, -LN2_LOW, A::mul_add(n, -LN2_HIGH, x)));
+    // The whole number moves to the exponent, whatever stands above it.
+    let value = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    // NaN is below nothing.
+    let value = if x < -87.0 { 0.0 } else { value };
+    if x.is_nan() { x } else { value }
 }
 
 /// `2^n` for `-126 <= n <= 127`; any other `n` (which only a NaN leads to) gives some number.
@@ -279,8 +359,89 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     for group in groups {
         step(&mut lanes, group);
     }
-    step(&mut lanes, &fill(rest, f32::NEG_INFINITY));
-    lanes.into_iter().fold(f32::NEG_INFINITY, |max, x| if x > max || x.is_nan() { x } else { max })
+    if !rest.is_empty() {
+        step(&mut lanes, &fill(rest, f32::NEG_INFINITY));
+    }
+    halve::<8>(&mut lanes);
+    halve::<4>(&mut lanes);
+    halve::<2>(&mut lanes);
+    halve::<1>(&mut lanes);
+    return lanes[0];
+
+    /// Each lane with the one `HALF` away: whole vectors, which compare faster than single numbers.
+    #[inline(always)]
+    fn halve<const HALF: usize>(lanes: &mut [f32; LANES]) {
+        let before = *lanes;
+        for i in 0..LANES {
+            let (a, b) = (before[i], before[i ^ HALF]);
+            lanes[i] = if b > a || b.is_nan() { b } else { a };
+        }
+    }
+}
+
+/// See [`Kernels::softmax_step`](crate::Kernels::softmax_step).
+#[inline(always)]
+pub(crate) fn softmax_step<A: Arithmetic>(step: &mut SoftmaxStep<'_>) {
+    let SoftmaxStep { scores, maxima, totals, factors, sums } = step;
+    for row in 0..scores.rows() {
+        let (old, largest) = (maxima[row], max(scores.row_mut(row)));
+        let rises = largest > old || largest.is_nan();
+        maxima[row] = if rises { largest } else { old };
+        factors[row] = if rises { old - largest } else { 0.0 };
+    }
+    // From differences of maxima to factors: 1 where a maximum stays.
+    let _ = exp_below::<A>(factors, 0.0);
+    for row in 0..scores.rows() {
+        let x = scores.row_mut(row);
+        let maximum = maxima[row];
+        if maximum == f32::NEG_INFINITY {
+            x.fill(0.0);
+            continue;
+        }
+        let mut lanes = [0.0; LANES];
+        let (groups, rest) = x.as_chunks_mut::<LANES>();
+        for group in groups {
+            for (lane, x) in lanes.iter_mut().zip(group) {
+                *x = exp_negative::<A>(*x - maximum);
+                *lane += *x;
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *x = exp_negative::<A>(*x - maximum);
+            *lane += *x;
+        }
+        totals[row] = totals[row] * factors[row] + add_lanes(lanes);
+        #[expect(clippy::float_cmp, reason = "exactly 1 where the maximum stays")]
+        if factors[row] != 1.0 {
+            sums.row_mut(row).iter_mut().for_each(|sum| *sum *= factors[row]);
+        }
+    }
+}
+
+/// Turns each head of `width` numbers in `x` by angles of these cosines and sines: pairs of neighbours, or of the numbers of one half and
+/// the other, from number `first` on.
+#[inline(always)]
+pub(crate) fn rotate(
+    x: &mut [f32],
+    width: usize,
+    first: usize,
+    adjacent: bool,
+    (cos, sin): (&[f32], &[f32]),
+) {
+    let pairs = cos.len();
+    for head in x.chunks_exact_mut(width) {
+        let head = &mut head[first..][..2 * pairs];
+        if adjacent {
+            for (([a, b], cos), sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+            }
+        } else {
+            let (one, other) = head.split_at_mut(pairs);
+            for (((a, b), cos), sin) in one.iter_mut().zip(other).zip(cos).zip(sin) {
+                (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+            }
+        }
+    }
 }
 
 /// `x[i] <- e^(x[i] - max(x))`; the sum of the new values.
@@ -316,13 +477,15 @@ pub(crate) fn exp_below<A: Arithmetic>(x: &mut [f32], max: f32) -> f32 {
             *lane += *x;
         }
     }
-    let mut group = fill(rest, f32::NEG_INFINITY);
-    for (lane, x) in lanes.iter_mut().zip(&mut group) {
-        *x = exp::<A>(*x - max);
-        *lane += *x;
+    if !rest.is_empty() {
+        let mut group = fill(rest, f32::NEG_INFINITY);
+        for (lane, x) in lanes.iter_mut().zip(&mut group) {
+            *x = exp::<A>(*x - max);
+            *lane += *x;
+        }
+        // Padding is e^-inf = 0 unless everything is -inf or NaN, which is NaN either way.
+        rest.copy_from_slice(&group[..rest.len()]);
     }
-    // Padding is e^-inf = 0 unless everything is -inf or NaN, which is NaN either way.
-    rest.copy_from_slice(&group[..rest.len()]);
     add_lanes(lanes)
 }
 

@@ -24,6 +24,43 @@ macro_rules! shared_kernels {
                 unsafe { run(x) }
             }
 
+            /// See [`Form::encode`](crate::stored::Form::encode).
+            pub(crate) fn store(
+                self,
+                form: &crate::stored::Form,
+                memory: &mut [f32],
+                first: usize,
+                rows: Rows<'_>,
+            ) -> Result<(), crate::stored::TooLarge> {
+                #[target_feature(enable = $feature)]
+                fn run(
+                    form: &crate::stored::Form,
+                    memory: &mut [f32],
+                    first: usize,
+                    rows: Rows<'_>,
+                ) -> Result<(), crate::stored::TooLarge> {
+                    form.encode(memory, first, rows)
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(form, memory, first, rows) }
+            }
+
+            /// See [`Form::decode`](crate::stored::Form::decode).
+            pub(crate) fn widen(
+                self,
+                form: &crate::stored::Form,
+                memory: &[f32],
+                count: usize,
+                out: &mut [f32],
+            ) {
+                #[target_feature(enable = $feature)]
+                fn run(form: &crate::stored::Form, memory: &[f32], count: usize, out: &mut [f32]) {
+                    form.decode(memory, count, out);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(form, memory, count, out) }
+            }
+
             /// See [`generic::sum_parts`].
             pub(crate) fn sum_parts(self, levels: &[i8], part: usize, sums: &mut [i16]) {
                 #[target_feature(enable = $feature)]
@@ -72,6 +109,43 @@ macro_rules! shared_kernels {
                 }
                 // SAFETY: `self` exists only where the CPU has the features.
                 unsafe { run(x, max) }
+            }
+
+            /// See [`generic::softmax_step`].
+            pub(crate) fn softmax_step(self, step: &mut crate::cache::SoftmaxStep<'_>) {
+                #[target_feature(enable = $feature)]
+                fn run(step: &mut crate::cache::SoftmaxStep<'_>) {
+                    generic::softmax_step::<$arithmetic>(step);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(step) }
+            }
+
+            /// See [`generic::rotate`].
+            pub(crate) fn rotate(
+                self,
+                x: &mut [f32],
+                width: usize,
+                first: usize,
+                adjacent: bool,
+                angles: (&[f32], &[f32]),
+            ) {
+                #[target_feature(enable = $feature)]
+                fn run(x: &mut [f32], width: usize, first: usize, adjacent: bool, angles: (&[f32], &[f32])) {
+                    generic::rotate(x, width, first, adjacent, angles);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(x, width, first, adjacent, angles) }
+            }
+
+            /// See [`generic::hadamard`].
+            pub(crate) fn hadamard(self, x: &mut [f32], run: usize) {
+                #[target_feature(enable = $feature)]
+                fn run_with(x: &mut [f32], run: usize) {
+                    generic::hadamard(x, run);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run_with(x, run) }
             }
 
             /// See [`generic::relu`].

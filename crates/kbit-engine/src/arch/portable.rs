@@ -5,7 +5,9 @@
 
 use super::generic::{self, Arithmetic, LANES};
 use crate::buffer::{Rows, RowsMut};
+use crate::cache::SoftmaxStep;
 use crate::packed::{IntegerProduct, PANEL, Tile, Units};
+use crate::stored::{Form, TooLarge};
 
 #[cfg(any(target_arch = "aarch64", target_feature = "fma"))]
 type Native = generic::Fused;
@@ -25,6 +27,22 @@ impl Portable {
     /// See [`generic::multiply_integers`].
     pub(crate) fn multiply_integers(self, product: &mut IntegerProduct<'_, '_>) {
         generic::multiply_integers(product);
+    }
+
+    /// See [`Form::encode`].
+    pub(crate) fn store(
+        self,
+        form: &Form,
+        memory: &mut [f32],
+        first: usize,
+        rows: Rows<'_>,
+    ) -> Result<(), TooLarge> {
+        form.encode(memory, first, rows)
+    }
+
+    /// See [`Form::decode`].
+    pub(crate) fn widen(self, form: &Form, memory: &[f32], count: usize, out: &mut [f32]) {
+        form.decode(memory, count, out);
     }
 
     /// See [`generic::sum_parts`].
@@ -80,6 +98,28 @@ impl Portable {
     /// See [`generic::exp_below`].
     pub(crate) fn exp_below(self, x: &mut [f32], max: f32) -> f32 {
         generic::exp_below::<Native>(x, max)
+    }
+
+    /// See [`generic::softmax_step`].
+    pub(crate) fn softmax_step(self, step: &mut SoftmaxStep<'_>) {
+        generic::softmax_step::<Native>(step);
+    }
+
+    /// See [`generic::rotate`].
+    pub(crate) fn rotate(
+        self,
+        x: &mut [f32],
+        width: usize,
+        first: usize,
+        adjacent: bool,
+        angles: (&[f32], &[f32]),
+    ) {
+        generic::rotate(x, width, first, adjacent, angles);
+    }
+
+    /// See [`generic::hadamard`].
+    pub(crate) fn hadamard(self, x: &mut [f32], run: usize) {
+        generic::hadamard(x, run);
     }
 
     /// See [`generic::relu`].

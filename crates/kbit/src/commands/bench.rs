@@ -18,7 +18,8 @@ pub fn bench(session: &Session, arguments: &Bench) -> Result<u8, Failure> {
     let registry = session.registry(&[], None)?;
     let model =
         OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
-            .with_mode(arguments.mode);
+            .with_mode(arguments.mode)
+            .with_cache(arguments.cache_type);
     let count = |count: u32| usize::try_from(count).map_err(Failure::usage);
     let repetitions = count(arguments.repetitions)?;
     let series = u64::from(arguments.prompt > 0) + u64::from(arguments.generate > 0);
@@ -57,6 +58,8 @@ pub fn bench(session: &Session, arguments: &Bench) -> Result<u8, Failure> {
             "params": model.params,
             "tensor_bytes": model.tensor_bytes,
             "mode": mode.to_string(),
+            "cache_type": model.model.cache().to_string(),
+            "cache_bytes_per_token": model.model.cache_bytes_per_token(),
             "instruction_set": model.model.kernels().instruction_set().to_string(),
             "threads": rayon::current_num_threads(),
             "repetitions": arguments.repetitions,
@@ -90,11 +93,14 @@ pub fn bench(session: &Session, arguments: &Bench) -> Result<u8, Failure> {
         peak_memory.map_or_else(String::new, |peak| format!(", peak memory {}", output::bytes(peak)));
     output::text(&format!(
         "{}: {:.1} million weights in {}, {} a token{memory}\n\
+         KV cache in {}, {} a token\n\
          {mode} on {} thread(s) with {}: peak {:.1} GFLOP/s, memory read at {:.1} GB/s\n\n{}",
         arguments.model.display(),
         millions(model.params),
         output::bytes(model.tensor_bytes),
         output::bytes(model.step_bytes),
+        model.model.cache(),
+        output::bytes(model.model.cache_bytes_per_token() as u64),
         rayon::current_num_threads(),
         model.model.kernels().instruction_set(),
         machine.operations / 1e9,

@@ -20,7 +20,8 @@ pub fn chat(session: &Session, arguments: &Chat) -> Result<u8, Failure> {
     let registry = session.registry(&[], None)?;
     let model =
         OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
-            .with_mode(arguments.continuation.mode);
+            .with_mode(arguments.continuation.mode)
+            .with_cache(arguments.continuation.cache_type);
     let tokenizer = model.tokenizer()?;
     let (template, mut stops) = template(arguments, tokenizer)?;
     stops.extend(options.stop.iter().cloned());
@@ -183,6 +184,7 @@ impl Conversation<'_> {
         if self.json {
             let mut document = text::json(&generated, out.text(), stop.as_deref(), self.seed);
             if let Some(fields) = document.as_object_mut() {
+                fields.insert("cache_bytes".to_owned(), self.generator.cache_bytes().into());
                 fields.insert("dropped_messages".to_owned(), dropped.into());
             }
             output::text(&serde_json::to_string(&document)?)?;

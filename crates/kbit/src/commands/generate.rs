@@ -32,7 +32,8 @@ pub fn generate(session: &Session, arguments: &Generate) -> Result<u8, Failure> 
     let registry = session.registry(&[], None)?;
     let model =
         OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
-            .with_mode(arguments.continuation.mode);
+            .with_mode(arguments.continuation.mode)
+            .with_cache(arguments.continuation.cache_type);
     let tokenizer = model.tokenizer()?;
     let tokens = tokenizer.encode_prompt(&prompt);
     if tokens.is_empty() {
@@ -67,6 +68,7 @@ pub fn generate(session: &Session, arguments: &Generate) -> Result<u8, Failure> 
         let mut document = text::json(&generated, out.text(), stop.as_deref(), options.seed);
         if let Some(fields) = document.as_object_mut() {
             fields.shift_insert(0, "prompt".to_owned(), prompt.into());
+            fields.insert("cache_bytes".to_owned(), generator.cache_bytes().into());
         }
         output::json(&document)?;
         return Ok(DONE);
@@ -76,11 +78,12 @@ pub fn generate(session: &Session, arguments: &Generate) -> Result<u8, Failure> 
     }
     if std::io::stderr().is_terminal() && !session.global.quiet {
         output::note(&format!(
-            "{} tokens ({}); prompt {:.1} tokens/s, generation {:.1} tokens/s, {}",
+            "{} tokens ({}); prompt {:.1} tokens/s, generation {:.1} tokens/s, KV cache {}, {}",
             generated.tokens.len(),
             text::reason(generated.finish),
             generated.prompt_rate(),
             generated.generation_rate(),
+            output::bytes(generator.cache_bytes() as u64),
             output::peak_memory()
         ));
     }

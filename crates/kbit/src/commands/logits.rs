@@ -14,7 +14,8 @@ pub fn logits(session: &Session, arguments: &Logits) -> Result<u8, Failure> {
     let registry = session.registry(&[], None)?;
     let model =
         OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
-            .with_mode(arguments.mode);
+            .with_mode(arguments.mode)
+            .with_cache(arguments.cache_type);
     let mut state = model.model.session(arguments.tokens.len());
     let mut logits = Vec::new();
     state.forward(&arguments.tokens, 0, &mut logits)?;
