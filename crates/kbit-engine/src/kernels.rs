@@ -5,7 +5,7 @@ use crate::arch::portable::Portable;
 use crate::arch::{avx2::Avx2, avx512::Avx512};
 use crate::buffer::{Aligned, Rows, RowsMut};
 use crate::cache::SoftmaxStep;
-use crate::packed::{IntegerProduct, Tile, Units};
+use crate::packed::{IntegerProduct, Line, Tile, Units};
 use crate::stored::{CacheType, Form, TooLarge};
 
 /// Instruction sets that have kernels of their own.
@@ -125,34 +125,14 @@ impl Kernels {
         with!(self.tile_bf16(tile));
     }
 
-    /// Products of rows with one activation `x` `[units]`, as tiles of blocks of units give them; false, and `out` is as it was, where
+    /// Products of rows with one activation `x` (see [`Line`]), as tiles of blocks of units give them; false, and `out` is as it was, where
     /// there is no faster way than tiles.
-    pub(crate) fn line_f32(&self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
+    pub(crate) fn line(&self, line: Line, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
         #[cfg(target_arch = "x86_64")]
         if let Set::Avx512(kernels) = self.0 {
-            return kernels.line_f32(weights, x, out);
+            return kernels.line(line, weights, x, out);
         }
-        let _ = (weights, x, out);
-        false
-    }
-
-    /// As [`Kernels::line_f32`], of stored half-precision numbers, two a unit, and an activation of floats.
-    pub(crate) fn line_f16(&self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if let Set::Avx512(kernels) = self.0 {
-            return kernels.line_f16(weights, x, out);
-        }
-        let _ = (weights, x, out);
-        false
-    }
-
-    /// As [`Kernels::line_f32`], of bf16.
-    pub(crate) fn line_bf16(&self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if let Set::Avx512(kernels) = self.0 {
-            return kernels.line_bf16(weights, x, out);
-        }
-        let _ = (weights, x, out);
+        let _ = (line, weights, x, out);
         false
     }
 

@@ -78,6 +78,16 @@ impl<'a> Units<'a> {
     }
 }
 
+/// Floats as they are stored, for products of rows with one activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    F32,
+    /// Two a unit, which meet two floats of the activation.
+    F16,
+    /// Two a unit, which meet a unit of the activation.
+    Bf16,
+}
+
 /// What a kernel multiplies: up to [`TOKENS`] activations with up to [`PANEL`] rows, over up to [`BLOCK`] units.
 pub(crate) struct Tile<'a, 'o> {
     x: &'a [u32],

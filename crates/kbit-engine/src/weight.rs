@@ -10,7 +10,7 @@ use crate::compute::Compute;
 use crate::error::Shape;
 use crate::integer;
 use crate::mode::{Mode, Rounding};
-use crate::packed::{BLOCK, IntegerCols, PANEL, TOKENS, Tile, Units};
+use crate::packed::{BLOCK, IntegerCols, Line, PANEL, TOKENS, Tile, Units};
 use crate::{EngineError, Kernels};
 use kbit_types::{ActivationKind, Codec};
 use std::sync::Arc;
@@ -184,12 +184,11 @@ impl Weight {
                 })
             }
             (Operand::Floats { format, .. }, ..) => {
-                if let (Format::F32, 1, Some(all)) = (format, out.rows(), self.codec.as_f16()) {
-                    let rows = bytemuck::cast_slice(&all[first * self.cols..(first + count) * self.cols]);
-                    let rows = Units::new(rows, count, 2 * self.cols, 2 * self.cols);
-                    if compute.kernels.line_f16(rows, bytemuck::cast_slice(packed), out.row_mut(0)) {
-                        return Ok(());
-                    }
+                if out.rows() == 1
+                    && let Some((line, rows)) = self.stored(compute, format, first, count)
+                    && compute.kernels.line(line, rows, bytemuck::cast_slice(packed), out.row_mut(0))
+                {
+                    return Ok(());
                 }
                 let units = format.units(self.cols);
                 self.with_units(compute, first, count, format, |weights| {
@@ -218,10 +217,7 @@ impl Weight {
         let in_place = match operand {
             Operand::Integers { .. } => true,
             Operand::Fused { .. } => false,
-            Operand::Floats { format: Format::F32, .. } => {
-                self.codec.as_f32().is_some() || self.codec.as_f16().is_some()
-            }
-            Operand::Floats { format: Format::Bf16, .. } => self.codec.as_bf16().is_some(),
+            Operand::Floats { format, .. } => self.stored(compute, format, 0, 0).is_some(),
         };
         if tokens == 1 && in_place {
             let most = self.rows.div_ceil(threads).next_multiple_of(unit);
@@ -230,6 +226,27 @@ impl Weight {
         let most = if threads > 1 { self.rows.div_ceil(4 * threads) } else { self.rows };
         let wanted = (TASK / self.cols.max(1)).min(most);
         (wanted / unit * unit).max(unit)
+    }
+
+    /// Rows `first..first + count` as they are stored, where activations of the format can be multiplied with them.
+    fn stored(
+        &self,
+        compute: &Compute,
+        format: Format,
+        first: usize,
+        count: usize,
+    ) -> Option<(Line, Units<'_>)> {
+        let (line, all, bytes): (Line, &[u8], usize) = match format {
+            Format::F32 => match (self.codec.as_f32(), self.codec.as_f16()) {
+                (Some(all), _) => (Line::F32, bytemuck::cast_slice(all), 4 * self.cols),
+                (None, all) => (Line::F16, bytemuck::cast_slice(all?), 2 * self.cols),
+            },
+            Format::Bf16 if compute.kernels.multiplies_bf16() => {
+                (Line::Bf16, bytemuck::cast_slice(self.codec.as_bf16()?), 2 * self.cols)
+            }
+            Format::Bf16 => return None,
+        };
+        Some((line, Units::new(&all[first * bytes..(first + count) * bytes], count, bytes, bytes)))
     }
 
     /// Calls `work` with rows `first..first + count`, as units of the format.
@@ -242,12 +259,11 @@ impl Weight {
         work: impl FnOnce(Units<'_>) -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
         let cols = self.cols;
+        if let Some((Line::F32 | Line::Bf16, rows)) = self.stored(compute, format, first, count) {
+            return work(rows);
+        }
         match format {
             Format::F32 => {
-                if let Some(all) = self.codec.as_f32() {
-                    let rows = &all[first * cols..(first + count) * cols];
-                    return work(Units::new(bytemuck::cast_slice(rows), count, 4 * cols, 4 * cols));
-                }
                 let stride = padded(cols);
                 compute.with_scratch(count * stride, |rows| {
                     self.decode(first, count, rows, stride)?;
@@ -255,12 +271,6 @@ impl Weight {
                 })
             }
             Format::Bf16 => {
-                if compute.kernels.multiplies_bf16()
-                    && let Some(all) = self.codec.as_bf16()
-                {
-                    let rows = &all[first * cols..(first + count) * cols];
-                    return work(Units::new(bytemuck::cast_slice(rows), count, 2 * cols, 2 * cols));
-                }
                 let (stride, width) = (padded(cols), format.units(cols));
                 compute.with_scratch(count * stride + count * width, |scratch| {
                     let (rows, rounded) = scratch.split_at_mut(count * stride);
@@ -486,12 +496,8 @@ fn multiply_tiles(
         return;
     }
     if tokens == 1 {
-        let out = out.row_mut(0);
-        let done = match format {
-            Format::F32 => kernels.line_f32(weights, packed, out),
-            Format::Bf16 => kernels.line_bf16(weights, packed, out),
-        };
-        if done {
+        let line = if format == Format::F32 { Line::F32 } else { Line::Bf16 };
+        if kernels.line(line, weights, packed, out.row_mut(0)) {
             return;
         }
     }

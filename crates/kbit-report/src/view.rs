@@ -386,11 +386,7 @@ fn plugins(provenance: &serde_json::Value) -> Vec<[String; 3]> {
 fn cost_row(cost: &Cost) -> [String; 5] {
     [
         format!("{} {}", cost.model.id, cost.scheme.label),
-        match (cost.mode.as_deref(), cost.cache_type.as_deref()) {
-            (None | Some("f32"), None | Some("f32")) => cost.stage.clone(),
-            (mode, None | Some("f32")) => format!("{} ({})", cost.stage, mode.unwrap_or("f32")),
-            (mode, Some(cache)) => format!("{} ({}, {cache} cache)", cost.stage, mode.unwrap_or("f32")),
-        },
+        cost.title(),
         format!("{:.2}", cost.seconds),
         cost.tokens_per_second.map_or_else(String::new, |rate| format!("{rate:.0}")),
         cost.peak_rss_bytes.map_or_else(String::new, size),

@@ -116,12 +116,12 @@ impl Measurement {
     /// How the engine computed, in words: the mode, and the types of the KV cache where they are not f32.
     #[must_use]
     pub fn arithmetic(&self) -> String {
-        if self.cache_type == f32_cache() {
-            self.mode.clone()
-        } else {
-            format!("{}, {} cache", self.mode, self.cache_type)
-        }
+        arithmetic(&self.mode, &self.cache_type)
     }
+}
+
+fn arithmetic(mode: &str, cache_type: &str) -> String {
+    if cache_type == f32_cache() { mode.to_owned() } else { format!("{mode}, {cache_type} cache") }
 }
 
 /// What a step took.
@@ -148,6 +148,20 @@ pub struct Cost {
     pub tokens_per_second: Option<f64>,
     /// Peak resident memory of the process so far (VmHWM), in bytes.
     pub peak_rss_bytes: Option<u64>,
+}
+
+impl Cost {
+    /// The stage; with how the engine computed, as of a [`Measurement`], where that was not the usual f32.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let f32_cache = f32_cache();
+        let (mode, cache_type) =
+            (self.mode.as_deref().unwrap_or("f32"), self.cache_type.as_deref().unwrap_or(&f32_cache));
+        match arithmetic(mode, cache_type) {
+            usual if usual == "f32" => self.stage.clone(),
+            other => format!("{} ({other})", self.stage),
+        }
+    }
 }
 
 /// A record with a schema version.

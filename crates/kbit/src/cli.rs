@@ -352,6 +352,13 @@ pub struct Eval {
     /// Number of windows [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub chunks: Option<u32>,
+    #[command(flatten)]
+    pub computing: Computing,
+}
+
+/// How the engine computes.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Computing {
     /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
     #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
     pub mode: Mode,
@@ -372,12 +379,8 @@ pub struct Logits {
     /// safetensors file to write: `logits`, f32, [T, vocab]
     #[arg(long, value_name = "F", value_hint = ValueHint::FilePath)]
     pub out: PathBuf,
-    /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
-    #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
-    pub mode: Mode,
-    /// How the KV cache keeps keys and values: f32, f16, q8 or q4; or one for keys and one for values, as q8,f16
-    #[arg(long, value_name = "TYPE", default_value_t)]
-    pub cache_type: CacheTypes,
+    #[command(flatten)]
+    pub computing: Computing,
 }
 
 /// `kbit tokenize`.
@@ -481,12 +484,8 @@ pub struct Continuation {
     /// Seed: the same one gives the same text
     #[arg(long, value_name = "S", default_value_t = 1, help_heading = SAMPLING)]
     pub seed: u64,
-    /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
-    #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
-    pub mode: Mode,
-    /// How the KV cache keeps keys and values: f32, f16, q8 or q4; or one for keys and one for values, as q8,f16
-    #[arg(long, value_name = "TYPE", default_value_t)]
-    pub cache_type: CacheTypes,
+    #[command(flatten)]
+    pub computing: Computing,
 }
 
 /// Heading of the options that choose tokens.
@@ -507,12 +506,8 @@ pub struct Bench {
     /// Repetitions, of which the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repetitions: u32,
-    /// Arithmetic of the engine: f32, bf16, int8 (llama.cpp's) or act:K (activations of K bits)
-    #[arg(long, value_name = "MODE", default_value_t = Mode::F32)]
-    pub mode: Mode,
-    /// How the KV cache keeps keys and values: f32, f16, q8 or q4; or one for keys and one for values, as q8,f16
-    #[arg(long, value_name = "TYPE", default_value_t)]
-    pub cache_type: CacheTypes,
+    #[command(flatten)]
+    pub computing: Computing,
 }
 
 /// `kbit fit`.

@@ -6,9 +6,6 @@ use crate::output::{self, Table};
 use crate::session::Session;
 use kbit_engine::Mode;
 use kbit_engine::speed::{self, Series};
-use kbit_host::Isolation;
-use kbit_models::ConvertOptions;
-use kbit_pipeline::open::OpenModel;
 
 /// Measures the speed of a model beside what the machine can do.
 pub fn bench(session: &Session, arguments: &Bench) -> Result<u8, Failure> {
@@ -16,10 +13,7 @@ pub fn bench(session: &Session, arguments: &Bench) -> Result<u8, Failure> {
         return Err(Failure::usage("there is nothing to measure; write --prompt or --generate above 0"));
     }
     let registry = session.registry(&[], None)?;
-    let model =
-        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
-            .with_mode(arguments.mode)
-            .with_cache(arguments.cache_type);
+    let model = super::open_model(&arguments.model, &registry, arguments.computing)?;
     let count = |count: u32| usize::try_from(count).map_err(Failure::usage);
     let repetitions = count(arguments.repetitions)?;
     let series = u64::from(arguments.prompt > 0) + u64::from(arguments.generate > 0);

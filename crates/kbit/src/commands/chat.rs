@@ -6,9 +6,6 @@ use crate::failure::{DONE, Failure};
 use crate::output;
 use crate::session::Session;
 use kbit_engine::{Finish, Generator, Sampler};
-use kbit_host::Isolation;
-use kbit_models::ConvertOptions;
-use kbit_pipeline::open::OpenModel;
 use kbit_tokenizers::{ChatOptions, ChatTemplate, KNOWN_TEMPLATES, Message, Tokenizer};
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -18,10 +15,7 @@ pub fn chat(session: &Session, arguments: &Chat) -> Result<u8, Failure> {
     let options = &arguments.continuation;
     let sampler = text::sampler(options)?;
     let registry = session.registry(&[], None)?;
-    let model =
-        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
-            .with_mode(arguments.continuation.mode)
-            .with_cache(arguments.continuation.cache_type);
+    let model = super::open_model(&arguments.model, &registry, arguments.continuation.computing)?;
     let tokenizer = model.tokenizer()?;
     let (template, mut stops) = template(arguments, tokenizer)?;
     stops.extend(options.stop.iter().cloned());

@@ -14,10 +14,7 @@ use std::time::Instant;
 /// Measures a model on a text.
 pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
     let registry = session.registry(&[], None)?;
-    let model =
-        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
-            .with_mode(arguments.mode)
-            .with_cache(arguments.cache_type);
+    let model = super::open_model(&arguments.model, &registry, arguments.computing)?;
     let context = usize::try_from(arguments.context).map_err(Failure::usage)?;
     let chunks = arguments.chunks.and_then(|chunks| usize::try_from(chunks).ok());
     let data = DataSet::tokenize(&arguments.text, model.tokenizer()?, context, chunks)?;
@@ -84,8 +81,8 @@ pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
     if session.global.json {
         if let Some(fields) = document.as_object_mut() {
             fields.insert("context".into(), arguments.context.into());
-            fields.insert("mode".into(), arguments.mode.to_string().into());
-            fields.insert("cache_type".into(), arguments.cache_type.to_string().into());
+            fields.insert("mode".into(), arguments.computing.mode.to_string().into());
+            fields.insert("cache_type".into(), arguments.computing.cache_type.to_string().into());
             fields.insert("seconds".into(), seconds.into());
             fields.insert("tokens_per_second".into(), rate.into());
             fields.insert("peak_rss_bytes".into(), kbit_formats::peak_rss_bytes().into());

@@ -6,9 +6,6 @@ use crate::failure::{DONE, Failure};
 use crate::output;
 use crate::session::Session;
 use kbit_engine::Generator;
-use kbit_host::Isolation;
-use kbit_models::ConvertOptions;
-use kbit_pipeline::open::OpenModel;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 
@@ -30,10 +27,7 @@ pub fn generate(session: &Session, arguments: &Generate) -> Result<u8, Failure> 
         }
     };
     let registry = session.registry(&[], None)?;
-    let model =
-        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
-            .with_mode(arguments.continuation.mode)
-            .with_cache(arguments.continuation.cache_type);
+    let model = super::open_model(&arguments.model, &registry, arguments.continuation.computing)?;
     let tokenizer = model.tokenizer()?;
     let tokens = tokenizer.encode_prompt(&prompt);
     if tokens.is_empty() {

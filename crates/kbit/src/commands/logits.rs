@@ -5,17 +5,11 @@ use crate::failure::{DONE, Failure};
 use crate::output;
 use crate::session::Session;
 use kbit_engine::EngineError;
-use kbit_host::Isolation;
-use kbit_models::ConvertOptions;
-use kbit_pipeline::open::OpenModel;
 
 /// Writes the logits of a token sequence: f32 `logits` `[T, vocab]`.
 pub fn logits(session: &Session, arguments: &Logits) -> Result<u8, Failure> {
     let registry = session.registry(&[], None)?;
-    let model =
-        OpenModel::open(&arguments.model, &registry, Isolation::InProcess, &ConvertOptions::default())?
-            .with_mode(arguments.mode)
-            .with_cache(arguments.cache_type);
+    let model = super::open_model(&arguments.model, &registry, arguments.computing)?;
     let mut state = model.model.session(arguments.tokens.len());
     let mut logits = Vec::new();
     state.forward(&arguments.tokens, 0, &mut logits)?;

@@ -17,12 +17,23 @@ mod run;
 mod text;
 mod tokenize;
 
-use crate::cli::{Cli, Command, Page};
+use crate::cli::{Cli, Command, Computing, Page};
 use crate::failure::{DONE, Failure};
 use crate::session::Session;
 use crate::{output, reference};
 use clap::CommandFactory;
+use kbit_host::{Isolation, Registry};
+use kbit_models::ConvertOptions;
+use kbit_pipeline::PipelineError;
+use kbit_pipeline::open::OpenModel;
+use std::path::Path;
 use std::process::ExitCode;
+
+/// Opens a model that computes as the options say.
+fn open_model(path: &Path, registry: &Registry, computing: Computing) -> Result<OpenModel, PipelineError> {
+    let model = OpenModel::open(path, registry, Isolation::InProcess, &ConvertOptions::default())?;
+    Ok(model.with_mode(computing.mode).with_cache(computing.cache_type))
+}
 
 /// Runs the command.
 pub fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {

@@ -14,18 +14,18 @@ type Rows<'a, W> = [&'a [W]; 4];
 
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub(crate) fn load_16<T: bytemuck::Pod>(bytes: &[T; 16]) -> __m128i {
-    const { assert!(size_of::<T>() == 1) };
+pub(crate) fn load_16<A: bytemuck::Pod>(bytes: &A) -> __m128i {
+    const { assert!(size_of::<A>() == 16) };
     // SAFETY: reads the 16 bytes; the instruction needs no alignment.
-    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+    unsafe { _mm_loadu_si128(std::ptr::from_ref(bytes).cast()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub(crate) fn load_32<T: bytemuck::Pod>(bytes: &[T; 32]) -> __m256i {
-    const { assert!(size_of::<T>() == 1) };
+pub(crate) fn load_32<A: bytemuck::Pod>(bytes: &A) -> __m256i {
+    const { assert!(size_of::<A>() == 32) };
     // SAFETY: reads the 32 bytes; the instruction needs no alignment.
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+    unsafe { _mm256_loadu_si256(std::ptr::from_ref(bytes).cast()) }
 }
 
 #[inline]

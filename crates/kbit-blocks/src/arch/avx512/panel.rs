@@ -17,10 +17,10 @@ const LANES: usize = 16;
 /// The same columns of 16 rows.
 ///
 /// Invariant: whole blocks may be read from each of `first`, `first + stride` .. `first + 15 * stride`.
-struct Sixteen {
+pub(super) struct Sixteen {
     /// Rows 0, 4, 8 and 12. So few pointers stay in registers.
-    firsts: [*const u8; 4],
-    stride: usize,
+    pub(super) firsts: [*const u8; 4],
+    pub(super) stride: usize,
 }
 
 impl Sixteen {
@@ -35,6 +35,12 @@ impl Sixteen {
             firsts: [0, 4, 8, 12].map(|row| first.wrapping_add(row * source.row_bytes)),
             stride: source.row_bytes,
         }
+    }
+
+    /// Rows of floats, four of which are as good as a block.
+    pub(super) fn of_floats<const N: usize>(rows: &[[f32; N]; LANES]) -> Self {
+        let firsts = [0, 4, 8, 12].map(|row| rows.as_flattened()[row * N..].as_ptr().cast());
+        Self { firsts, stride: N * size_of::<f32>() }
     }
 }
 
@@ -63,6 +69,7 @@ macro_rules! words {
         ]
     }};
 }
+pub(super) use words;
 
 /// Lanes `lane..lane + 16` of a panel.
 struct Lanes<'a, 'p> {

@@ -4,6 +4,8 @@
 //! Terms of blocks are those of [`Terms`](kbit_types::Terms): exact sums of integers, multiplied with the scales, and added up from the
 //! first block to the last.
 
+use super::panel::{Sixteen, words};
+use crate::arch::avx2::dot::{load_16, load_32};
 use crate::block::{Half, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0};
 use crate::dot::scales_and_minimums;
 use crate::panel::Source;
@@ -57,23 +59,9 @@ types! {
 }
 
 features! {
-    #[inline]
-    fn load<T: bytemuck::Pod>(from: &[T]) -> __m256i {
-        assert_eq!(size_of_val(from), 32, "a vector");
-        // SAFETY: reads the 32 bytes; the instruction needs no alignment.
-        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
-    }
-
-    #[inline]
-    fn load_16<T: bytemuck::Pod>(from: &[T]) -> __m128i {
-        assert_eq!(size_of_val(from), 16, "a vector");
-        // SAFETY: reads the 16 bytes; the instruction needs no alignment.
-        unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
-    }
-
     /// Two times 16 bytes.
     #[inline]
-    fn both<T: bytemuck::Pod>(first: &[T], second: &[T]) -> __m256i {
+    fn both<A: bytemuck::Pod>(first: &A, second: &A) -> __m256i {
         _mm256_set_m128i(load_16(second), load_16(first))
     }
 
@@ -117,29 +105,11 @@ features! {
     /// Adds the columns of `[16, blocks]` terms, from the first to the last.
     #[inline]
     fn add_terms(terms: &[[f32; PIECE]; LANES], blocks: usize, mut sums: __m512) -> __m512 {
+        let rows = Sixteen::of_floats(terms);
         for block in (0..blocks).step_by(4) {
-            let quarter = |row: usize| {
-                let four: &[f32] = &terms[row][block..block + 4];
-                // SAFETY: reads four floats.
-                unsafe { _mm_loadu_ps(four.as_ptr()) }
-            };
-            let line = |row: usize| {
-                let line = _mm512_castps128_ps512(quarter(row));
-                let line = _mm512_insertf32x4::<1>(line, quarter(row + 4));
-                let line = _mm512_insertf32x4::<2>(line, quarter(row + 8));
-                _mm512_castps_pd(_mm512_insertf32x4::<3>(line, quarter(row + 12)))
-            };
-            let [a, b, c, d] = [line(0), line(1), line(2), line(3)].map(|line| _mm512_castpd_ps(line));
-            let low = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)].map(|v| _mm512_castps_pd(v));
-            let high = [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)].map(|v| _mm512_castps_pd(v));
-            let columns = [
-                _mm512_unpacklo_pd(low[0], low[1]),
-                _mm512_unpackhi_pd(low[0], low[1]),
-                _mm512_unpacklo_pd(high[0], high[1]),
-                _mm512_unpackhi_pd(high[0], high[1]),
-            ];
+            let columns = words!(&rows, block * size_of::<f32>());
             for column in columns.into_iter().take(blocks - block) {
-                sums = _mm512_add_ps(sums, _mm512_castpd_ps(column));
+                sums = _mm512_add_ps(sums, _mm512_castsi512_ps(column));
             }
         }
         sums
@@ -219,12 +189,12 @@ macro_rules! rows_of_32 {
                                 for (i, (product, x)) in products.iter_mut().zip(x).enumerate() {
                                     let ($a, $b) = (&$eight[i], &$eight[i + 4]);
                                     let [low, high]: [__m256i; 2] = $levels;
-                                    *product = _mm256_dpbusd_epi32(zero, low, load(&x[0]));
-                                    *product = _mm256_dpbusd_epi32(*product, high, load(&x[1]));
+                                    *product = _mm256_dpbusd_epi32(zero, low, load_32(&x[0]));
+                                    *product = _mm256_dpbusd_epi32(*product, high, load_32(&x[1]));
                                 }
-                                let corrections = load(eight(corrections, start));
+                                let corrections = load_32(eight(corrections, start));
                                 let sum = _mm256_add_epi32(sums_of_halves(products), corrections);
-                                let $y = _mm256_castsi256_ps(load(eight(scales, start)));
+                                let $y = _mm256_castsi256_ps(load_32(eight(scales, start)));
                                 let ($sum, $w) = (_mm256_cvtepi32_ps(sum), $scales);
                                 let terms: &mut [f32] = &mut terms[start..start + 8];
                                 // SAFETY: writes eight floats.
@@ -248,8 +218,8 @@ macro_rules! rows_of_32 {
 rows_of_32! {
     rows_of_q8_0 of Q8_0, (),
     |a, b, _table| {
-        let halves = |half: usize| both(&a.q[16 * half..][..16], &b.q[16 * half..][..16]);
-        [halves(0), halves(1)].map(|q| _mm256_xor_si256(q, _mm256_set1_epi8(i8::MIN)))
+        let (a, b) = (a.q.as_chunks::<16>().0, b.q.as_chunks::<16>().0);
+        [both(&a[0], &b[0]), both(&a[1], &b[1])].map(|q| _mm256_xor_si256(q, _mm256_set1_epi8(i8::MIN)))
     },
     |eight| halves!(eight),
     |sum, w, y| _mm256_mul_ps(sum, _mm256_mul_ps(w, y))
@@ -316,7 +286,7 @@ features! {
     /// Levels of 32 activations: part `part` of 32 of block `block`.
     #[inline]
     fn activations(x: &PackedActivation<'_>, block: usize, part: usize) -> __m256i {
-        load(&x.levels[64 * block + 8 * part..][..8])
+        load_32(&x.levels.as_chunks::<8>().0[8 * block + part])
     }
 
     /// `sums` plus products of pairs of levels, below 128, with activations, times 16 scales.
@@ -349,23 +319,26 @@ features! {
     /// What the offset of the weights adds to a block of 16 parts, times -1.
     #[inline]
     fn correction(x: &PackedActivation<'_>, block: usize, scales: __m128i) -> __m256i {
-        let corrections = x.corrections[16 * block..][..16].as_chunks::<8>().0;
-        let low = _mm256_mullo_epi32(load(&corrections[0]), _mm256_cvtepi8_epi32(scales));
-        let high = _mm256_mullo_epi32(load(&corrections[1]), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(scales)));
+        let corrections = &x.corrections.as_chunks::<8>().0[2 * block..];
+        let low = _mm256_mullo_epi32(load_32(&corrections[0]), _mm256_cvtepi8_epi32(scales));
+        let high = _mm256_mullo_epi32(load_32(&corrections[1]), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(scales)));
         _mm256_add_epi32(low, high)
+    }
+
+    /// The four pairs of bits of bytes, from the lowest up.
+    #[inline]
+    fn pairs_of_bits(q: __m256i) -> [__m256i; 4] {
+        [q, _mm256_srli_epi16::<2>(q), _mm256_srli_epi16::<4>(q), _mm256_srli_epi16::<6>(q)]
+            .map(|q| _mm256_and_si256(q, _mm256_set1_epi8(3)))
     }
 
     #[inline]
     fn product_of_q2_k(block: &Q2_K, x: &PackedActivation<'_>, at: usize) -> __m256i {
         let scales = _mm256_cvtepu8_epi16(_mm_and_si128(load_16(&block.scales), _mm_set1_epi8(15)));
-        let mask = _mm256_set1_epi8(3);
         let mut sums = _mm256_setzero_si256();
         for (half, q) in block.q.iter().enumerate() {
-            let q = load(q);
-            let runs = [q, _mm256_srli_epi16::<2>(q), _mm256_srli_epi16::<4>(q), _mm256_srli_epi16::<6>(q)];
-            for (run, q) in runs.into_iter().enumerate() {
+            for (run, levels) in pairs_of_bits(load_32(q)).into_iter().enumerate() {
                 let part = 4 * half + run;
-                let levels = _mm256_and_si256(q, mask);
                 sums = add(sums, levels, activations(x, at, part), two_scales(scales, 2 * part));
             }
         }
@@ -375,7 +348,7 @@ features! {
     #[inline]
     fn minimums_of_q2_k(block: &Q2_K, x: &PackedActivation<'_>, at: usize) -> __m128i {
         let minimums = _mm_and_si128(_mm_srli_epi16::<4>(load_16(&block.scales)), _mm_set1_epi8(15));
-        let sums = _mm256_madd_epi16(_mm256_cvtepu8_epi16(minimums), load(&x.sums[8 * at..][..8]));
+        let sums = _mm256_madd_epi16(_mm256_cvtepu8_epi16(minimums), load_32(&x.sums.as_chunks::<8>().0[at]));
         _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums))
     }
 
@@ -385,14 +358,12 @@ features! {
         let scales = load_16(&scales);
         let mut sums = correction(x, at, scales);
         let scales = _mm256_cvtepi8_epi16(scales);
-        let (mask, high) = (_mm256_set1_epi8(3), load(&block.high));
+        let high = load_32(&block.high);
         for (half, q) in block.q.iter().enumerate() {
-            let q = load(q);
-            let runs = [q, _mm256_srli_epi16::<2>(q), _mm256_srli_epi16::<4>(q), _mm256_srli_epi16::<6>(q)];
-            for (run, q) in runs.into_iter().enumerate() {
+            for (run, q) in pairs_of_bits(load_32(q)).into_iter().enumerate() {
                 let part = 4 * half + run;
                 let bit = _mm256_test_epi8_mask(high, _mm256_set1_epi8((1_u8 << part).cast_signed()));
-                let levels = _mm256_or_si256(_mm256_and_si256(q, mask), _mm256_maskz_set1_epi8(bit, 4));
+                let levels = _mm256_or_si256(q, _mm256_maskz_set1_epi8(bit, 4));
                 sums = add(sums, levels, activations(x, at, part), two_scales(scales, 2 * part));
             }
         }
@@ -402,12 +373,9 @@ features! {
     #[inline]
     fn product_of_q4_k(block: &Q4_K, x: &PackedActivation<'_>, at: usize) -> __m256i {
         let scales = eight_scales(scales_and_minimums(&block.scales).0);
-        let mask = _mm256_set1_epi8(15);
         let mut sums = _mm256_setzero_si256();
         for (pair, q) in block.q.iter().enumerate() {
-            let q = load(q);
-            let low = _mm256_and_si256(q, mask);
-            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask);
+            let [low, high] = nibbles(load_32(q));
             sums = add(sums, low, activations(x, at, 2 * pair), scale(scales, 2 * pair));
             sums = add(sums, high, activations(x, at, 2 * pair + 1), scale(scales, 2 * pair + 1));
         }
@@ -417,16 +385,16 @@ features! {
     #[inline]
     fn product_of_q5_k(block: &Q5_K, x: &PackedActivation<'_>, at: usize) -> __m256i {
         let scales = eight_scales(scales_and_minimums(&block.scales).0);
-        let (mask, high) = (_mm256_set1_epi8(15), load(&block.high));
+        let high = load_32(&block.high);
         let fifth = |part: usize| {
             let bit = _mm256_test_epi8_mask(high, _mm256_set1_epi8((1_u8 << part).cast_signed()));
             _mm256_maskz_set1_epi8(bit, 16)
         };
         let mut sums = _mm256_setzero_si256();
         for (pair, q) in block.q.iter().enumerate() {
-            let q = load(q);
-            let low = _mm256_or_si256(_mm256_and_si256(q, mask), fifth(2 * pair));
-            let high = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(q), mask), fifth(2 * pair + 1));
+            let [low, high] = nibbles(load_32(q));
+            let low = _mm256_or_si256(low, fifth(2 * pair));
+            let high = _mm256_or_si256(high, fifth(2 * pair + 1));
             sums = add(sums, low, activations(x, at, 2 * pair), scale(scales, 2 * pair));
             sums = add(sums, high, activations(x, at, 2 * pair + 1), scale(scales, 2 * pair + 1));
         }
@@ -437,7 +405,7 @@ features! {
     #[inline]
     fn minimums_of(scales: &[u8; 12], x: &PackedActivation<'_>, at: usize) -> __m128i {
         let minimums = u64::from_le_bytes(scales_and_minimums(scales).1).cast_signed();
-        _mm_madd_epi16(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(minimums)), load_16(&x.sums[4 * at..][..4]))
+        _mm_madd_epi16(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(minimums)), load_16(&x.sums.as_chunks::<4>().0[at]))
     }
 
     #[inline]
@@ -447,8 +415,8 @@ features! {
         let scales = _mm256_cvtepi8_epi16(scales);
         let (mask, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
         for (half, (low, high)) in block.low.iter().zip(&block.high).enumerate() {
-            let (q, high) = (low.as_chunks::<32>().0, load(high));
-            let q = [load(&q[0]), load(&q[1])];
+            let (q, high) = (low.as_chunks::<32>().0, load_32(high));
+            let q = [load_32(&q[0]), load_32(&q[1])];
             let runs = [
                 (q[0], _mm256_slli_epi16::<4>(high)),
                 (q[1], _mm256_slli_epi16::<2>(high)),
@@ -468,7 +436,7 @@ features! {
     fn product_of_iq4_xs(block: &IQ4_XS, x: &PackedActivation<'_>, at: usize) -> __m256i {
         let table = table(&iq4::LEVELS, 127);
         let scales = std::array::from_fn::<i32, 8, _>(|part| i32::from(IQ4_XS::scale(block, part)));
-        let mut sums = _mm256_mullo_epi32(load(&scales), load(&x.corrections[8 * at..][..8]));
+        let mut sums = _mm256_mullo_epi32(load_32(&scales), load_32(&x.corrections.as_chunks::<8>().0[at]));
         for (part, (q, scale)) in block.q.iter().zip(scales).enumerate() {
             let q = load_16(q);
             let codes = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(q), q), _mm256_set1_epi8(15));

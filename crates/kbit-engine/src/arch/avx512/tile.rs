@@ -5,7 +5,7 @@
 
 use super::{Avx512, first};
 use crate::arch::generic;
-use crate::packed::{BLOCK, PANEL, Tile, Units};
+use crate::packed::{BLOCK, Line, PANEL, Tile, Units};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -35,22 +35,19 @@ impl Avx512 {
         }
     }
 
-    /// See [`Kernels::line_f32`](crate::Kernels::line_f32).
-    pub(crate) fn line_f32(self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
+    /// See [`Kernels::line`](crate::Kernels::line).
+    pub(crate) fn line(self, line: Line, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
+        if weights.rows() < LANES {
+            return false;
+        }
         // SAFETY: the CPU has the features.
-        weights.rows() >= LANES && unsafe { line_f32(weights, x, out) }
-    }
-
-    /// See [`Kernels::line_f16`](crate::Kernels::line_f16).
-    pub(crate) fn line_f16(self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
-        // SAFETY: the CPU has the features.
-        weights.rows() >= LANES && weights.bytes().is_multiple_of(4) && unsafe { line_f16(weights, x, out) }
-    }
-
-    /// See [`Kernels::line_bf16`](crate::Kernels::line_bf16).
-    pub(crate) fn line_bf16(self, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
-        // SAFETY: the CPU has the features.
-        self.bf16 && weights.rows() >= LANES && unsafe { line_bf16(weights, x, out) }
+        unsafe {
+            match line {
+                Line::F32 => line_f32(weights, x, out),
+                Line::F16 => weights.bytes().is_multiple_of(4) && line_f16(weights, x, out),
+                Line::Bf16 => self.bf16 && line_bf16(weights, x, out),
+            }
+        }
     }
 
     /// As [`Avx512::busy_bf16`], of 8-bit integers.
