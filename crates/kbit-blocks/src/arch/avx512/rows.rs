@@ -102,8 +102,8 @@ features! {
         sum_of_four(_mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v)))
     }
 
-    /// Adds the columns of `[16, blocks]` terms, from the first to the last.
-    #[inline]
+    /// Adds the columns of `[16, blocks]` terms, from the first to the last. Inlined, it would take registers from the loop before it.
+    #[inline(never)]
     fn add_terms(terms: &[[f32; PIECE]; LANES], blocks: usize, mut sums: __m512) -> __m512 {
         let rows = Sixteen::of_floats(terms);
         for block in (0..blocks).step_by(4) {
