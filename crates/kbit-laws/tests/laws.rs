@@ -43,6 +43,8 @@ fn figure(params: u64, family: &str, bits: f64, metric: &str, value: f64) -> Mea
         tensor: None,
         value,
         stderr: Some(0.01),
+        difference: None,
+        seed: None,
         count: 1000,
         mode: "f32".into(),
         cache_type: "f32".into(),

@@ -228,7 +228,9 @@ impl Subject {
             tensor: None,
             value,
             stderr,
+            difference: None,
             count,
+            seed: None,
             mode: self.mode.to_string(),
             cache_type: self.cache.to_string(),
             data: None,
@@ -280,8 +282,8 @@ impl Subject {
             record.data = Some(DataInfo {
                 name: data.name.clone(),
                 sha256: data.sha256.clone(),
-                context: data.windows.context as u64,
-                chunks,
+                context: Some(data.windows.context as u64),
+                chunks: Some(chunks),
             });
         }
         records

@@ -1,8 +1,13 @@
 //! The measurement record: JSON lines that fit and report read. `docs/results-schema.md` describes every field.
 //!
-//! `results.jsonl` holds figures that repeat ([`Measurement`]), `costs.jsonl` seconds and memory ([`Cost`]). Fields keep their
-//! order, so equal measurements are equal lines. A line with an unknown field or another schema version is refused.
+//! `results.jsonl` holds figures that repeat ([`Measurement`]), `items.jsonl` the values behind them, one a window or item
+//! ([`Items`]), `samples.jsonl` generated texts ([`Sample`]), `costs.jsonl` seconds and memory ([`Cost`]). Fields keep their order,
+//! so equal measurements are equal lines. A line with an unknown field or another schema version is refused.
 #![forbid(unsafe_code)]
+
+mod items;
+
+pub use items::{Items, Sample};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -11,7 +16,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-/// Version of both records.
+/// Version of the records.
 pub const SCHEMA: u32 = 1;
 
 /// A model.
@@ -56,18 +61,28 @@ pub struct Bpw {
     pub decoder: f64,
 }
 
-/// A text that was measured on.
+/// A text or task that was measured on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataInfo {
     /// Name.
     pub name: String,
-    /// SHA-256 of the text.
+    /// SHA-256 of the text; of a task, of its definition and its data.
     pub sha256: String,
-    /// Tokens in a window.
-    pub context: u64,
-    /// Windows.
-    pub chunks: u64,
+    /// Tokens in a window, of a text.
+    pub context: Option<u64>,
+    /// Windows, of a text.
+    pub chunks: Option<u64>,
+}
+
+/// How far a figure is from the unquantized model's, item by item.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Difference {
+    /// Mean difference, this model's less the unquantized one's, in the figure's unit.
+    pub value: f64,
+    /// Standard error of the paired differences.
+    pub stderr: Option<f64>,
 }
 
 /// One figure.
@@ -94,8 +109,14 @@ pub struct Measurement {
     pub value: f64,
     /// Standard error.
     pub stderr: Option<f64>,
-    /// Tokens or weights behind the value.
+    /// Difference from the unquantized model on the same items, where the metric has one and the model is quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difference: Option<Difference>,
+    /// Tokens, items or weights behind the value.
     pub count: u64,
+    /// Seed of the sampling, of figures of generated text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// Arithmetic of the engine.
     pub mode: String,
     /// Types of the engine's KV cache. Records of before there was a choice have none, which means f32.
@@ -258,8 +279,9 @@ pub struct Key {
     tensor: Option<String>,
     mode: String,
     cache_type: String,
-    /// Digest of the text, context and chunks.
-    data: Option<(String, u64, u64)>,
+    seed: Option<u64>,
+    /// Digest of the text or task, context and chunks.
+    data: Option<(String, Option<u64>, Option<u64>)>,
 }
 
 /// The key of a measurement.
@@ -272,6 +294,7 @@ pub fn key(measurement: &Measurement) -> Key {
         tensor: measurement.tensor.clone(),
         mode: measurement.mode.clone(),
         cache_type: measurement.cache_type.clone(),
+        seed: measurement.seed,
         data: measurement.data.as_ref().map(|data| (data.sha256.clone(), data.context, data.chunks)),
     }
 }
@@ -321,7 +344,9 @@ mod tests {
             tensor: None,
             value,
             stderr: Some(0.1),
+            difference: None,
             count: 7,
+            seed: None,
             mode: "f32".into(),
             cache_type: "f32".into(),
             data: None,
