@@ -16,6 +16,7 @@ pub use layout::{Granularity, Layout};
 pub use scale::{DoubleQuantization, ScaleType};
 pub use scheme::{
     BlockJob, BlockScheme, BlockTensor, Fit, Levels, Setup, Summary, absmax_fit, decode_with, encode_with,
+    refuse_not_finite,
 };
 
 use kbit_plugin::{DefaultValue, Param, ParamKind};

@@ -197,7 +197,7 @@ impl<L: Levels> BlockScheme<L> {
         for block in layout.blocks(rows) {
             space.fits.push(match job.fit {
                 Some(fit) => {
-                    refuse_not_finite(&values[block.clone()], place, block.start)?;
+                    refuse_not_finite_at(&values[block.clone()], place, block.start)?;
                     fit
                 }
                 None => self.fit(&values[block.clone()], book, &place.at(block.start))?,
@@ -257,19 +257,33 @@ impl Place<'_> {
     }
 }
 
-fn refuse_not_finite(values: &[f32], place: &Place<'_>, offset: usize) -> Result<(), Error> {
+fn refuse_not_finite_at(values: &[f32], place: &Place<'_>, offset: usize) -> Result<(), Error> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(index) => {
-            let kind = if values[index].is_nan() { "NaN" } else { "infinity" };
+            let value = values[index];
             let index = offset + index;
-            Err(Error::numeric(format!(
-                "tensor {}: {kind} at row {}, column {}; the checkpoint is damaged: get it anew",
-                place.tensor,
-                place.first_row + (index / place.cols) as u64,
-                index % place.cols
-            )))
+            let row = place.first_row + (index / place.cols) as u64;
+            Err(not_finite(value, place.tensor, row, index % place.cols))
         }
+    }
+}
+
+fn not_finite(value: f32, tensor: &str, row: u64, column: usize) -> Error {
+    let kind = if value.is_nan() { "NaN" } else { "infinity" };
+    Error::numeric(format!(
+        "tensor {tensor}: {kind} at row {row}, column {column}; the checkpoint is damaged: get it anew"
+    ))
+}
+
+/// Refuses a row with a value that is not finite, and says where it stands.
+///
+/// # Errors
+/// NaN or an infinity.
+pub fn refuse_not_finite(values: &[f32], tensor: &str, row: u64) -> Result<(), Error> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(column) => Err(not_finite(values[column], tensor, row, column)),
     }
 }
 
@@ -295,7 +309,7 @@ fn summarize<L: Levels>(values: &[f32], place: &Place<'_>) -> Result<Summary, Er
     finite &= rest.iter().all(|value| value.is_finite());
     if !finite {
         let start = Place { offset: 0, ..*place };
-        refuse_not_finite(values, &start, place.offset % place.cols)?;
+        refuse_not_finite_at(values, &start, place.offset % place.cols)?;
     }
     if L::NEEDS_MEAN {
         let sum: f64 = values.iter().map(|value| f64::from(value.abs())).sum();
