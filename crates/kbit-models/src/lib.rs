@@ -14,6 +14,7 @@ mod describe;
 mod error;
 mod expr;
 pub mod packed;
+mod producer;
 mod training;
 
 pub use architecture::{Architecture, ExpectedTensor};
@@ -24,6 +25,7 @@ pub use describe::{describe, further_blocks};
 pub use description::Description;
 pub use error::ModelError;
 pub use expr::{Axis, SourceExpr};
+pub use producer::Producer;
 pub use training::TrainingInfo;
 
 /// What a tensor is, which decides how it may be stored.
