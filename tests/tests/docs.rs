@@ -43,6 +43,7 @@ fn every_command_shown_runs() {
         "docs/guide/mixes.md",
         "docs/guide/evaluate.md",
         "docs/guide/generate.md",
+        "docs/guide/laws.md",
         "docs/benchmarks.md",
     ] {
         let mut ran = 0;
