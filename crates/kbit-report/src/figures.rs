@@ -5,7 +5,7 @@ use crate::data::{Context, Entry, Z95, family_name, figure, size};
 use crate::table::{Cell, Table};
 use kbit_laws::{Fit, Fits};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// A figure, drawn for one or several contexts.
 #[derive(Serialize)]
@@ -245,14 +245,20 @@ fn pareto(here: &[(usize, &Entry<'_>)], front: &[usize]) -> Option<Chart> {
 
 /// Measured loss with the curves of the base-curve law, one drawing a family.
 fn scaling(entries: &[Entry<'_>], fits: &Fits) -> Option<Figure> {
+    let places: HashMap<(&str, &str), (usize, &Entry<'_>)> = entries
+        .iter()
+        .enumerate()
+        .filter(|(_, entry)| entry.counts)
+        .map(|(index, entry)| {
+            ((entry.about.model.id.as_str(), entry.about.scheme.label.as_str()), (index, entry))
+        })
+        .collect();
     let drawn = fits.fits.iter().filter(|fit| fit.law == "base-curve").map(|fit| {
         let mut widths: BTreeMap<i64, Series> = BTreeMap::new();
         for residual in &fit.points {
-            let of_point = |entry: &(usize, &Entry<'_>)| {
-                let about = entry.1.about;
-                entry.1.counts && about.model.id == residual.model && about.scheme.label == residual.scheme
+            let Some(&(index, entry)) = places.get(&(residual.model.as_str(), residual.scheme.as_str())) else {
+                continue;
             };
-            let Some((index, entry)) = entries.iter().enumerate().find(of_point) else { continue };
             let Some(bits) = entry.width() else { continue };
             let series = widths
                 .entry(bits)
