@@ -45,24 +45,38 @@ fn report(folder: &Path, models: u64, schemes: u64) -> PathBuf {
                 put("accuracy", None, 0.7 - kld / 4.0, json!({ "data": task }));
                 for layer in 0..4 {
                     let tensor = format!("blk.{layer}.attn_q.weight");
-                    put("tensor_relative_mse", Some(&tensor), kld * (1.0 + layer as f64), json!({ "data": null, "stderr": null }));
+                    put(
+                        "tensor_relative_mse",
+                        Some(&tensor),
+                        kld * (1.0 + layer as f64),
+                        json!({ "data": null, "stderr": null }),
+                    );
                 }
-                let _ = writeln!(costs, "{}", json!({
-                    "schema": 1, "model": about,
-                    "scheme": { "label": label, "id": "x", "family": family, "params": {}, "bits": bits },
-                    "stage": "perplexity", "seconds": 1.5, "tokens_per_second": 100.0 + bits as f64, "peak_rss_bytes": 1_000_000,
-                }));
-                let _ = writeln!(samples, "{}", json!({
-                    "schema": 1, "model": format!("m{model:02}"), "scheme": label, "mode": "f32", "cache_type": "f32",
-                    "name": "story", "prompt": "Once </script> upon", "text": format!("a time {scheme}"), "seed": 1,
-                }));
+                let _ = writeln!(
+                    costs,
+                    "{}",
+                    json!({
+                        "schema": 1, "model": about,
+                        "scheme": { "label": label, "id": "x", "family": family, "params": {}, "bits": bits },
+                        "stage": "perplexity", "seconds": 1.5, "tokens_per_second": 100.0 + bits as f64, "peak_rss_bytes": 1_000_000,
+                    })
+                );
+                let _ = writeln!(
+                    samples,
+                    "{}",
+                    json!({
+                        "schema": 1, "model": format!("m{model:02}"), "scheme": label, "mode": "f32", "cache_type": "f32",
+                        "name": "story", "prompt": "Once </script> upon", "text": format!("a time {scheme}"), "seed": 1,
+                    })
+                );
             }
         }
     }
     for (name, text) in [("results.jsonl", results), ("costs.jsonl", costs), ("samples.jsonl", samples)] {
         std::fs::write(folder.join(name), text).expect("a file");
     }
-    std::fs::write(folder.join("provenance.json"), r#"{"name": "made up", "bootstrap": 20}"#).expect("a file");
+    std::fs::write(folder.join("provenance.json"), r#"{"name": "made up", "bootstrap": 20}"#)
+        .expect("a file");
     let _ = kbit_ok(folder, &["report", ".", "--format", "html"]);
     folder.join("report.html")
 }
@@ -84,7 +98,18 @@ fn tables_and_figures_of_the_report_answer() {
     browser.open(&page);
     assert_eq!(browser.complaints(), Vec::<String>::new());
     let sections = browser.run(r#"return [...document.querySelectorAll("section")].map((s) => s.id)"#);
-    for wanted in ["answer", "plots", "results", "tasks-section", "laws", "heat", "samples", "costs-section", "methods", "provenance"] {
+    for wanted in [
+        "answer",
+        "plots",
+        "results",
+        "tasks-section",
+        "laws",
+        "heat",
+        "samples",
+        "costs-section",
+        "methods",
+        "provenance",
+    ] {
         assert!(sections.as_array().expect("ids").contains(&json!(wanted)), "no {wanted} in {sections}");
     }
 
@@ -97,19 +122,26 @@ fn tables_and_figures_of_the_report_answer() {
          const up = read(); const sort = heading().parentNode.ariaSort; heading().click(); return [up, read(), sort];"
     );
     let sizes = browser.run(&sizes);
-    let column = |index: usize| sizes[index].as_array().expect("sizes").iter().map(number).collect::<Vec<_>>();
+    let column =
+        |index: usize| sizes[index].as_array().expect("sizes").iter().map(number).collect::<Vec<_>>();
     assert!(column(0).is_sorted(), "{:?}", column(0));
     assert!(column(1).iter().rev().is_sorted() && column(1)[0] > column(0)[0], "{:?}", column(1));
     assert_eq!(sizes[2], "ascending");
 
     // Words filter the table and the figures.
     let type_words = |words: &str| {
-        format!("const q = document.getElementById('query'); q.value = '{words}'; q.dispatchEvent(new Event('input')); {DRAWN}")
+        format!(
+            "const q = document.getElementById('query'); q.value = '{words}'; q.dispatchEvent(new Event('input')); {DRAWN}"
+        )
     };
-    let points = "[...document.querySelectorAll('#quality .dot[data-row]')].filter((d) => d.checkVisibility()).length";
+    let points =
+        "[...document.querySelectorAll('#quality .dot[data-row]')].filter((d) => d.checkVisibility()).length";
     let all = number(&browser.run(&format!("return {points}")));
     assert_eq!(all, 160.0);
-    let left = browser.run(&format!("{} return [{points}, document.querySelector('#results .count').textContent]", type_words("m02 bits=4")));
+    let left = browser.run(&format!(
+        "{} return [{points}, document.querySelector('#results .count').textContent]",
+        type_words("m02 bits=4")
+    ));
     let of_filter = number(&left[0]);
     assert!(of_filter > 0.0 && of_filter < 10.0, "{left}");
     assert_eq!(left[1], format!("{of_filter} of 160"), "the table has the rows of the figure");
@@ -151,12 +183,14 @@ fn tables_and_figures_of_the_report_answer() {
     );
     let at = |index: usize| number(&place[index]);
     browser.point(&[(at(0) + 1.0, at(1) + 1.0)], false);
-    let tip = browser.run("const tip = document.getElementById('tip'); return tip.hidden ? '' : tip.innerText");
+    let tip =
+        browser.run("const tip = document.getElementById('tip'); return tip.hidden ? '' : tip.innerText");
     let tip = tip.as_str().expect("text");
     assert!(tip.starts_with('m') && tip.contains("KL divergence: ") && tip.contains('\u{b1}'), "{tip:?}");
 
     // Dragging selects: the table shows what lies inside.
-    browser.point(&[(at(2), at(3)), (at(4) - 50.0, at(5) - 20.0), (f64::midpoint(at(2), at(4)), at(5))], true);
+    browser
+        .point(&[(at(2), at(3)), (at(4) - 50.0, at(5) - 20.0), (f64::midpoint(at(2), at(4)), at(5))], true);
     let picked = browser.run(&format!("{DRAWN} const chip = document.getElementById('unpick'); return [chip.hidden, parseInt(chip.textContent), document.querySelector('#results .count').textContent]"));
     assert_eq!(picked[0], false);
     let count = number(&picked[1]);
@@ -243,7 +277,8 @@ fn five_thousand_results_stay_fluid() {
                  document.querySelectorAll('tr').length, document.querySelector('#results .count').textContent];"
     ));
     assert!(number(&answer[0]) < 2000.0 && number(&answer[1]) < 6000.0, "{answer}");
-    let left: u32 = answer[2].as_str().and_then(|text| text.split(' ').next()?.parse().ok()).expect("a count");
+    let left: u32 =
+        answer[2].as_str().and_then(|text| text.split(' ').next()?.parse().ok()).expect("a count");
     assert!(left > 100 && left < 2500, "{answer}");
     assert_eq!(answer[3], 50);
     assert!(number(&answer[4]) < 500.0, "{answer}");

@@ -60,20 +60,21 @@ pub fn headlines(entries: &[Entry<'_>], runs: &[RunData], front: &[usize], fits:
         size(lowest.about.bytes),
         nll.exp()
     ));
-    for fit in fits.fits.iter().filter(|fit| fit.law == "exponential") {
-        if let Some(slope) = fit.estimates.first() {
+    let bits: Vec<String> = fits
+        .fits
+        .iter()
+        .filter(|fit| fit.law == "exponential")
+        .filter_map(|fit| {
+            let slope = fit.estimates.first()?;
             let interval = match (slope.low, slope.high) {
                 (Some(low), Some(high)) => format!(" ({:.1} to {:.1})", low.exp(), high.exp()),
                 _ => String::new(),
             };
-            lines.push(format!(
-                "Each further bit divides the KL divergence of {} by {:.1}{interval}, R\u{b2} {:.3}, {} points.",
-                fit.family,
-                slope.value.exp(),
-                fit.r_squared,
-                fit.points.len()
-            ));
-        }
+            Some(format!("of {} by {:.1}{interval}", fit.family, slope.value.exp()))
+        })
+        .collect();
+    if !bits.is_empty() {
+        lines.push(format!("Each further bit divides the KL divergence {}.", bits.join(", ")));
     }
     lines
 }
@@ -149,12 +150,9 @@ fn sureness(runs: &[RunData], choice: &Entry<'_>, next: &Entry<'_>) -> String {
             format!("clear: {words} better than {}", next.named())
         }
         Some(_) if paired => {
-            format!("not distinguishable from {} ({words}); more text would settle it", next.named())
+            format!("not distinguishable from {} ({words}): measure on more text", next.named())
         }
-        Some(_) => format!(
-            "not distinguishable from {} by the errors of both ({words}); a comparison window by window would be tighter",
-            next.named()
-        ),
+        Some(_) => format!("not distinguishable from {} ({words}, unpaired)", next.named()),
     }
 }
 

@@ -256,7 +256,8 @@ fn scaling(entries: &[Entry<'_>], fits: &Fits) -> Option<Figure> {
     let drawn = fits.fits.iter().filter(|fit| fit.law == "base-curve").map(|fit| {
         let mut widths: BTreeMap<i64, Series> = BTreeMap::new();
         for residual in &fit.points {
-            let Some(&(index, entry)) = places.get(&(residual.model.as_str(), residual.scheme.as_str())) else {
+            let Some(&(index, entry)) = places.get(&(residual.model.as_str(), residual.scheme.as_str()))
+            else {
                 continue;
             };
             let Some(bits) = entry.width() else { continue };
@@ -432,7 +433,20 @@ fn of_table(table: &Table, by: &str, x: &str, y: &str, keep: &dyn Fn(&[Cell]) ->
     series
 }
 
-/// Each task's first figure against bits a weight, one shape a model.
+/// The mean of the points of each whole number of bits a weight.
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "bit widths and counts")]
+fn means(points: &[Point]) -> Vec<(f64, f64)> {
+    let mut groups: BTreeMap<i64, Vec<&Point>> = BTreeMap::new();
+    for point in points {
+        groups.entry(point.x.round() as i64).or_default().push(point);
+    }
+    let mean = |points: &Vec<&Point>, of: fn(&Point) -> f64| {
+        points.iter().map(|point| of(point)).sum::<f64>() / points.len() as f64
+    };
+    groups.values().map(|points| (mean(points, |point| point.x), mean(points, |point| point.y))).collect()
+}
+
+/// Each task's figures against bits a weight, one shape a model.
 pub fn of_tasks(table: &Table) -> Option<Figure> {
     let column = |key: &str| table.columns.iter().position(|column| column.key == key);
     let (task, metric) = (column("data")?, column("metric")?);
@@ -447,7 +461,7 @@ pub fn of_tasks(table: &Table) -> Option<Figure> {
         let keep = |row: &[Cell]| row[task].shown() == name && row[metric].shown() == what;
         let mut series = of_table(table, "model", "bpw_file", "value", &keep);
         for one in &mut series {
-            one.line = one.points.iter().map(|point| (point.x, point.y)).collect();
+            one.line = means(&one.points);
         }
         let chart = Chart {
             title: format!("{what} of {name} against bits a weight"),
@@ -463,7 +477,7 @@ pub fn of_tasks(table: &Table) -> Option<Figure> {
     variants(
         "tasks",
         "Tasks against bits",
-        "Bars: one standard error, where larger than the point. The table below has the paired differences, which are tighter.",
+        "Lines go through the means at each bit width. Bars: one standard error, where larger than the point. The table below has the paired differences, which are tighter.",
         drawn,
     )
 }

@@ -5,7 +5,7 @@
   const { tables, svgStyle } = JSON.parse(document.getElementById("data").textContent);
   const byId = new Map(tables.map((table) => [table.id, table]));
   const PAGE = 50;
-  const PRINTED = 500;
+  const PRINTED = 150;
   const SVG = "http://www.w3.org/2000/svg";
   document.documentElement.classList.add("js");
 
@@ -217,8 +217,13 @@
     holder.prepend(tools);
     holder.querySelector(".cut")?.remove();
     listeners.push(arrange);
-    // A printed page has one page of each table only if it is short.
-    window.addEventListener("beforeprint", () => draw(0, PRINTED));
+    // On paper, tables are cut where they would fill a book.
+    const rest = el("p", { class: "soft printed" });
+    holder.append(rest);
+    window.addEventListener("beforeprint", () => {
+      rest.textContent = order.length > PRINTED ? `The first ${PRINTED} of ${order.length} rows; report/tables/${table.id}.csv has all.` : "";
+      draw(0, PRINTED);
+    });
     window.addEventListener("afterprint", () => draw(page));
     arrange();
   }

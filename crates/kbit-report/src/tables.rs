@@ -102,12 +102,7 @@ pub fn results(
             Cell::text(&about.cache_type),
         ];
         for metric in &metrics {
-            row.push(match entry.get(metric) {
-                Some((share, stderr)) if *metric == "same_top" => {
-                    Cell::Number(share, format!("{:.1} %", share * 100.0), stderr)
-                }
-                other => Cell::figure_or_empty(other),
-            });
+            row.push(Cell::figure_or_empty(entry.get(metric)));
             if differs(metric) {
                 let difference = entry.figures.get(metric).and_then(|figure| figure.difference);
                 row.push(difference.map_or(Cell::Empty, |d| signed(d.value, d.stderr)));
