@@ -135,13 +135,17 @@ pub fn is_task(measurement: &Measurement) -> bool {
     measurement.data.as_ref().is_some_and(|data| data.context.is_none())
 }
 
+/// Digest, context and windows of a text.
+type TextKey<'a> = Option<(&'a str, Option<u64>, Option<u64>)>;
+/// Model, scheme, text, mode and cache type.
+type EntryKey<'a> = (&'a str, &'a str, TextKey<'a>, &'a str, &'a str);
+
 /// Measurements of whole models on texts, grouped.
 pub fn entries(runs: &[RunData]) -> (Vec<Entry<'_>>, Vec<Context>) {
     let mut entries: Vec<Entry<'_>> = Vec::new();
     let mut contexts: Vec<Context> = Vec::new();
     let mut first: HashMap<(&str, &str), usize> = HashMap::new();
-    let mut places: HashMap<(&str, &str, Option<(&str, Option<u64>, Option<u64>)>, &str, &str), usize> =
-        HashMap::new();
+    let mut places: HashMap<EntryKey<'_>, usize> = HashMap::new();
     for (run, data) in runs.iter().enumerate() {
         let whole = |m: &&Measurement| m.tensor.is_none() && !is_task(m) && m.metric != SENSITIVITY;
         for measurement in data.measurements.iter().filter(whole) {

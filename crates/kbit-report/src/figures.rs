@@ -59,6 +59,15 @@ fn variants(
     (!variants.is_empty()).then_some(Figure { id, heading, caption, variants })
 }
 
+/// Draws the numbered entries of one context and its front; told whether it is the first context.
+type Draw<'a> = dyn Fn(&[(usize, &Entry<'_>)], &[usize], bool) -> Option<Chart> + 'a;
+/// Abscissa, fitted value and residual of a point.
+type Fitted = (f64, f64, f64);
+/// Abscissas with fitted values.
+type Curve = Vec<(f64, f64)>;
+/// Abscissas with lower and upper ends.
+type Band = Vec<(f64, f64, f64)>;
+
 /// All figures of measurements on texts.
 pub fn of_entries(
     entries: &[Entry<'_>],
@@ -66,7 +75,7 @@ pub fn of_entries(
     fronts: &[Vec<usize>],
     fits: &Fits,
 ) -> Vec<Figure> {
-    let each = |draw: &dyn Fn(&[(usize, &Entry<'_>)], &[usize], bool) -> Option<Chart>| {
+    let each = |draw: &Draw<'_>| {
         let drawn = contexts.iter().enumerate().map(|(number, context)| {
             let here: Vec<(usize, &Entry<'_>)> =
                 entries.iter().enumerate().filter(|(_, entry)| entry.context == number).collect();
@@ -325,7 +334,7 @@ impl Line {
         points: impl Iterator<Item = (&'p str, f64, f64, f64)>,
         range: (f64, f64),
     ) -> Option<Self> {
-        let mut models: BTreeMap<&str, Vec<(f64, f64, f64)>> = BTreeMap::new();
+        let mut models: BTreeMap<&str, Vec<Fitted>> = BTreeMap::new();
         for (model, x, measured, fitted) in
             points.filter(|(_, _, measured, fitted)| *measured > 0.0 && *fitted > 0.0)
         {
@@ -335,11 +344,11 @@ impl Line {
         let count = models.values().map(Vec::len).sum::<usize>() as f64;
         let groups = models.len() as f64;
         let freedom = count - groups - 1.0;
-        let means: Vec<(f64, f64, &Vec<(f64, f64, f64)>)> = models
+        let means: Vec<(f64, f64, &Vec<Fitted>)> = models
             .values()
             .map(|points| {
                 let n = points.len() as f64;
-                let mean = |of: fn(&(f64, f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / n;
+                let mean = |of: fn(&Fitted) -> f64| points.iter().map(of).sum::<f64>() / n;
                 (mean(|point| point.0), mean(|point| point.1), points)
             })
             .collect();
@@ -369,7 +378,7 @@ impl Line {
         })
     }
 
-    fn drawn(&self) -> (Vec<(f64, f64)>, Vec<(f64, f64, f64)>) {
+    fn drawn(&self) -> (Curve, Band) {
         let (low, high) = self.range;
         let steps: Vec<f64> = (0..=32).map(|step| low + (high - low) * f64::from(step) / 32.0).collect();
         let at = |x: &f64| self.level - self.slope * (x - self.center);
