@@ -15,7 +15,7 @@ pub const EMPTY_EXPERTS: &[&str] = &["ones", "mean"];
 /// Quality metrics.
 pub const METRICS: &[&str] = &["perplexity", "kl_divergence", "bits_per_byte"];
 /// Report formats.
-pub const FORMATS: &[&str] = &["html", "md", "csv", "json"];
+pub const FORMATS: &[&str] = &["html", "md", "csv", "json", "svg", "cards"];
 /// Computing modes of the engine.
 pub const MODES: &[&str] = &[
     "f32",
