@@ -14,6 +14,7 @@ mod divergence;
 mod error;
 mod perplexity;
 mod run;
+pub mod scores;
 mod statistics;
 mod windows;
 
