@@ -16,6 +16,7 @@ mod perplexity;
 mod run;
 pub mod scores;
 mod statistics;
+pub mod tasks;
 mod windows;
 
 pub use divergence::{Divergence, kl_divergence};
