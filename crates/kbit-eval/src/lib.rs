@@ -14,7 +14,9 @@ mod divergence;
 mod error;
 mod perplexity;
 mod run;
+pub mod scores;
 mod statistics;
+pub mod tasks;
 mod windows;
 
 pub use divergence::{Divergence, kl_divergence};

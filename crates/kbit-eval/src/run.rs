@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Models with fewer weights run a window on one thread.
-const SMALL: u64 = 50_000_000;
+pub(crate) const SMALL: u64 = 50_000_000;
 
 /// Windows of a text, and who runs them.
 pub(crate) struct Plan<'t> {
