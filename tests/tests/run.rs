@@ -116,12 +116,14 @@ fn modes_and_cache_types_are_measured_each_and_never_taken_for_one_another() {
     let (_, plain) = run();
     assert_eq!(
         plain.keys().collect::<Vec<_>>(),
-        ["ggml kl_divergence f32 f32", "ggml nll f32 f32", "none nll f32 f32"]
+        ["ggml kl_divergence f32 f32", "ggml nll f32 f32", "none kl_divergence f32 f32", "none nll f32 f32"]
     );
+    // Computing the unquantized model twice finds no difference: that is the noise floor.
+    assert_eq!(plain["none kl_divergence f32 f32"], 0.0);
     config(", mode: [f32, int8], cache_type: [f32, q4]");
     let (reused, all) = run();
     // The file, and the two measurements in f32.
-    assert_eq!((reused, all.len()), (3, 12));
+    assert_eq!((reused, all.len()), (3, 16));
     for (key, value) in &plain {
         assert_eq!(all[key], *value, "{key}");
     }
@@ -129,7 +131,8 @@ fn modes_and_cache_types_are_measured_each_and_never_taken_for_one_another() {
     values.sort_by(f64::total_cmp);
     values.dedup();
     // Of the unquantized model, which is in floats, int8 is f32.
-    assert_eq!(values.len(), 10, "{all:?}");
+    assert_eq!(values.len(), 12, "{all:?}");
+    assert!(all["none kl_divergence f32 q4"] > 0.0, "{all:?}");
     assert!(all["ggml kl_divergence f32 q4"] > all["ggml kl_divergence f32 f32"]);
     // kbit eval gives the same figure.
     let file = folder.path().join("kbit-runs/modes/files/s0/ggml-q8_0.gguf");
@@ -140,7 +143,7 @@ fn modes_and_cache_types_are_measured_each_and_never_taken_for_one_another() {
     let found: Value = serde_json::from_str(&found).expect("JSON");
     assert_eq!(found["nll"].as_f64(), Some(all["ggml nll int8 q4"]));
     assert_eq!((found["mode"].as_str(), found["cache_type"].as_str()), (Some("int8"), Some("q4")));
-    assert_eq!(run(), (all.len() as u64 - 3, all));
+    assert_eq!(run(), (9, all));
     config(", cache_type: q7");
     let message = kbit_fails(folder.path(), 2, &["run", "run.yaml"]);
     assert!(

@@ -307,7 +307,7 @@ impl Kernels {
     /// `ln(sum(e^x))` in double precision; NaN where `x` has one.
     #[must_use]
     pub fn log_sum_exp(&self, x: &[f32]) -> f64 {
-        with!(self.log_sum_exp(x))
+        with!(self.log_sum_exp_below(x, with!(self.max(x))))
     }
 
     /// Kullback-Leibler divergence `sum(P ln(P / Q))` in nats, in double precision, of the distributions that the
@@ -324,8 +324,14 @@ impl Kernels {
     /// Index of the largest element, the first of equals; `None` of no elements or where one is NaN.
     #[must_use]
     pub fn argmax(&self, x: &[f32]) -> Option<usize> {
+        place_of(x, with!(self.max(x)))
+    }
+
+    /// [`Kernels::log_sum_exp`] and [`Kernels::argmax`], which both need the largest element.
+    #[must_use]
+    pub fn log_sum_exp_and_argmax(&self, x: &[f32]) -> (f64, Option<usize>) {
         let max = with!(self.max(x));
-        x.iter().position(|&value| value == max)
+        (with!(self.log_sum_exp_below(x, max)), place_of(x, max))
     }
 
     /// Does `rounds` rounds of independent multiply-adds at the full speed of the CPU: the yardstick of the bench.
@@ -346,6 +352,16 @@ impl Kernels {
     pub fn busy_bf16(&self, rounds: u64, factor: f32) -> (u64, f32) {
         with!(self.busy_bf16(rounds, factor))
     }
+}
+
+/// Index of the first element that equals `wanted`.
+fn place_of(x: &[f32], wanted: f32) -> Option<usize> {
+    // Whole groups are compared without branches, so that the compiler vectorises the search.
+    const GROUP: usize = 64;
+    let (groups, _) = x.as_chunks::<GROUP>();
+    let has = |group: &[f32; GROUP]| group.iter().fold(false, |found, &value| found | (value == wanted));
+    let start = groups.iter().position(has).unwrap_or(groups.len()) * GROUP;
+    x[start..].iter().position(|&value| value == wanted).map(|place| start + place)
 }
 
 #[cfg(test)]
@@ -550,6 +566,9 @@ mod tests {
                     prop_assert!(close(f64::from(*e), f64::from(*x - max as f32).exp()));
                 }
                 let lse = kernels.log_sum_exp(&x);
+                prop_assert_eq!(kernels.log_sum_exp_and_argmax(&x), (lse, kernels.argmax(&x)));
+                let first = (0..x.len()).reduce(|best, place| if x[place] > x[best] { place } else { best });
+                prop_assert_eq!(kernels.argmax(&x), first);
                 prop_assert!((lse - (max + total.ln())).abs() < 1e-12);
                 prop_assert_eq!(kernels.kl_divergence(&x, lse, &x, lse), 0.0);
                 let y_lse = kernels.log_sum_exp(&y);

@@ -22,6 +22,14 @@ pub enum EvalError {
         /// Tokens of a window.
         context: usize,
     },
+    /// A stride that leaves gaps between windows, or nothing before what is scored.
+    #[error("a stride of {stride} tokens does not fit a context of {context}: use one from 1 to {most}", most = context.saturating_sub(1))]
+    Stride {
+        /// Tokens between windows.
+        stride: usize,
+        /// Tokens of a window.
+        context: usize,
+    },
     /// No windows were asked for.
     #[error("0 windows were asked for: use at least 1 chunk, or leave the number out for all")]
     NoChunks,

@@ -19,6 +19,10 @@ pub struct Perplexity {
     pub chunks: u64,
     /// Perplexity of all windows up to each one.
     pub per_chunk: Vec<f64>,
+    /// Sum of the negative log-likelihoods of each window, in nats.
+    pub window_nlls: Vec<f64>,
+    /// Tokens scored in each window.
+    pub window_tokens: u64,
 }
 
 impl Perplexity {
@@ -27,11 +31,15 @@ impl Perplexity {
     pub(crate) fn new(nlls: &[f64], scored: usize) -> Self {
         let (mut sum, mut squares, mut tokens) = (0.0, 0.0, 0u64);
         let mut per_chunk = Vec::with_capacity(nlls.len() / scored);
+        let mut window_nlls = per_chunk.clone();
         for window in nlls.chunks(scored) {
+            let mut in_window = 0.0;
             for nll in window {
                 sum += nll;
+                in_window += nll;
                 squares += nll * nll;
             }
+            window_nlls.push(in_window);
             tokens += window.len() as u64;
             per_chunk.push((sum / tokens as f64).exp());
         }
@@ -40,7 +48,28 @@ impl Perplexity {
         let variance = squares / count - nll * nll;
         let error = if variance > 0.0 && count > 1.0 { (variance / (count - 1.0)).sqrt() } else { 0.0 };
         let value = nll.exp();
-        Self { value, stderr: error * value, nll, tokens, chunks: per_chunk.len() as u64, per_chunk }
+        Self {
+            value,
+            stderr: error * value,
+            nll,
+            tokens,
+            chunks: per_chunk.len() as u64,
+            per_chunk,
+            window_nlls,
+            window_tokens: scored as u64,
+        }
+    }
+
+    /// Standard error of `nll`.
+    #[must_use]
+    pub fn nll_stderr(&self) -> f64 {
+        self.stderr / self.value
+    }
+
+    /// Bits that the model needs for a token: the cross-entropy of `nll` nats in bits.
+    #[must_use]
+    pub fn bits_per_token(&self) -> f64 {
+        self.nll / std::f64::consts::LN_2
     }
 
     /// Bits that the model needs for a byte of the text; `bytes` are those of the scored tokens
@@ -130,6 +159,9 @@ mod tests {
         assert!((p.per_chunk[0] - 1.5f64.exp()).abs() < 1e-12 && (p.per_chunk[1] - p.value).abs() < 1e-12);
         // Sample variance 14/3 over 4 tokens.
         assert!((p.stderr - (14.0f64 / 12.0).sqrt() * p.value).abs() < 1e-10);
+        assert_eq!((p.window_nlls.as_slice(), p.window_tokens), (&[3.0, 9.0][..], 2));
+        assert!((p.bits_per_token() * std::f64::consts::LN_2 - 3.0).abs() < 1e-12);
+        assert!((p.nll_stderr() * p.value - p.stderr).abs() < 1e-12);
         assert!((p.bits_per_byte(6) - 2.0 / std::f64::consts::LN_2).abs() < 1e-12);
     }
 }

@@ -39,7 +39,7 @@ fn perplexity_agrees_with_llama_cpp_at_every_chunk() {
     let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
     let tokens = tokenizer.encode(&text, true, false);
     let bos = tokenizer.adds_bos().then(|| tokenizer.bos()).flatten();
-    let windows = Windows { context: 512, chunks: Some(wanted.len()), bos };
+    let windows = Windows { context: 512, stride: None, chunks: Some(wanted.len()), bos };
     let start = std::time::Instant::now();
     let found = perplexity(&model, &tokens, &windows, &|_, _| {}).unwrap();
     println!("{} tokens in {:.1} s", found.chunks * 512, start.elapsed().as_secs_f64());
@@ -86,12 +86,12 @@ fn divergence_of_q4_0_agrees_with_llama_cpp() {
     let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
     let tokens = tokenizer.encode(&text, true, false);
     let bos = tokenizer.adds_bos().then(|| tokenizer.bos()).flatten();
-    let windows = Windows { context: 512, chunks: Some(8), bos };
+    let windows = Windows { context: 512, stride: None, chunks: Some(8), bos };
     let found = &kl_divergence(&reference, &[&candidate], &tokens, &windows, &|_, _| {}).unwrap()[0];
     for (name, found, tolerance) in [
         ("mean_kld", found.mean_kld, 0.03),
-        ("median_kld", found.median, 0.04),
-        ("p99_kld", found.p99, 0.08),
+        ("median_kld", found.spread.median, 0.04),
+        ("p99_kld", found.spread.p99, 0.08),
         ("same_top", found.same_top, 0.02),
         ("ppl", found.perplexity.value, 0.01),
         ("ln_ppl_ratio", found.ln_ppl_ratio, 0.03),

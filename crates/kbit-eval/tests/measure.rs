@@ -23,11 +23,13 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
 fn scored(model: &kbit_engine::Model, tokens: &[u32], windows: &Windows) -> Vec<(u32, Vec<f64>)> {
     let vocab = model.description().vocab;
     let mut rows = Vec::new();
-    for window in tokens.chunks_exact(windows.context).take(windows.chunks.unwrap_or(usize::MAX)) {
+    let step = windows.stride.unwrap_or(windows.context);
+    for window in tokens.windows(windows.context).step_by(step).take(windows.chunks.unwrap_or(usize::MAX)) {
         let mut input = window.to_vec();
         input[0] = windows.bos.unwrap_or(input[0]);
         let logits = logits(model, &input);
-        for place in windows.context / 2..windows.context - 1 {
+        let first = windows.stride.map_or(windows.context / 2, |stride| windows.context - stride - 1);
+        for place in first..windows.context - 1 {
             rows.push((window[place + 1], log_softmax(&logits[place * vocab..][..vocab])));
         }
     }
@@ -43,10 +45,15 @@ fn figures_are_those_of_the_definition() {
     other.attention.scale = 0.2;
     let candidate = model(&other, &random_tensors(&d, 1, true));
     let tokens = tokens(&d, 301, 3);
-    for (context, chunks, bos) in
-        [(20, None, Some(5)), (33, Some(4), None), (3, Some(9), Some(1)), (300, None, None)]
-    {
-        let windows = Windows { context, chunks, bos };
+    for (context, stride, chunks, bos) in [
+        (20, None, None, Some(5)),
+        (33, None, Some(4), None),
+        (3, None, Some(9), Some(1)),
+        (300, None, None, None),
+        (20, Some(7), None, Some(5)),
+        (20, Some(19), Some(3), None),
+    ] {
+        let windows = Windows { context, stride, chunks, bos };
         let p = scored(&reference, &tokens, &windows);
         let q = scored(&candidate, &tokens, &windows);
         let nll = |rows: &[(u32, Vec<f64>)]| {
@@ -68,13 +75,35 @@ fn figures_are_those_of_the_definition() {
         let mean = klds.iter().sum::<f64>() / klds.len() as f64;
         assert!((found[0].mean_kld - mean).abs() < 1e-6 * mean.max(1e-3), "{} {mean}", found[0].mean_kld);
         let largest = klds.iter().copied().fold(0.0, f64::max);
-        assert!((found[0].max - largest).abs() < 1e-6);
+        assert!((found[0].spread.max - largest).abs() < 1e-6);
         let top = |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a)));
         let same = p.iter().zip(&q).filter(|((_, p), (_, q))| top(p) == top(q)).count();
         assert!((found[0].same_top - same as f64 / p.len() as f64).abs() < 1e-12);
+        let change = |((token, p), (_, q)): (&(u32, Vec<f64>), &(u32, Vec<f64>))| {
+            q[*token as usize].exp() - p[*token as usize].exp()
+        };
+        let changes: Vec<f64> = p.iter().zip(&q).map(change).collect();
+        let mean = changes.iter().sum::<f64>() / changes.len() as f64;
+        assert!((found[0].true_token.mean - mean).abs() < 1e-6);
+        let smallest = changes.iter().copied().fold(f64::INFINITY, f64::min);
+        assert!((found[0].true_token.spread.min - smallest).abs() < 1e-6);
+        let right = |(token, row): &(u32, Vec<f64>)| top(row) == Some(*token as usize);
+        let lost = p.iter().zip(&q).filter(|(p, q)| right(p) && !right(q)).count();
+        let won = p.iter().zip(&q).filter(|(p, q)| !right(p) && right(q)).count();
+        let flips = found[0].flips;
+        assert!((flips.to_wrong - lost as f64 / p.len() as f64).abs() < 1e-12);
+        assert!((flips.to_right - won as f64 / p.len() as f64).abs() < 1e-12);
+        assert!((flips.share - flips.to_wrong - flips.to_right).abs() < 1e-12);
+        let scored = windows.scored();
+        assert_eq!(found[0].window_klds.len(), klds.len() / scored);
+        for (window, klds) in found[0].window_klds.iter().zip(klds.chunks(scored)) {
+            assert!((window - klds.iter().sum::<f64>()).abs() < 1e-6 * klds.len() as f64);
+        }
+        let windows_sum: f64 = found[0].perplexity.window_nlls.iter().sum();
+        assert!((windows_sum / found[0].tokens as f64 - found[0].perplexity.nll).abs() < 1e-9);
         assert!((found[0].ln_ppl_ratio - (nll(&q) - nll(&p))).abs() < 1e-6);
         assert_eq!(
-            (found[1].mean_kld, found[1].max, found[1].same_top, found[1].ln_ppl_ratio),
+            (found[1].mean_kld, found[1].spread.max, found[1].same_top, found[1].ln_ppl_ratio),
             (0.0, 0.0, 1.0, 0.0)
         );
         assert_eq!(found[0].reference, found[1].perplexity);
@@ -96,7 +125,7 @@ fn larger_models_of_the_family_predict_better() {
         let (model, metadata) = load_folder(&repository().join("assets/family").join(name), None);
         let (tokenizer, tokens) = prose(&metadata);
         let bos = tokenizer.adds_bos().then(|| tokenizer.bos()).flatten();
-        let windows = Windows { context: 256, chunks: Some(12), bos };
+        let windows = Windows { context: 256, stride: None, chunks: Some(12), bos };
         let found = perplexity(&model, &tokens, &windows, &nothing).unwrap();
         let bytes = windows.scored_bytes(&tokenizer, &tokens).unwrap();
         println!(
@@ -121,11 +150,11 @@ fn coarser_types_diverge_more() {
     let types = [GgmlType::Q8_0, GgmlType::Q5_0, GgmlType::Q4_0];
     let models: Vec<_> = types.iter().map(|&ty| load_folder(&folder, Some(ty)).0).collect();
     let candidates: Vec<_> = models.iter().collect();
-    let windows = Windows { context: 128, chunks: Some(8), bos: None };
+    let windows = Windows { context: 128, stride: None, chunks: Some(8), bos: None };
     let found = kl_divergence(&reference, &candidates, &prose(&metadata).1, &windows, &nothing).unwrap();
     for (ty, d) in types.iter().zip(&found) {
-        println!("{ty}: {:.6} nats, median {:.6}, same top {:.3}", d.mean_kld, d.median, d.same_top);
-        assert!(d.mean_kld > 0.0 && d.median < d.p99 && d.p99 <= d.max);
+        println!("{ty}: {:.6} nats, median {:.6}, same top {:.3}", d.mean_kld, d.spread.median, d.same_top);
+        assert!(d.mean_kld > 0.0 && d.spread.median < d.spread.p99 && d.spread.p99 <= d.spread.max);
     }
     assert!(found[0].mean_kld < 0.1 * found[1].mean_kld && found[1].mean_kld < found[2].mean_kld);
     assert!(found[0].same_top > found[2].same_top);
@@ -137,7 +166,7 @@ fn figures_do_not_depend_on_the_thread_count() {
     let (reference, metadata) = load_folder(&folder, None);
     let (candidate, _) = load_folder(&folder, Some(GgmlType::Q4_0));
     let tokens = prose(&metadata).1;
-    let windows = Windows { context: 100, chunks: Some(11), bos: Some(0) };
+    let windows = Windows { context: 100, stride: None, chunks: Some(11), bos: Some(0) };
     let run = |threads| {
         with_threads(threads, || {
             let alone = perplexity(&candidate, &tokens, &windows, &nothing).unwrap();
@@ -156,7 +185,7 @@ fn progress_reaches_the_end_once() {
     let d = small();
     let model = model(&d, &random_tensors(&d, 1, true));
     let seen = Mutex::new(Vec::new());
-    let windows = Windows { context: 200, chunks: None, bos: None };
+    let windows = Windows { context: 200, stride: None, chunks: None, bos: None };
     let progress = |done, total| seen.lock().unwrap().push((done, total));
     perplexity(&model, &tokens(&d, 1100, 1), &windows, &progress).unwrap();
     let mut seen = seen.into_inner().unwrap();
@@ -171,7 +200,7 @@ fn models_of_other_vocabularies_are_refused() {
     let mut wider = d.clone();
     wider.vocab += 1;
     let (a, b) = (model(&d, &random_tensors(&d, 1, true)), model(&wider, &random_tensors(&wider, 1, true)));
-    let windows = Windows { context: 20, chunks: None, bos: None };
+    let windows = Windows { context: 20, stride: None, chunks: None, bos: None };
     let error = kl_divergence(&a, &[&a, &b], &tokens(&d, 50, 1), &windows, &nothing).unwrap_err();
     assert!(matches!(error, EvalError::Vocabulary { candidate: 1, found: 98, wanted: 97 }), "{error}");
 }
@@ -185,7 +214,7 @@ fn weights_that_are_not_numbers_are_an_error_with_its_place() {
     let plain = common::Plain { rows: 97, cols: 40, data, group: 1, open: true };
     tensors.insert("token_embd.weight".to_owned(), vec![std::sync::Arc::new(plain)]);
     let model = model(&d, &tensors);
-    let windows = Windows { context: 20, chunks: None, bos: None };
+    let windows = Windows { context: 20, stride: None, chunks: None, bos: None };
     let error = perplexity(&model, &tokens(&d, 50, 1), &windows, &nothing).unwrap_err();
     assert!(matches!(&error, EvalError::NotFinite { token: 11, .. }), "{error}");
     let error = kl_divergence(&model, &[], &tokens(&d, 50, 1), &windows, &nothing).unwrap_err();
@@ -196,7 +225,7 @@ fn weights_that_are_not_numbers_are_an_error_with_its_place() {
 fn a_text_shorter_than_a_window_is_refused() {
     let d = small();
     let model = model(&d, &random_tensors(&d, 1, true));
-    let windows = Windows { context: 64, chunks: None, bos: None };
+    let windows = Windows { context: 64, stride: None, chunks: None, bos: None };
     let error = perplexity(&model, &tokens(&d, 63, 1), &windows, &nothing).unwrap_err();
     assert!(matches!(error, EvalError::TooShort { had: 63, needed: 64 }));
 }

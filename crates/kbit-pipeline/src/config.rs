@@ -136,6 +136,8 @@ pub struct Evaluation {
     pub metrics: Vec<String>,
     /// Tokens in a window; `None`: 512, or what the model takes.
     pub context: Option<usize>,
+    /// Tokens from one window to the next; `None`: windows do not overlap.
+    pub stride: Option<usize>,
     /// Number of windows; `None`: all.
     pub chunks: Option<usize>,
     /// Modes to measure in.
@@ -409,6 +411,7 @@ impl Reader<'_> {
                 .get("metrics")
                 .map_or_else(|| schema::METRICS.iter().map(|metric| (*metric).to_owned()).collect(), words),
             context: size("context"),
+            stride: size("stride"),
             chunks: size("chunks"),
             modes: named(node, "mode"),
             caches: named(node, "cache_type"),

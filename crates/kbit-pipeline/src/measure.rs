@@ -8,11 +8,11 @@ use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::statistics::TensorError;
 use kbit_engine::{CacheTypes, Mode};
-use kbit_eval::{Divergence, Perplexity, Windows};
+use kbit_eval::{Divergence, Windows};
 use kbit_formats::Checkpoint;
 use kbit_formats::hash::Sha256;
 use kbit_models::{Conversion, Role, TrainingInfo};
-use kbit_results::{Bpw, Cost, DataInfo, Measurement, ModelInfo, SchemeInfo};
+use kbit_results::{Bpw, Cost, DataInfo, Difference, Items, Measurement, ModelInfo, SchemeInfo};
 use kbit_tokenizers::Tokenizer;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,6 +49,7 @@ impl DataSet {
             .context
             .unwrap_or(longest.map_or(DEFAULT_CONTEXT, |longest| longest.min(DEFAULT_CONTEXT)));
         let mut data = Self::tokenize(&evaluation.text, &tokenizer, context, evaluation.chunks)?;
+        data.windows.stride = evaluation.stride;
         data.name.clone_from(&evaluation.name);
         data.metrics.clone_from(&evaluation.metrics);
         Ok(data)
@@ -73,7 +74,7 @@ impl DataSet {
             sha256: hash.hex(),
             bytes: text.len(),
             tokens: tokenizer.encode(&text, true, false),
-            windows: Windows { context, chunks, bos },
+            windows: Windows { context, stride: None, chunks, bos },
             metrics: crate::schema::METRICS.iter().map(|metric| (*metric).to_owned()).collect(),
         })
     }
@@ -86,8 +87,20 @@ impl DataSet {
             self.sha256,
             self.windows.context,
             self.windows.chunks,
-            self.windows.bos
+            self.windows.bos,
+            self.windows.stride
         ])
+    }
+
+    /// The data of a figure over `chunks` windows.
+    fn info(&self, chunks: u64) -> DataInfo {
+        DataInfo {
+            name: self.name.clone(),
+            sha256: self.sha256.clone(),
+            context: Some(self.windows.context as u64),
+            stride: self.windows.stride.map(|stride| stride as u64),
+            chunks: Some(chunks),
+        }
     }
 
     /// Mean bytes of text in a token.
@@ -277,56 +290,112 @@ impl Subject {
         }
     }
 
-    fn on(&self, data: &DataSet, mut records: Vec<Measurement>, chunks: u64) -> Vec<Measurement> {
-        for record in &mut records {
-            record.data = Some(DataInfo {
-                name: data.name.clone(),
-                sha256: data.sha256.clone(),
-                context: Some(data.windows.context as u64),
-                chunks: Some(chunks),
-            });
-        }
-        records
-    }
-
-    fn perplexity_records(&self, data: &DataSet, perplexity: &Perplexity) -> Vec<Measurement> {
-        let count = perplexity.tokens;
-        let nll_stderr = perplexity.stderr / perplexity.value;
+    /// Figures of a text; those of the quantized model with their difference from the unquantized one's.
+    #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+    fn records(&self, data: &DataSet, found: &Divergence) -> Vec<Measurement> {
+        let count = found.tokens;
+        let perplexity = &found.perplexity;
         let mut records = Vec::new();
+        let mut record = |metric: &str, value: f64, stderr: Option<f64>| {
+            records.push(self.record(metric, value, stderr, count));
+        };
         if data.wants("perplexity") {
-            records.push(self.record("perplexity", perplexity.value, Some(perplexity.stderr), count));
-            records.push(self.record("nll", perplexity.nll, Some(nll_stderr), count));
+            record("perplexity", perplexity.value, Some(perplexity.stderr));
+            record("nll", perplexity.nll, Some(perplexity.nll_stderr()));
         }
-        if data.wants("bits_per_byte") {
-            let scale = 1.0 / (std::f64::consts::LN_2 * data.bytes_per_token());
-            records.push(self.record(
-                "bits_per_byte",
-                perplexity.nll * scale,
-                Some(nll_stderr * scale),
-                count,
-            ));
+        let per_token = 1.0 / std::f64::consts::LN_2;
+        let per_byte = per_token / data.bytes_per_token();
+        for (metric, scale) in [("bits_per_token", per_token), ("bits_per_byte", per_byte)] {
+            if data.wants(metric) {
+                record(metric, perplexity.nll * scale, Some(perplexity.nll_stderr() * scale));
+            }
         }
-        self.on(data, records, perplexity.chunks)
-    }
-
-    fn divergence_records(&self, data: &DataSet, divergence: &Divergence) -> Vec<Measurement> {
-        let mut records = self.perplexity_records(data, &divergence.perplexity);
         if data.wants("kl_divergence") {
-            let count = divergence.tokens;
-            let figures = vec![
-                self.record("kl_divergence", divergence.mean_kld, Some(divergence.stderr), count),
-                self.record("kl_divergence_median", divergence.median, None, count),
-                self.record("kl_divergence_p99", divergence.p99, None, count),
-                self.record("kl_divergence_max", divergence.max, None, count),
-                self.record("same_top", divergence.same_top, Some(divergence.same_top_stderr), count),
-            ];
-            records.extend(self.on(data, figures, divergence.chunks));
+            let spread = &found.spread;
+            record("kl_divergence", found.mean_kld, Some(found.stderr));
+            record("kl_divergence_median", spread.median, None);
+            record("kl_divergence_p90", spread.p90, None);
+            record("kl_divergence_p95", spread.p95, None);
+            record("kl_divergence_p99", spread.p99, None);
+            record("kl_divergence_p99_9", spread.p99_9, None);
+            record("kl_divergence_max", spread.max, None);
+            record("same_top", found.same_top, Some(found.same_top_stderr));
+        }
+        if data.wants("true_token") {
+            let (change, spread) = (&found.true_token, &found.true_token.spread);
+            record("true_token", change.mean, Some(change.mean_stderr));
+            record("true_token_rms", change.rms, Some(change.rms_stderr));
+            for (metric, value) in [
+                ("true_token_min", spread.min),
+                ("true_token_p0_1", spread.p0_1),
+                ("true_token_p1", spread.p1),
+                ("true_token_p5", spread.p5),
+                ("true_token_p10", spread.p10),
+                ("true_token_median", spread.median),
+                ("true_token_p90", spread.p90),
+                ("true_token_p95", spread.p95),
+                ("true_token_p99", spread.p99),
+                ("true_token_p99_9", spread.p99_9),
+                ("true_token_max", spread.max),
+            ] {
+                record(metric, value, None);
+            }
+        }
+        if data.wants("flips") {
+            let flips = &found.flips;
+            record("flips", flips.share, Some(flips.stderr));
+            record("flips_to_wrong", flips.to_wrong, Some(flips.to_wrong_stderr));
+            record("flips_to_right", flips.to_right, Some(flips.to_right_stderr));
+        }
+        let difference = |metric: &str| {
+            let scale = match metric {
+                "perplexity" => {
+                    let (value, stderr) = (found.ppl_difference, Some(found.ppl_difference_stderr));
+                    return Some(Difference { value, stderr });
+                }
+                "nll" => 1.0,
+                "bits_per_token" => per_token,
+                "bits_per_byte" => per_byte,
+                _ => return None,
+            };
+            let (value, stderr) = (found.ln_ppl_ratio * scale, Some(found.ln_ppl_ratio_stderr * scale));
+            Some(Difference { value, stderr })
+        };
+        for record in &mut records {
+            record.data = Some(data.info(found.chunks));
+            if self.scheme.family != "none" {
+                record.difference = difference(&record.metric);
+            }
         }
         records
+    }
+
+    /// The values of each window behind the figures.
+    #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+    fn items(&self, data: &DataSet, found: &Divergence) -> Vec<Items> {
+        let items = |metric: &str, values: &[f64]| Items {
+            schema: kbit_results::SCHEMA,
+            model: self.model.id.clone(),
+            scheme: self.scheme.label.clone(),
+            metric: metric.to_owned(),
+            mode: self.mode.to_string(),
+            cache_type: self.cache.to_string(),
+            data: data.info(found.chunks),
+            values: values.to_vec(),
+            weights: Some(vec![found.perplexity.window_tokens as f64; values.len()]),
+        };
+        let mut all = Vec::new();
+        if ["perplexity", "bits_per_token", "bits_per_byte"].iter().any(|metric| data.wants(metric)) {
+            all.push(items("nll", &found.perplexity.window_nlls));
+        }
+        if data.wants("kl_divergence") {
+            all.push(items("kl_divergence", &found.window_klds));
+        }
+        all
     }
 }
 
-/// A quantized model to measure.
+/// A model to measure: quantized, or the unquantized one in another arithmetic.
 pub struct Candidate<'a> {
     /// The model.
     pub model: &'a OpenModel,
@@ -334,54 +403,50 @@ pub struct Candidate<'a> {
     pub subject: &'a Subject,
 }
 
-/// What measuring one model gives: figures of quality, and what they cost.
-pub type Measured = (Vec<Measurement>, Vec<Cost>);
+/// What measuring one model gives.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// Figures of quality.
+    pub measurements: Vec<Measurement>,
+    /// The values behind them.
+    pub items: Vec<Items>,
+    /// What they cost.
+    pub costs: Vec<Cost>,
+}
 
-/// Measures `candidates` against `reference`, or `reference` itself where there are none; one entry each, in order.
+/// Measures `candidates` against `reference`, which runs once for all of them; one entry each, in order. The unquantized model as
+/// a candidate gives the noise floor: what its divergence is from itself in the candidates' arithmetic.
 ///
 /// # Errors
 /// When the text is too short, a codec fails, or the run was cancelled.
 pub fn measure(
     reference: &OpenModel,
-    base: &Subject,
     candidates: &[Candidate<'_>],
     data: &DataSet,
     progress: &Progress,
     what: &str,
 ) -> Result<Vec<Measured>, PipelineError> {
-    let windows = data.tokens.len() / data.windows.context.max(1);
-    let bar = progress.items(what, data.windows.chunks.map_or(windows, |chunks| chunks.min(windows)) as u64);
+    let windows = data.windows.count(data.tokens.len())?;
+    let bar = progress.items(what, windows as u64);
     let tick = |done: usize, _total: usize| {
         bar.set(done as u64);
     };
     let started = Instant::now();
-    let mut found = Vec::new();
-    let cost = |subject: &Subject, stage: &str, chunks: u64, share: usize| {
-        let seconds = started.elapsed().as_secs_f64() / share.max(1) as f64;
-        let tokens = chunks * data.windows.context as u64;
-        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let rate = tokens as f64 / seconds.max(1e-9);
-        subject.cost(stage, seconds, Some(rate), kbit_formats::peak_rss_bytes())
-    };
-    if candidates.is_empty() {
-        let perplexity = kbit_eval::perplexity(&reference.model, &data.tokens, &data.windows, &tick)?;
-        let cost = cost(base, "perplexity", perplexity.chunks, 1);
-        found.push((base.perplexity_records(data, &perplexity), vec![cost]));
-    } else if data.wants("kl_divergence") {
-        let models: Vec<_> = candidates.iter().map(|candidate| &candidate.model.model).collect();
-        let divergences =
-            kbit_eval::kl_divergence(&reference.model, &models, &data.tokens, &data.windows, &tick)?;
-        for (candidate, divergence) in candidates.iter().zip(&divergences) {
-            let cost = cost(candidate.subject, "kl_divergence", divergence.chunks, candidates.len());
-            found.push((candidate.subject.divergence_records(data, divergence), vec![cost]));
+    let models: Vec<_> = candidates.iter().map(|candidate| &candidate.model.model).collect();
+    let found = kbit_eval::kl_divergence(&reference.model, &models, &data.tokens, &data.windows, &tick)?;
+    #[expect(clippy::cast_precision_loss, reason = "seconds and a rate for people")]
+    let (seconds, tokens) = (
+        started.elapsed().as_secs_f64() / candidates.len().max(1) as f64,
+        (windows * data.windows.context) as f64,
+    );
+    let stage = if data.wants("kl_divergence") { "kl_divergence" } else { "perplexity" };
+    let measured = candidates.iter().zip(&found).map(|(candidate, found)| {
+        let rate = Some(tokens / seconds.max(1e-9));
+        Measured {
+            measurements: candidate.subject.records(data, found),
+            items: candidate.subject.items(data, found),
+            costs: vec![candidate.subject.cost(stage, seconds, rate, kbit_formats::peak_rss_bytes())],
         }
-    } else {
-        for candidate in candidates {
-            let perplexity =
-                kbit_eval::perplexity(&candidate.model.model, &data.tokens, &data.windows, &tick)?;
-            let cost = cost(candidate.subject, "perplexity", perplexity.chunks, candidates.len());
-            found.push((candidate.subject.perplexity_records(data, &perplexity), vec![cost]));
-        }
-    }
-    Ok(found)
+    });
+    Ok(measured.collect())
 }

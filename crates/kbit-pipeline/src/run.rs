@@ -17,7 +17,7 @@ use kbit_engine::{CacheTypes, Mode};
 use kbit_formats::Checkpoint;
 use kbit_host::{Isolation, Registry};
 use kbit_models::{Conversion, TrainingInfo};
-use kbit_results::{Cost, Measurement};
+use kbit_results::{Cost, Items, Measurement};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -145,6 +145,9 @@ struct FileRecord {
 #[derive(Clone, Serialize, Deserialize)]
 struct MeasureRecord {
     measurements: Vec<Measurement>,
+    /// Older records have none.
+    #[serde(default)]
+    items: Vec<Items>,
     costs: Vec<Cost>,
 }
 
@@ -270,6 +273,7 @@ impl<'a> RunPlan<'a> {
             cancel,
             failures: Vec::new(),
             measurements: Vec::new(),
+            items: Vec::new(),
             costs: Vec::new(),
             files_written: 0,
             reused: 0,
@@ -319,6 +323,7 @@ struct Execution<'a> {
     cancel: &'a Arc<AtomicBool>,
     failures: Vec<Failure>,
     measurements: Vec<Measurement>,
+    items: Vec<Items>,
     costs: Vec<Cost>,
     files_written: usize,
     reused: usize,
@@ -540,42 +545,36 @@ impl<'a> Execution<'a> {
         let pending: Vec<usize> = (0..records.len()).filter(|index| records[*index].is_none()).collect();
         if !pending.is_empty() {
             let entry = step.model.entry;
-            let mut opened = match reference.take() {
+            let opened = match reference.take() {
                 Some(opened) => opened,
                 None => {
                     OpenModel::open(&entry.path, self.plan.registry, Isolation::InProcess, &entry.options)?
                 }
             };
-            if records[0].is_none() {
-                let what = format!("{} unquantized, {}{}", entry.name, step.data.name, step.arithmetic());
-                opened = opened.with_mode(step.mode).with_cache(step.cache);
-                let found = measure(&opened, base, &[], step.data, self.progress, &what)?;
-                records[0] = Some(self.remember(&keys[0], found.into_iter().next())?);
-                opened = opened.with_mode(Mode::F32).with_cache(CacheTypes::default());
-            }
             let opened = &*reference.insert(opened);
-            let candidates: Vec<usize> = pending.into_iter().filter(|index| *index > 0).collect();
-            for batch in candidates.chunks(CANDIDATES_A_PASS) {
-                for (index, record) in self.measure_batch(step, opened, base, subjects, batch)? {
-                    records[index] = Some(self.remember(&keys[index], Some(record))?);
+            for batch in pending.chunks(CANDIDATES_A_PASS) {
+                for (index, measured) in self.measure_batch(step, opened, base, subjects, batch)? {
+                    records[index] = Some(self.remember(&keys[index], measured)?);
                 }
             }
         }
         for record in records.into_iter().flatten() {
             self.measurements.extend(record.measurements);
+            self.items.extend(record.items);
             self.costs.extend(record.costs);
         }
         Ok(())
     }
 
-    fn remember(&self, key: &str, found: Option<Measured>) -> Result<MeasureRecord, PipelineError> {
-        let (measurements, costs) = found.unwrap_or_default();
-        let record = MeasureRecord { measurements, costs };
+    fn remember(&self, key: &str, found: Measured) -> Result<MeasureRecord, PipelineError> {
+        let Measured { measurements, items, costs } = found;
+        let record = MeasureRecord { measurements, items, costs };
         self.cache.put("measure", key, &record)?;
         Ok(record)
     }
 
-    /// Measures the files of `batch` (indices from 1) against the unquantized model; those that fail are left out.
+    /// Measures a batch against the unquantized model in f32: 0 is the unquantized model itself in the step's arithmetic, indices
+    /// from 1 are the files. Those that fail are left out.
     fn measure_batch(
         &mut self,
         step: &Step<'_, 'a>,
@@ -585,31 +584,34 @@ impl<'a> Execution<'a> {
         batch: &[usize],
     ) -> Result<Vec<(usize, Measured)>, PipelineError> {
         let model = step.model;
+        let subject = |index: usize| index.checked_sub(1).map_or(base, |file| &subjects[file]);
         let mut opened = Vec::new();
         for &index in batch {
-            let file = step.ready[index - 1].file;
-            match OpenModel::open(
-                &file.first(),
-                self.plan.registry,
-                file.recipe.main.isolation(),
-                &model.entry.options,
-            ) {
+            let (path, isolation) = match index.checked_sub(1).map(|file| step.ready[file].file) {
+                None => (model.entry.path.clone(), Isolation::InProcess),
+                Some(file) => (file.first(), file.recipe.main.isolation()),
+            };
+            match OpenModel::open(&path, self.plan.registry, isolation, &model.entry.options) {
                 Ok(candidate) => {
                     opened.push((index, candidate.with_mode(step.mode).with_cache(step.cache)));
                 }
                 Err(error) => {
-                    self.fail(model, &format!("{}{}", file.recipe.label, step.arithmetic()), &error);
+                    let label = &subject(index).scheme.label;
+                    self.fail(model, &format!("{label}{}", step.arithmetic()), &error);
                 }
             }
         }
         let candidates: Vec<Candidate<'_>> =
-            opened.iter().map(|(index, model)| Candidate { model, subject: &subjects[index - 1] }).collect();
+            opened.iter().map(|(index, model)| Candidate { model, subject: subject(*index) }).collect();
         let labels: Vec<&str> =
             candidates.iter().map(|candidate| candidate.subject.scheme.label.as_str()).collect();
-        let what = format!("{} {}{}", model.entry.name, labels.join(" "), step.arithmetic());
-        match measure(reference, base, &candidates, step.data, self.progress, &what) {
+        let what =
+            format!("{} {}, {}{}", model.entry.name, labels.join(" "), step.data.name, step.arithmetic());
+        match measure(reference, &candidates, step.data, self.progress, &what) {
             Ok(found) => Ok(opened.iter().map(|(index, _)| *index).zip(found).collect()),
             Err(PipelineError::Cancelled) => Err(PipelineError::Cancelled),
+            // A text or an unquantized model that cannot be measured fails for every file: it ends the run.
+            Err(error) if batch == [0] => Err(error),
             Err(error) if batch.len() == 1 => {
                 let label = labels.first().copied().unwrap_or_default();
                 self.fail(model, &format!("{label}{}", step.arithmetic()), &error);
@@ -629,6 +631,7 @@ impl<'a> Execution<'a> {
     fn report(&mut self) -> Result<Vec<PathBuf>, PipelineError> {
         let out = &self.plan.out;
         kbit_results::write(&out.join("results.jsonl"), &self.measurements)?;
+        kbit_results::write(&out.join("items.jsonl"), &self.items)?;
         kbit_results::write(&out.join("costs.jsonl"), &self.costs)?;
         let provenance = serde_json::json!({
             "name": self.plan.config.name,

@@ -13,7 +13,8 @@ pub const ON_MISSING: &[&str] = &["warn", "error"];
 /// Importance of experts without data.
 pub const EMPTY_EXPERTS: &[&str] = &["ones", "mean"];
 /// Quality metrics.
-pub const METRICS: &[&str] = &["perplexity", "kl_divergence", "bits_per_byte"];
+pub const METRICS: &[&str] =
+    &["perplexity", "kl_divergence", "true_token", "flips", "bits_per_token", "bits_per_byte"];
 /// Report formats.
 pub const FORMATS: &[&str] = &["html", "md", "csv", "json", "svg", "cards"];
 /// Computing modes of the engine.
@@ -194,6 +195,12 @@ static EVALUATION: Object = Object {
             Kind::Int { min: 2, max: 1 << 20 },
             "512, or less where the model takes less",
             "Tokens in a window; the second half is scored.",
+        ),
+        optional(
+            "stride",
+            Kind::Int { min: 1, max: 1 << 20 },
+            "windows that do not overlap",
+            "Tokens from one window to the next, below `context`; the last so many of each window are scored.",
         ),
         optional("chunks", Kind::Int { min: 1, max: 1 << 32 }, "all", "Number of windows."),
         optional(

@@ -35,7 +35,13 @@ fn figures(model: &str, params: u64, label: &str, bits: f64, figures: &[(&str, f
         count: 10,
         mode: "f32".into(),
         cache_type: "f32".into(),
-        data: Some(DataInfo { name: "prose".into(), sha256: "00".into(), context: Some(8), chunks: Some(1) }),
+        data: Some(DataInfo {
+            name: "prose".into(),
+            sha256: "00".into(),
+            context: Some(8),
+            stride: None,
+            chunks: Some(1),
+        }),
         file_sha256: None,
     };
     figures.iter().map(figure).collect()

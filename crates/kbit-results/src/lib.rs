@@ -71,6 +71,9 @@ pub struct DataInfo {
     pub sha256: String,
     /// Tokens in a window, of a text.
     pub context: Option<u64>,
+    /// Tokens from one window to the next, of a text whose windows overlap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stride: Option<u64>,
     /// Windows, of a text.
     pub chunks: Option<u64>,
 }
@@ -280,8 +283,8 @@ pub struct Key {
     mode: String,
     cache_type: String,
     seed: Option<u64>,
-    /// Digest of the text or task, context and chunks.
-    data: Option<(String, Option<u64>, Option<u64>)>,
+    /// Digest of the text or task, context, stride and chunks.
+    data: Option<(String, [Option<u64>; 3])>,
 }
 
 /// The key of a measurement.
@@ -295,7 +298,10 @@ pub fn key(measurement: &Measurement) -> Key {
         mode: measurement.mode.clone(),
         cache_type: measurement.cache_type.clone(),
         seed: measurement.seed,
-        data: measurement.data.as_ref().map(|data| (data.sha256.clone(), data.context, data.chunks)),
+        data: measurement
+            .data
+            .as_ref()
+            .map(|data| (data.sha256.clone(), [data.context, data.stride, data.chunks])),
     }
 }
 

@@ -351,6 +351,9 @@ pub struct Eval {
     /// Tokens in a window
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     pub context: u32,
+    /// Tokens from one window to the next, below the context; the last N of each window are scored [default: windows do not overlap]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..1 << 20))]
+    pub stride: Option<u32>,
     /// Number of windows [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub chunks: Option<u32>,

@@ -629,10 +629,10 @@ pub(crate) fn layer_norm<A: Arithmetic>(x: &[f32], weight: &[f32], epsilon: f32,
     }
 }
 
-/// `ln(sum(e^x))`, in double precision.
+/// `ln(sum(e^x))`, in double precision; `max` is the largest of `x`.
 #[inline(always)]
-pub(crate) fn log_sum_exp<A: Arithmetic>(x: &[f32]) -> f64 {
-    let max = f64::from(max(x));
+pub(crate) fn log_sum_exp_below<A: Arithmetic>(x: &[f32], max: f32) -> f64 {
+    let max = f64::from(max);
     if !max.is_finite() {
         return max;
     }

@@ -218,14 +218,14 @@ macro_rules! shared_kernels {
                 unsafe { run(x, weight, epsilon, out) }
             }
 
-            /// See [`generic::log_sum_exp`].
-            pub(crate) fn log_sum_exp(self, x: &[f32]) -> f64 {
+            /// See [`generic::log_sum_exp_below`].
+            pub(crate) fn log_sum_exp_below(self, x: &[f32], max: f32) -> f64 {
                 #[target_feature(enable = $feature)]
-                fn run(x: &[f32]) -> f64 {
-                    generic::log_sum_exp::<$arithmetic>(x)
+                fn run(x: &[f32], max: f32) -> f64 {
+                    generic::log_sum_exp_below::<$arithmetic>(x, max)
                 }
                 // SAFETY: `self` exists only where the CPU has the features.
-                unsafe { run(x) }
+                unsafe { run(x, max) }
             }
 
             /// See [`generic::kl_divergence`].

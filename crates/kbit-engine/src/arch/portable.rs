@@ -157,9 +157,9 @@ impl Portable {
         generic::layer_norm::<Native>(x, weight, epsilon, out);
     }
 
-    /// See [`generic::log_sum_exp`].
-    pub(crate) fn log_sum_exp(self, x: &[f32]) -> f64 {
-        generic::log_sum_exp::<Native>(x)
+    /// See [`generic::log_sum_exp_below`].
+    pub(crate) fn log_sum_exp_below(self, x: &[f32], max: f32) -> f64 {
+        generic::log_sum_exp_below::<Native>(x, max)
     }
 
     /// See [`generic::kl_divergence`].
