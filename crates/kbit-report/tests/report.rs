@@ -169,7 +169,13 @@ fn a_run_without_measurements_says_so() {
 
 fn task(label: &str, value: f64, difference: Option<(f64, f64)>) -> Measurement {
     let mut figure = figures("a & b", 1 << 20, label, 4.0, &[("accuracy", value)]).remove(0);
-    figure.data = Some(DataInfo { name: "quiz".into(), sha256: "11".into(), context: None, chunks: None });
+    figure.data = Some(DataInfo {
+        name: "quiz".into(),
+        sha256: "11".into(),
+        context: None,
+        chunks: None,
+        stride: None,
+    });
     figure.difference =
         difference.map(|(value, stderr)| kbit_results::Difference { value, stderr: Some(stderr) });
     figure
