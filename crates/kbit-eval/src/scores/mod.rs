@@ -34,6 +34,8 @@ mod rouge;
 mod text;
 mod tokenize;
 
+use std::ops::AddAssign;
+
 pub use bleu::{Bleu, BleuScore, BleuStatistics, Smoothing};
 pub use chrf::{Chrf, ChrfStatistics, OrderCounts};
 pub use classification::{Confusion, LabelScores, ZeroDivision};
@@ -54,6 +56,28 @@ fn references_word<R>(references: &[Vec<R>]) -> String {
         [] => "0".to_owned(),
         _ => "var".to_owned(),
     }
+}
+
+/// What each document contributes, by `statistics` of a hypothesis and its references.
+fn documents<H: AsRef<str>, R, S>(
+    hypotheses: &[H],
+    references: &[Vec<R>],
+    statistics: impl Fn(&str, &[R]) -> Result<S, ScoreError>,
+) -> Result<Vec<S>, ScoreError> {
+    check(hypotheses, references)?;
+    let pairs = hypotheses.iter().zip(references);
+    pairs.map(|(hypothesis, references)| statistics(hypothesis.as_ref(), references)).collect()
+}
+
+/// What documents contribute together.
+pub(crate) fn total<'a, S>(documents: impl IntoIterator<Item = &'a S>) -> S
+where
+    S: Default + AddAssign<&'a S> + 'a,
+{
+    documents.into_iter().fold(S::default(), |mut sum, document| {
+        sum += document;
+        sum
+    })
 }
 
 /// Refuses sets that cannot be scored.
