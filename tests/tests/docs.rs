@@ -48,9 +48,7 @@ fn every_command_shown_runs() {
         "docs/benchmarks.md",
     ] {
         let mut ran = 0;
-        let examples = blocks(&read(page), "sh");
-        let lines = examples.iter().flat_map(|block| block.lines());
-        for line in lines.filter(|line| !line.trim().is_empty()) {
+        for line in blocks(&read(page), "sh").iter().flat_map(|block| block.lines()) {
             if let Some(task) = line.strip_prefix("cargo xtask ") {
                 assert!(
                     usage.contains(&format!("Some(\"{task}\")")),
@@ -97,9 +95,7 @@ fn every_example_of_the_help_parses() {
     // `--help` after the arguments makes clap parse them and stop.
     for page in ["docs/reference/cli.md"] {
         let mut parsed = 0;
-        let examples = blocks(&read(page), "sh");
-        let lines = examples.iter().flat_map(|block| block.lines());
-        for line in lines.filter(|line| !line.trim().is_empty()) {
+        for line in blocks(&read(page), "sh").iter().flat_map(|block| block.lines()) {
             let command = line.rsplit("| ").next().unwrap_or(line).split(" > ").next().unwrap_or(line);
             let script =
                 format!("kbit() {{ '{}' \"$@\"; }}\n{command} --help", kbit_tests::kbit_path().display());
