@@ -308,6 +308,7 @@ pub fn costs(runs: &[RunData], entries: &[Entry<'_>]) -> Table {
         .iter()
         .map(|entry| ((entry.about.model.id.as_str(), entry.about.scheme.label.as_str()), entry.about))
         .collect();
+    let has_energy = runs.iter().flat_map(|run| &run.costs).any(|cost| cost.joules.is_some());
     let columns = vec![
         Column::text("run", "run").facet().hidden_if(runs.len() < 2),
         Column::text("model", "model").facet(),
@@ -319,6 +320,7 @@ pub fn costs(runs: &[RunData], entries: &[Entry<'_>]) -> Table {
         Column::number("seconds", "seconds"),
         Column::number("tokens_per_second", "tokens/s"),
         Column::number("peak_rss_bytes", "peak memory so far"),
+        Column::number("joules", "energy, J").hidden_if(!has_energy),
     ];
     let mut table = Table::new("costs", "Costs", columns);
     for run in runs {
@@ -337,6 +339,7 @@ pub fn costs(runs: &[RunData], entries: &[Entry<'_>]) -> Table {
                 cost.tokens_per_second
                     .map_or(Cell::Empty, |rate| Cell::Number(rate, format!("{rate:.0}"), None)),
                 cost.peak_rss_bytes.map_or(Cell::Empty, bytes),
+                cost.joules.map_or(Cell::Empty, |joules| Cell::figure(joules, None)),
             ]);
         }
     }
