@@ -12,6 +12,7 @@
 
 mod divergence;
 mod error;
+mod information;
 mod perplexity;
 mod run;
 pub mod scores;
@@ -20,6 +21,7 @@ mod windows;
 
 pub use divergence::{Divergence, Flips, ProbabilityChange, kl_divergence};
 pub use error::EvalError;
+pub use information::{Baseline, Baselines, Information, information};
 pub use perplexity::{Perplexity, perplexity};
 pub use statistics::Spread;
 pub use windows::Windows;

@@ -329,6 +329,8 @@ pub enum MetricArg {
     Perplexity,
     /// KL divergence from a reference model, and how often both agree on the likeliest token
     Kl,
+    /// Bits that the model knows of the text beyond counts of tokens and pairs in a baseline text
+    Information,
 }
 
 /// `kbit eval`.
@@ -346,6 +348,9 @@ pub struct Eval {
     /// Unquantized model, for `kl`
     #[arg(long, value_name = "BASE", value_hint = ValueHint::AnyPath, required_if_eq("metric", "kl"))]
     pub reference: Option<PathBuf>,
+    /// Another text, for `information`, whose tokens and pairs are counted
+    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath, required_if_eq("metric", "information"))]
+    pub baseline_text: Option<PathBuf>,
     /// Tokens in a window
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     pub context: u32,
