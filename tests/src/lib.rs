@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: the built `kbit`, the repository's folders, small damaged inputs.
 #![forbid(unsafe_code)]
 
+pub mod browser;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -42,7 +42,9 @@ fn every_command_shown_runs() {
         "docs/guide/convert.md",
         "docs/guide/mixes.md",
         "docs/guide/evaluate.md",
+        "docs/guide/report.md",
         "docs/guide/generate.md",
+        "docs/guide/laws.md",
         "docs/benchmarks.md",
     ] {
         let mut ran = 0;

@@ -104,6 +104,26 @@ impl LayerCache {
         self.blocks.iter().map(floats).sum::<usize>() * size_of::<f32>()
     }
 
+    /// Becomes a copy of the first `positions` positions of `other`.
+    pub(crate) fn copy_from(
+        &mut self,
+        other: &Self,
+        positions: usize,
+        kv_heads: usize,
+    ) -> Result<(), EngineError> {
+        for (index, from) in other.blocks.iter().take(positions.div_ceil(BLOCK) * kv_heads).enumerate() {
+            let (keys, values) = (from.keys.as_slice(), from.values.as_slice());
+            if self.blocks.len() == index {
+                let room = |floats: &[f32]| Aligned::zeroed(floats.len());
+                self.blocks.push(HeadBlock { keys: room(keys)?, values: room(values)? });
+            }
+            let to = &mut self.blocks[index];
+            to.keys.as_mut_slice().copy_from_slice(keys);
+            to.values.as_mut_slice().copy_from_slice(values);
+        }
+        Ok(())
+    }
+
     /// Stores keys `[n, kv_heads * head_dim]` and values `[n, kv_heads * value_dim]` of positions from `position` on. `layer` is for
     /// errors alone.
     pub(crate) fn store(

@@ -216,19 +216,58 @@ impl<'m> Session<'m> {
         from: usize,
         states: &mut Vec<f32>,
     ) -> Result<(), EngineError> {
-        states.clear();
         self.clear();
-        for text in texts {
-            self.check(0, text)?;
+        self.states_of(texts.iter().map(|&text| (text, from)), 0, states)
+    }
+
+    /// Final hidden states of several continuations of the tokens that the session holds: for each text those of its tokens from
+    /// its number on, as in [`Session::hidden_states`]. The session holds the same tokens afterwards: what texts have in common is
+    /// appended once, and each branches off from there.
+    ///
+    /// # Errors
+    /// As [`Session::forward`].
+    pub fn branches(&mut self, texts: &[(&[u32], usize)], states: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.in_pool(|session| session.branches_here(texts, states))
+    }
+
+    fn branches_here(&mut self, texts: &[(&[u32], usize)], states: &mut Vec<f32>) -> Result<(), EngineError> {
+        let layers = self.model.description().layers;
+        if self.sequences.len() <= texts.len() {
+            self.sequences.resize_with(texts.len() + 1, Sequence::default);
+        }
+        if let Some((held, branches)) = self.sequences.split_first_mut() {
+            for branch in branches.iter_mut().take(texts.len()) {
+                branch.layers.resize_with(layers, LayerCache::default);
+                for (index, (to, from)) in branch.layers.iter_mut().zip(&held.layers).enumerate() {
+                    to.copy_from(from, held.len, self.model.heads(index).kv_heads)?;
+                }
+                branch.len = held.len;
+            }
+        }
+        self.states_of(texts.iter().copied(), 1, states)
+    }
+
+    /// Appends texts to the sequences from the `first`th on, and computes the final hidden states of their tokens from their
+    /// numbers on.
+    fn states_of<'t>(
+        &mut self,
+        texts: impl Iterator<Item = (&'t [u32], usize)> + Clone,
+        first: usize,
+        states: &mut Vec<f32>,
+    ) -> Result<(), EngineError> {
+        states.clear();
+        for (text, _) in texts.clone() {
+            self.check(self.len(), text)?;
         }
         let hidden = self.model.description().hidden;
-        let rows: usize = texts.iter().map(|text| text.len().saturating_sub(from)).sum();
+        let rows: usize = texts.clone().map(|(text, from)| text.len().saturating_sub(from)).sum();
         let floats = rows.saturating_mul(hidden);
         let out_of_memory = || EngineError::OutOfMemory { bytes: floats.saturating_mul(size_of::<f32>()) };
         states.try_reserve_exact(floats).map_err(|_| out_of_memory())?;
         let mut batch: Vec<Piece<'_>> = Vec::new();
         let mut size = 0;
-        for (sequence, text) in texts.iter().enumerate() {
+        for (index, (text, from)) in texts.enumerate() {
+            let sequence = first + index;
             for (index, tokens) in text.chunks(Self::BATCH).enumerate() {
                 if size + tokens.len() > Self::BATCH
                     || batch.last().is_some_and(|last| last.sequence == sequence)

@@ -364,6 +364,42 @@ fn texts_together_give_what_each_gives_alone() {
 }
 
 #[test]
+fn branches_give_what_whole_texts_give() {
+    for (name, d) in variants() {
+        let model = model(&d, &random_tensors(&d, 1, true));
+        let mut session = model.session(400);
+        let mut states = Vec::new();
+        // One block of the cache, the first place of the second, and nothing in common.
+        for shared in [100, 129, 0] {
+            let prefix = tokens(&d, shared, 7);
+            let tails: Vec<Vec<u32>> =
+                [40, 1, 200, 130].iter().enumerate().map(|(i, &len)| tokens(&d, len, i as u64)).collect();
+            let texts: Vec<(&[u32], usize)> =
+                tails.iter().map(|tail| (tail.as_slice(), tail.len() / 2)).collect();
+            session.clear();
+            session.forward(&prefix, shared, &mut Vec::new()).unwrap();
+            // Twice: branches leave the session as it was.
+            for _ in 0..2 {
+                session.branches(&texts, &mut states).unwrap();
+                assert_eq!(session.len(), shared, "{name}");
+                let mut together = vec![0.0; states.len() / d.hidden * d.vocab];
+                session.logits(&states, &mut together).unwrap();
+                let mut alone = Vec::new();
+                for (tail, from) in &texts {
+                    let whole = [&prefix, *tail].concat();
+                    let mut part = Vec::new();
+                    model.session(400).forward(&whole, shared + from, &mut part).unwrap();
+                    alone.extend(part);
+                }
+                assert_eq!(bits(&together), bits(&alone), "{name}, {shared} shared");
+            }
+        }
+        let long = tokens(&d, 401, 1);
+        assert!(session.branches(&[(&long, 0)], &mut states).is_err(), "{name}");
+    }
+}
+
+#[test]
 fn a_cleared_session_starts_anew() {
     let d = small();
     let model = model(&d, &random_tensors(&d, 1, true));

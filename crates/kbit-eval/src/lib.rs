@@ -17,6 +17,7 @@ mod perplexity;
 mod run;
 pub mod scores;
 mod statistics;
+pub mod tasks;
 mod windows;
 
 pub use divergence::{Divergence, Flips, ProbabilityChange, kl_divergence};

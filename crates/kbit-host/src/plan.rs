@@ -126,10 +126,22 @@ impl TensorPlan {
         self.aux_required & abi::AUX_DIAG != 0
     }
 
-    /// True where auxiliary data are required that no importance matrix holds.
+    /// True if the encoder looks at the deviation of the producing weights.
     #[must_use]
-    pub const fn requires_more_than_importance(&self) -> bool {
-        self.aux_required & !abi::AUX_DIAG != 0
+    pub const fn uses_producer(&self) -> bool {
+        (self.aux_used | self.aux_required) & abi::AUX_PRODUCER != 0
+    }
+
+    /// True where nothing can be encoded without the deviation of the producing weights.
+    #[must_use]
+    pub const fn requires_producer(&self) -> bool {
+        self.aux_required & abi::AUX_PRODUCER != 0
+    }
+
+    /// True where second moments of the inputs are required.
+    #[must_use]
+    pub const fn requires_hessian(&self) -> bool {
+        self.aux_required & abi::AUX_HESSIAN != 0
     }
 
     /// True if `observe` and `prepare` come before `encode`.

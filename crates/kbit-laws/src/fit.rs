@@ -1,31 +1,11 @@
-//! The laws: how measurements become points, and constants get their names.
+//! What a fit reports, and what it predicts within the range of its data.
 
-use crate::advise::{ParetoPoint, pareto};
-use crate::linear::{MAX_CONDITION, Problem};
-use crate::{Run, runs};
-use kbit_results::Measurement;
-use serde::Serialize;
-use std::collections::BTreeMap;
-
-/// Names of all laws, with what they say.
-pub const LAWS: &[(&str, &str)] = &[
-    ("exponential", "KLD = a exp(-b P), for each scheme family; a for each model, P true bits a weight"),
-    ("power", "KLD = a P^-b, for each scheme family; a for each model, P true bits a weight"),
-    (
-        "base-curve",
-        "nll = base(log2 total bits) + offset(bits): one piecewise-linear curve and an offset a bit width, for each scheme family \
-         (Dettmers and Zettlemoyer, arXiv 2212.09720)",
-    ),
-    (
-        "plain-power",
-        "nll = a N^b D^d of unquantized models in parameters and training tokens; C = 6 N D is left out where it says nothing new",
-    ),
-];
-
-/// Divergences below this many times the noise floor are left out of fits.
-const FLOOR_FACTOR: f64 = 2.0;
-/// Knots of the base curve at most.
-const MOST_KNOTS: usize = 4;
+use crate::advise::ParetoPoint;
+use crate::law::{Law, Quantity, Space};
+use crate::observe::At;
+use crate::shape::Shape;
+use crate::solve::central;
+use serde::{Serialize, Serializer};
 
 /// Choices of a fit.
 #[derive(Clone, Debug)]
@@ -55,6 +35,9 @@ pub struct Estimate {
     pub low: Option<f64>,
     /// Upper end.
     pub high: Option<f64>,
+    /// The value that the law's source has for its setup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub published: Option<f64>,
 }
 
 /// A point that was fitted.
@@ -64,7 +47,7 @@ pub struct Residual {
     pub model: String,
     /// Scheme label.
     pub scheme: String,
-    /// Abscissa: bits a weight, or log2 of total bits.
+    /// Abscissa: bits a weight, or log2 of total bits or of parameters, or the sum of tensor errors.
     pub x: f64,
     /// Measured value.
     pub measured: f64,
@@ -72,12 +55,37 @@ pub struct Residual {
     pub fitted: f64,
 }
 
+/// The range of a quantity over the points of a fit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Range {
+    /// The quantity.
+    #[serde(serialize_with = "symbol")]
+    pub quantity: Quantity,
+    /// Least value.
+    pub low: f64,
+    /// Greatest value.
+    pub high: f64,
+}
+
+fn symbol<S: Serializer>(quantity: &Quantity, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(quantity.symbol())
+}
+
+/// The curve behind a fit, with its constants as the solver has them.
+#[derive(Clone, Debug)]
+pub(crate) struct Fitted {
+    pub shape: Shape,
+    pub space: Space,
+    pub constants: Vec<f64>,
+    pub draws: Vec<Vec<f64>>,
+}
+
 /// A fitted law.
 #[derive(Clone, Debug, Serialize)]
 pub struct Fit {
     /// Name of the law.
     pub law: String,
-    /// Scheme family; `none` for unquantized models.
+    /// Scheme family; `none` for unquantized models, `all` for laws over all schemes.
     pub family: String,
     /// The form, in words.
     pub form: String,
@@ -85,16 +93,118 @@ pub struct Fit {
     pub estimates: Vec<Estimate>,
     /// R², in the space of the fit.
     pub r_squared: f64,
-    /// AIC, in the space of the fit.
+    /// AIC for normal errors, in the space of the fit.
     pub aic: f64,
+    /// AIC corrected for few points; `None` where there are too few for it.
+    pub aicc: Option<f64>,
     /// Leave-one-out error, in the space of the fit.
     pub leave_one_out: Option<f64>,
-    /// The space of the fit: `ln KLD`, `nll` or `ln nll`.
+    /// Error of predicting each model's points from the other models', in the space of the fit.
+    pub leave_one_model_out: Option<f64>,
+    /// Condition number of the features at the constants, scaled to unit length: above some hundreds, constants trade off.
+    pub condition: f64,
+    /// The space of the fit: `ln KLD`, `nll`, `ln nll`, ...
     pub space: &'static str,
+    /// How it was fitted.
+    pub method: &'static str,
     /// Least and greatest abscissa: the law says nothing beyond.
     pub range: (f64, f64),
+    /// Range of every quantity that the law depends on: [`Fit::predict`] refuses beyond.
+    pub ranges: Vec<Range>,
+    /// What was left out and why.
+    pub notes: Vec<String>,
     /// Points and residuals.
     pub points: Vec<Residual>,
+    /// The curve itself.
+    #[serde(skip)]
+    pub(crate) fitted: Fitted,
+}
+
+/// What a law predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Prediction {
+    /// Value, in the unit of what was measured.
+    pub value: f64,
+    /// Lower end of the 95 % bootstrap interval of the curve (not of single measurements).
+    pub low: Option<f64>,
+    /// Upper end.
+    pub high: Option<f64>,
+}
+
+/// Why nothing is predicted.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum PredictError {
+    /// Beyond the data.
+    #[error(
+        "{law} was fitted to {quantity} from {low} to {high} and says nothing of {value}: measure there, and fit again"
+    )]
+    Beyond {
+        /// Law.
+        law: String,
+        /// Symbol of the quantity.
+        quantity: &'static str,
+        /// Its value.
+        value: f64,
+        /// Least value of the data.
+        low: f64,
+        /// Greatest value of the data.
+        high: f64,
+    },
+    /// A quantity of the law is not given, or a model or scheme has no constant.
+    #[error("{law} needs {what}, which is not known here")]
+    Missing {
+        /// Law.
+        law: String,
+        /// What.
+        what: String,
+    },
+}
+
+/// By how much a value may be beyond a range through rounding.
+const ROUNDING: f64 = 1e-9;
+
+impl Fit {
+    /// The law's prediction at `at`, with the interval of the curve.
+    ///
+    /// # Errors
+    /// A quantity beyond the range of the data, or one that is not given.
+    pub fn predict(&self, at: &At) -> Result<Prediction, PredictError> {
+        for Range { quantity, low, high } in &self.ranges {
+            let Some(value) = at.get(*quantity) else { continue };
+            let slack = ROUNDING * low.abs().max(high.abs());
+            if value < low - slack || value > high + slack {
+                return Err(PredictError::Beyond {
+                    law: self.law.clone(),
+                    quantity: quantity.symbol(),
+                    value,
+                    low: *low,
+                    high: *high,
+                });
+            }
+        }
+        let Fitted { shape, space, constants, draws } = &self.fitted;
+        let evaluate = |constants: &[f64]| {
+            shape
+                .predict(constants, at, *space)
+                .map_err(|what| PredictError::Missing { law: self.law.clone(), what })
+        };
+        let value = evaluate(constants)?;
+        let drawn = draws.iter().map(|draw| evaluate(draw)).collect::<Result<Vec<_>, _>>()?;
+        let ends = (!drawn.is_empty()).then(|| central(&drawn));
+        Ok(Prediction { value, low: ends.map(|ends| ends.0), high: ends.map(|ends| ends.1) })
+    }
+
+    /// The estimate of the constant `name`.
+    #[must_use]
+    pub fn estimate(&self, name: &str) -> Option<&Estimate> {
+        self.estimates.iter().find(|estimate| estimate.name == name)
+    }
+
+    /// The declaration of the law.
+    #[must_use]
+    pub fn declaration(&self) -> Option<&'static Law> {
+        Law::named(&self.law)
+    }
 }
 
 /// Two forms on the same points.
@@ -106,8 +216,45 @@ pub struct Comparison {
     pub better: String,
     /// The other.
     pub worse: String,
-    /// By how much its AIC is higher: 2 is little, 10 is decisive.
+    /// By how much its AIC (corrected for few points where that is defined for both) is higher: 2 is little, 10 is decisive.
     pub aic_difference: f64,
+    /// Leave-one-out errors of the better and of the other.
+    pub leave_one_out: Option<(f64, f64)>,
+    /// Points of both.
+    pub points: usize,
+}
+
+/// Every pair of `fits` that has the same points in the same space.
+pub(crate) fn compare(fits: &[Fit]) -> Vec<Comparison> {
+    let mut comparisons = Vec::new();
+    for (index, first) in fits.iter().enumerate() {
+        for second in &fits[index + 1..] {
+            let same = |a: &Residual, b: &Residual| {
+                a.model == b.model && a.scheme == b.scheme && a.measured == b.measured
+            };
+            let paired = first.family == second.family
+                && first.space == second.space
+                && first.points.len() == second.points.len()
+                && first.points.iter().zip(&second.points).all(|(a, b)| same(a, b));
+            if !paired || first.law == second.law {
+                continue;
+            }
+            let (a, b) = match (first.aicc, second.aicc) {
+                (Some(a), Some(b)) => (a, b),
+                _ => (first.aic, second.aic),
+            };
+            let (better, worse) = if a <= b { (first, second) } else { (second, first) };
+            comparisons.push(Comparison {
+                family: first.family.clone(),
+                better: better.law.clone(),
+                worse: worse.law.clone(),
+                aic_difference: (a - b).abs(),
+                leave_one_out: better.leave_one_out.zip(worse.leave_one_out),
+                points: first.points.len(),
+            });
+        }
+    }
+    comparisons
 }
 
 /// A law that was not fitted.
@@ -134,334 +281,4 @@ pub struct Fits {
     pub pareto: Vec<ParetoPoint>,
     /// Divergence of a file that should be equal to the unquantized model, where there is one.
     pub noise_floor: Option<f64>,
-}
-
-/// Fits every law to `measurements`.
-#[must_use]
-pub fn fit_all(measurements: &[Measurement], options: &FitOptions) -> Fits {
-    let runs = runs(measurements);
-    let mut fitter = Fitter { options, fits: Fits { pareto: pareto(measurements), ..Fits::default() } };
-    fitter.fits.noise_floor = noise_floor(&runs);
-    let mut families: Vec<&str> = runs.iter().map(|run| run.about.scheme.family.as_str()).collect();
-    families.sort_unstable();
-    families.dedup();
-    for family in families.into_iter().filter(|family| *family != "none") {
-        fitter.divergence(family, &runs);
-        fitter.base_curve(family, &runs);
-    }
-    fitter.plain_power(&runs);
-    fitter.fits
-}
-
-/// The greatest divergence among files of at least as many bits as the source has.
-fn noise_floor(runs: &[Run<'_>]) -> Option<f64> {
-    let lossless = runs
-        .iter()
-        .filter(|run| matches!(run.about.scheme.id.as_str(), "org.kbit.ggml.f32/1" | "org.kbit.ggml.bf16/1"));
-    lossless.filter_map(|run| run.kld).map(|(kld, _)| kld.abs()).reduce(f64::max)
-}
-
-/// Name, form in words, and the change of the abscissa.
-type DivergenceForm = (&'static str, &'static str, fn(f64) -> f64);
-
-/// The forms of divergence against bits.
-const DIVERGENCE_FORMS: [DivergenceForm; 2] =
-    [("exponential", "KLD = a exp(-b P)", |bits| bits), ("power", "KLD = a P^-b", f64::ln)];
-
-struct Fitter<'a> {
-    options: &'a FitOptions,
-    fits: Fits,
-}
-
-impl Fitter<'_> {
-    fn wants(&self, law: &str) -> bool {
-        self.options.laws.is_empty() || self.options.laws.iter().any(|wanted| wanted == law)
-    }
-
-    fn refuse(&mut self, law: &str, family: &str, reason: impl Into<String>) {
-        self.fits.refusals.push(Refusal {
-            law: law.to_owned(),
-            family: family.to_owned(),
-            reason: reason.into(),
-        });
-    }
-
-    /// Refuses a problem with too few points; true where it was refused.
-    fn too_few(&mut self, law: &str, family: &str, points: usize, constants: usize) -> bool {
-        let refused = points <= constants;
-        if refused {
-            self.refuse(law, family, format!("{points} points cannot determine {constants} constants and an error; measure more settings"));
-        }
-        refused
-    }
-
-    fn divergence(&mut self, family: &str, runs: &[Run<'_>]) {
-        let floor = self.fits.noise_floor.unwrap_or(0.0) * FLOOR_FACTOR;
-        let usable: Vec<(&Run<'_>, f64)> = runs
-            .iter()
-            .filter(|run| run.about.scheme.family == family)
-            .filter_map(|run| Some((run, run.kld?.0)))
-            .filter(|(_, kld)| *kld > floor)
-            .collect();
-        let mut models: Vec<&str> = usable.iter().map(|(run, _)| run.about.model.id.as_str()).collect();
-        models.dedup();
-        models.sort_unstable();
-        models.dedup();
-        let mut aics = Vec::new();
-        for (law, form, change) in DIVERGENCE_FORMS {
-            if !self.wants(law) || self.too_few(law, family, usable.len(), models.len() + 1) {
-                continue;
-            }
-            let features = |run: &Run<'_>| {
-                let mut row: Vec<f64> =
-                    models.iter().map(|model| f64::from(u8::from(run.about.model.id == *model))).collect();
-                row.push(-change(run.about.bpw.file));
-                row
-            };
-            let problem = Problem {
-                rows: usable.iter().map(|(run, _)| features(run)).collect(),
-                values: usable.iter().map(|(_, kld)| kld.ln()).collect(),
-            };
-            let Some(solution) = problem.solve(self.options.bootstrap, self.options.seed) else {
-                self.refuse(
-                    law,
-                    family,
-                    "all points have nearly the same bits a weight; measure other bit widths",
-                );
-                continue;
-            };
-            let slope = models.len();
-            let interval = |index: usize| solution.intervals.get(index).copied();
-            let mut estimates = vec![Estimate {
-                name: "b".to_owned(),
-                value: solution.constants[slope],
-                low: interval(slope).map(|ends| ends.0),
-                high: interval(slope).map(|ends| ends.1),
-            }];
-            estimates.extend(models.iter().enumerate().map(|(index, model)| Estimate {
-                name: format!("a[{model}]"),
-                value: solution.constants[index].exp(),
-                low: interval(index).map(|ends| ends.0.exp()),
-                high: interval(index).map(|ends| ends.1.exp()),
-            }));
-            let points = usable.iter().zip(&problem.rows).map(|((run, kld), row)| {
-                residual(run, run.about.bpw.file, *kld, Problem::predict(&solution.constants, row).exp())
-            });
-            let points: Vec<Residual> = points.collect();
-            aics.push((law, solution.aic));
-            self.fits.fits.push(Fit {
-                law: law.to_owned(),
-                family: family.to_owned(),
-                form: form.to_owned(),
-                estimates,
-                r_squared: solution.r_squared,
-                aic: solution.aic,
-                leave_one_out: solution.leave_one_out,
-                space: "ln KLD",
-                range: range(&points),
-                points,
-            });
-        }
-        if let [(first, a), (second, b)] = aics[..] {
-            let (better, worse) = if a <= b { (first, second) } else { (second, first) };
-            self.fits.comparisons.push(Comparison {
-                family: family.to_owned(),
-                better: better.to_owned(),
-                worse: worse.to_owned(),
-                aic_difference: (a - b).abs(),
-            });
-        }
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "places of knots")]
-    fn base_curve(&mut self, family: &str, runs: &[Run<'_>]) {
-        let law = "base-curve";
-        if !self.wants(law) {
-            return;
-        }
-        let usable: Vec<(&Run<'_>, f64, f64, i64)> = runs
-            .iter()
-            .filter(|run| {
-                matches!(run.about.scheme.family.as_str(), "none") || run.about.scheme.family == family
-            })
-            .filter_map(|run| {
-                #[expect(clippy::cast_possible_truncation, reason = "a bit width")]
-                let bits = run.about.scheme.bits?.round() as i64;
-                Some((run, run.about.total_bits.log2(), run.nll?.0, bits))
-            })
-            .collect();
-        let mut widths: Vec<i64> = usable.iter().map(|(.., bits)| *bits).collect();
-        widths.sort_unstable();
-        widths.dedup();
-        let mut models: Vec<&str> = usable.iter().map(|(run, ..)| run.about.model.id.as_str()).collect();
-        models.sort_unstable();
-        models.dedup();
-        if models.len() < 2 || widths.len() < 2 {
-            self.refuse(
-                law,
-                family,
-                format!("{} models and {} bit widths; it takes two of each", models.len(), widths.len()),
-            );
-            return;
-        }
-        let low = usable.iter().map(|(_, x, ..)| *x).fold(f64::INFINITY, f64::min);
-        let high = usable.iter().map(|(_, x, ..)| *x).fold(f64::NEG_INFINITY, f64::max);
-        let knots = models.len().clamp(2, MOST_KNOTS);
-        // The greatest width is the base; the others have offsets against it.
-        let reference = widths[widths.len() - 1];
-        let offsets: Vec<i64> = widths.iter().copied().filter(|bits| *bits != reference).collect();
-        if self.too_few(law, family, usable.len(), knots + offsets.len()) {
-            return;
-        }
-        let step = (high - low) / (knots - 1) as f64;
-        let features = |x: f64, bits: i64| {
-            let at = (x - low) / step;
-            let hats = (0..knots).map(|knot| (1.0 - (at - knot as f64).abs()).max(0.0));
-            let shifts = offsets.iter().map(|offset| f64::from(u8::from(bits == *offset)));
-            hats.chain(shifts).collect::<Vec<f64>>()
-        };
-        let problem = Problem {
-            rows: usable.iter().map(|(_, x, _, bits)| features(*x, *bits)).collect(),
-            values: usable.iter().map(|(_, _, nll, _)| *nll).collect(),
-        };
-        let Some(solution) = problem.solve(self.options.bootstrap, self.options.seed) else {
-            self.refuse(law, family, "sizes and bit widths go together, so that curve and offsets cannot be told apart; measure more models");
-            return;
-        };
-        let name = |index: usize| match offsets.get(index.wrapping_sub(knots)) {
-            Some(bits) if index >= knots => format!("offset[{bits} bits]"),
-            _ => format!("base[{:.2}]", low + step * index as f64),
-        };
-        let estimates = solution.constants.iter().enumerate().map(|(index, value)| Estimate {
-            name: name(index),
-            value: *value,
-            low: solution.intervals.get(index).map(|ends| ends.0),
-            high: solution.intervals.get(index).map(|ends| ends.1),
-        });
-        let estimates = estimates.collect();
-        let points: Vec<Residual> = usable
-            .iter()
-            .zip(&problem.rows)
-            .map(|((run, x, nll, _), row)| {
-                residual(run, *x, *nll, Problem::predict(&solution.constants, row))
-            })
-            .collect();
-        self.fits.fits.push(Fit {
-            law: law.to_owned(),
-            family: family.to_owned(),
-            form: format!("nll = base(log2 total bits) + offset(bits), offsets against {reference} bits"),
-            estimates,
-            r_squared: solution.r_squared,
-            aic: solution.aic,
-            leave_one_out: solution.leave_one_out,
-            space: "nll",
-            range: (low, high),
-            points,
-        });
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "numbers of weights and tokens, as logarithms")]
-    fn plain_power(&mut self, runs: &[Run<'_>]) {
-        let (law, family) = ("plain-power", "none");
-        if !self.wants(law) {
-            return;
-        }
-        let usable: Vec<(&Run<'_>, f64)> = runs
-            .iter()
-            .filter(|run| run.about.scheme.family == "none")
-            .filter_map(|run| Some((run, run.nll?.0)))
-            .filter(|(_, nll)| *nll > 0.0)
-            .collect();
-        let mut columns: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-        columns.insert("N", usable.iter().map(|(run, _)| (run.about.model.params as f64).ln()).collect());
-        let tokens: Option<Vec<f64>> =
-            usable.iter().map(|(run, _)| run.about.model.tokens.map(|t| (t as f64).ln())).collect();
-        let flops: Option<Vec<f64>> =
-            usable.iter().map(|(run, _)| run.about.model.flops.map(f64::ln)).collect();
-        columns.extend(tokens.map(|column| ("D", column)));
-        columns.extend(flops.map(|column| ("C", column)));
-        let varies = |column: &[f64]| column.windows(2).any(|pair| (pair[0] - pair[1]).abs() > 1e-6);
-        columns.retain(|_, column| varies(column));
-        let build = |names: &[&str]| Problem {
-            rows: (0..usable.len())
-                .map(|i| {
-                    std::iter::once(1.0).chain(names.iter().map(|name| centered(&columns[name], i))).collect()
-                })
-                .collect(),
-            values: usable.iter().map(|(_, nll)| nll.ln()).collect(),
-        };
-        let mut names: Vec<&str> =
-            ["N", "D", "C"].into_iter().filter(|name| columns.contains_key(name)).collect();
-        if names.is_empty() {
-            self.refuse(law, family, "it takes unquantized models of different sizes; measure more models");
-            return;
-        }
-        if names.contains(&"C") && names.len() > 1 && build(&names).condition() > MAX_CONDITION {
-            names.retain(|name| *name != "C");
-            let condition =
-                "log C is a sum of log N and log D in these models, so C says nothing new and was left out";
-            self.refuse("plain-power in N, D and C", family, condition);
-        }
-        if self.too_few(law, family, usable.len(), names.len() + 1) {
-            return;
-        }
-        let problem = build(&names);
-        let Some(solution) = problem.solve(self.options.bootstrap, self.options.seed) else {
-            self.refuse(
-                law,
-                family,
-                "N and D go together in these models; measure models trained on other amounts",
-            );
-            return;
-        };
-        let estimates = names.iter().enumerate().map(|(index, name)| Estimate {
-            name: format!("exponent of {name}"),
-            value: solution.constants[index + 1],
-            low: solution.intervals.get(index + 1).map(|ends| ends.0),
-            high: solution.intervals.get(index + 1).map(|ends| ends.1),
-        });
-        let estimates = estimates.collect();
-        let points: Vec<Residual> = usable
-            .iter()
-            .zip(&problem.rows)
-            .map(|((run, nll), row)| {
-                let x = (run.about.model.params as f64).log2();
-                residual(run, x, *nll, Problem::predict(&solution.constants, row).exp())
-            })
-            .collect();
-        self.fits.fits.push(Fit {
-            law: law.to_owned(),
-            family: family.to_owned(),
-            form: format!("nll proportional to a product of powers of {}", names.join(", ")),
-            estimates,
-            r_squared: solution.r_squared,
-            aic: solution.aic,
-            leave_one_out: solution.leave_one_out,
-            space: "ln nll",
-            range: range(&points),
-            points,
-        });
-    }
-}
-
-/// Entry `i` of `column` less the mean, so that the condition number is that of the exponents.
-#[expect(clippy::cast_precision_loss, reason = "a count of points")]
-fn centered(column: &[f64], i: usize) -> f64 {
-    column[i] - column.iter().sum::<f64>() / column.len() as f64
-}
-
-fn residual(run: &Run<'_>, x: f64, measured: f64, fitted: f64) -> Residual {
-    Residual {
-        model: run.about.model.id.clone(),
-        scheme: run.about.scheme.label.clone(),
-        x,
-        measured,
-        fitted,
-    }
-}
-
-fn range(points: &[Residual]) -> (f64, f64) {
-    points
-        .iter()
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), point| (low.min(point.x), high.max(point.x)))
 }

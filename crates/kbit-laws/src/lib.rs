@@ -1,16 +1,26 @@
 //! Laws of quality against bits and size: fit, compare, bootstrap, Pareto front, advice.
 //!
-//! Every law is linear in its constants after a change of variables, and fitted by least squares in that space. A fit reports
-//! estimates with bootstrap intervals, R², AIC, leave-one-out error, residuals and the range of the data; a law with fewer
-//! points than constants is refused with the reason. Everything is deterministic: one thread, seeded resampling.
+//! Every law is declared in [`LAWS`]. Those that are linear in their constants after a change of variables are fitted by least
+//! squares in that space; the others by Huber's loss of log residuals. A fit reports estimates with bootstrap intervals, R², AIC,
+//! errors of points and of models left out, residuals and the range of the data; a law with fewer points than constants is refused
+//! with the reason, and [`Fit::predict`] refuses to leave the range. Everything is deterministic: one thread, seeded resampling.
 #![forbid(unsafe_code)]
 
 mod advise;
 mod fit;
-mod linear;
+mod fitter;
+mod law;
+mod observe;
+mod shape;
+mod solve;
 
 pub use advise::{Candidate, ParetoPoint, Recommendation, pareto, recommend};
-pub use fit::{Comparison, Estimate, Fit, FitOptions, Fits, LAWS, Refusal, Residual, fit_all};
+pub use fit::{
+    Comparison, Estimate, Fit, FitOptions, Fits, PredictError, Prediction, Range, Refusal, Residual,
+};
+pub use fitter::{fit_all, fit_observations};
+pub use law::{Constant, LAWS, Law, Quantity, Space};
+pub use observe::{At, Observation, observations};
 
 use kbit_results::Measurement;
 

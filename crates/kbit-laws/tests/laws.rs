@@ -1,57 +1,10 @@
 //! Constants of synthetic data come back, published figures give the published slopes, and what cannot be known is refused.
 
-use kbit_laws::{Fit, FitOptions, Fits, fit_all, pareto, recommend};
-use kbit_results::{Bpw, Measurement, ModelInfo, SCHEMA, SchemeInfo};
-use std::collections::BTreeMap;
+mod common;
 
-/// A stream of numbers from the standard normal distribution (sums of twelve uniform ones).
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> f64 {
-        let mut uniform = || {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (self.0 >> 11) as f64 / (1u64 << 53) as f64
-        };
-        (0..12).map(|_| uniform()).sum::<f64>() - 6.0
-    }
-}
-
-/// A figure of the model with `params` weights under a scheme of `bits` bits.
-fn figure(params: u64, family: &str, bits: f64, metric: &str, value: f64) -> Measurement {
-    let total_bits = params as f64 * bits;
-    Measurement {
-        schema: SCHEMA,
-        model: ModelInfo {
-            id: format!("m{params}"),
-            architecture: "llama".into(),
-            params,
-            tokens: Some(20 * params),
-            flops: Some(120.0 * (params as f64).powi(2)),
-        },
-        scheme: SchemeInfo {
-            label: if family == "none" { "none".into() } else { format!("{family}:bits={bits}") },
-            id: format!("org.example.{family}/1"),
-            family: family.into(),
-            params: BTreeMap::new(),
-            bits: Some(bits.floor()),
-        },
-        bpw: Bpw { file: bits, decoder: bits },
-        bytes: (total_bits / 8.0) as u64,
-        total_bits,
-        metric: metric.into(),
-        tensor: None,
-        value,
-        stderr: Some(0.01),
-        difference: None,
-        seed: None,
-        count: 1000,
-        mode: "f32".into(),
-        cache_type: "f32".into(),
-        data: None,
-        file_sha256: None,
-    }
-}
+use common::{Noise, figure};
+use kbit_laws::{At, Fit, FitOptions, Fits, LAWS, Law, PredictError, fit_all, pareto, recommend};
+use kbit_results::Measurement;
 
 fn fit<'a>(fits: &'a Fits, law: &str, family: &str) -> &'a Fit {
     fits.fits
@@ -245,4 +198,101 @@ fn a_recommendation_keeps_the_budget_and_says_how_sure_it_is() {
     assert!(none.choice.is_none() && none.smallest.is_some_and(|smallest| smallest.bytes == 50));
     data.retain(|measurement| measurement.metric != "nll");
     assert!(recommend(&data, 100).reason.contains("measure perplexity first"));
+}
+
+/// Losses of twelve models after Hoffmann et al., each with its own N and D.
+fn scaling_data() -> Vec<Measurement> {
+    let mut data = Vec::new();
+    for params in [1_000_000u64, 10_000_000, 100_000_000, 1_000_000_000] {
+        for (index, tokens) in [100_000_000u64, 10_000_000_000, 1_000_000_000_000].into_iter().enumerate() {
+            let loss = 1.69 + 406.4 * (params as f64).powf(-0.34) + 410.7 * (tokens as f64).powf(-0.28);
+            let mut point = figure(params, "none", 16.0, "nll", loss);
+            point.model.id = format!("m{params}-{index}");
+            point.model.tokens = Some(tokens);
+            point.model.flops = None;
+            data.push(point);
+        }
+    }
+    data
+}
+
+#[test]
+fn predictions_keep_to_the_range_of_the_data() {
+    let fits = fit_all(&scaling_data(), &FitOptions { bootstrap: 50, ..FitOptions::default() });
+    let law = fit(&fits, "chinchilla", "none");
+    let at = |params: f64, tokens: Option<f64>| At { params: Some(params), tokens, ..At::default() };
+    let (params, tokens) = (3e7, 1e11);
+    let truth = 1.69 + 406.4 * f64::powf(params, -0.34) + 410.7 * f64::powf(tokens, -0.28);
+    let inside = law.predict(&at(params, Some(tokens))).expect("within the range");
+    assert!((inside.value / truth - 1.0).abs() < 1e-4, "{inside:?} where the truth is {truth}");
+    assert!(inside.low <= Some(inside.value) && Some(inside.value) <= inside.high, "{inside:?}");
+    let beyond = law.predict(&at(1e10, Some(tokens))).expect_err("ten times the largest model");
+    assert!(matches!(beyond, PredictError::Beyond { quantity: "N", high, .. } if high == 1e9), "{beyond}");
+    assert!(beyond.to_string().contains("measure there"), "{beyond}");
+    let missing = law.predict(&at(params, None)).expect_err("no D");
+    assert!(missing.to_string().contains("training tokens"), "{missing}");
+}
+
+#[test]
+fn forms_are_compared_on_the_same_points() {
+    let fits = fit_all(&scaling_data(), &FitOptions { bootstrap: 0, ..FitOptions::default() });
+    let comparison = fits.comparisons.iter().find(|c| c.worse == "plain-power").expect("a comparison");
+    assert_eq!((comparison.better.as_str(), comparison.points), ("chinchilla", 12));
+    let (better, worse) = comparison.leave_one_out.expect("errors");
+    assert!(better < worse && comparison.aic_difference > 10.0, "{comparison:?}");
+}
+
+#[test]
+fn models_of_one_amount_of_data_have_no_term_of_it() {
+    let data: Vec<Measurement> = [1u64, 3, 10, 30, 100, 300]
+        .iter()
+        .map(|millions| {
+            let params = millions * 1_000_000;
+            let mut point = figure(params, "none", 16.0, "nll", 2.0 + 300.0 * (params as f64).powf(-0.35));
+            point.model.tokens = Some(300_000_000_000);
+            point
+        })
+        .collect();
+    let fits = fit_all(&data, &FitOptions { bootstrap: 0, ..FitOptions::default() });
+    let law = fit(&fits, "chinchilla", "none");
+    let names: Vec<&str> = law.estimates.iter().map(|estimate| estimate.name.as_str()).collect();
+    assert_eq!(names, ["E", "A", "alpha"]);
+    assert!((law.estimates[0].value - 2.0).abs() < 0.01, "{:?}", law.estimates);
+    assert!(law.notes.iter().any(|note| note.contains("D is one amount")), "{:?}", law.notes);
+}
+
+#[test]
+fn tensors_share_constants_where_schemes_are_few() {
+    // Three schemes that move both tensors alike: only a constant for both of them together is determined.
+    let mut data = Vec::new();
+    for bits in [3, 4, 5] {
+        let errors = [("blk.0.attn_q.weight", 1.0), ("blk.1.attn_q.weight", 1.1)];
+        let scale = 4f64.powi(-bits);
+        let point = figure(1000, "int", f64::from(bits), "kl_divergence", 0.001 + 2.1 * scale);
+        for (tensor, share) in errors {
+            let mut of_tensor = point.clone();
+            of_tensor.metric = "tensor_relative_mse".into();
+            of_tensor.tensor = Some(tensor.into());
+            of_tensor.value = share * scale;
+            data.push(of_tensor);
+        }
+        data.push(point);
+    }
+    let fits = fit_all(&data, &FitOptions { bootstrap: 0, ..FitOptions::default() });
+    let law = fit(&fits, "linearity", "all of m1000");
+    assert_eq!(law.notes, ["one constant a role of tensors"]);
+    let role = law.estimates.iter().find(|estimate| estimate.name == "alpha[attn_q]").expect("the role");
+    assert!((role.value - 1.0).abs() < 1e-6, "{:?}", law.estimates);
+    let few = fit_all(&data[..3], &FitOptions::default());
+    let refusal = few.refusals.iter().find(|refusal| refusal.law == "linearity").expect("a refusal");
+    assert!(refusal.reason.contains("1 schemes of m1000 cannot determine"), "{}", refusal.reason);
+}
+
+#[test]
+fn every_law_declares_its_constants_needs_and_source_once() {
+    assert_eq!(Law::named("exponential").and_then(|law| law.published("b")), Some(1.35));
+    for law in LAWS {
+        assert!(!law.constants.is_empty() && !law.needs.is_empty() && !law.source.is_empty(), "{}", law.name);
+        assert_eq!(LAWS.iter().filter(|other| other.name == law.name).count(), 1, "{}", law.name);
+    }
 }

@@ -14,6 +14,7 @@ mod describe;
 mod error;
 mod expr;
 pub mod packed;
+mod producer;
 mod training;
 
 pub use architecture::{Architecture, ExpectedTensor};
@@ -24,7 +25,15 @@ pub use describe::{describe, further_blocks};
 pub use description::Description;
 pub use error::ModelError;
 pub use expr::{Axis, SourceExpr};
+pub use producer::Producer;
 pub use training::TrainingInfo;
+
+/// The number of a tensor's block, and the rest of its name.
+#[must_use]
+pub fn in_block(name: &str) -> Option<(u64, &str)> {
+    let (number, rest) = name.strip_prefix("blk.")?.split_once('.')?;
+    Some((number.parse().ok()?, rest))
+}
 
 /// What a tensor is, which decides how it may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

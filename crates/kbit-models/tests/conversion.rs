@@ -473,3 +473,55 @@ fn rejects_training_json_that_says_something_else() {
     std::fs::write(folder.path().join("training.json"), "{\"params\": -4}").unwrap();
     assert!(TrainingInfo::read(folder.path()).unwrap_err().to_string().contains("line 1"));
 }
+
+/// Standard deviations of the rows of a tensor as the engine has it, in double precision and two passes.
+fn row_deviations(checkpoint: &Checkpoint, conversion: &Conversion, name: &str) -> Vec<f32> {
+    let tensor = conversion.tensors.iter().find(|tensor| tensor.name == name).unwrap();
+    let shape = tensor.expr.shape();
+    let mut values = vec![0.0; usize::try_from(shape.rows * shape.cols).unwrap()];
+    tensor.expr.read_rows(checkpoint, 0, 0..shape.rows, &mut values).unwrap();
+    values.chunks(usize::try_from(shape.cols).unwrap()).map(deviation).collect()
+}
+
+fn deviation(values: &[f32]) -> f32 {
+    let count = values.len() as f64;
+    let mean = values.iter().map(|value| f64::from(*value)).sum::<f64>() / count;
+    (values.iter().map(|value| (f64::from(*value) - mean).powi(2)).sum::<f64>() / count).sqrt() as f32
+}
+
+#[test]
+fn the_producer_of_a_matrix_is_the_one_before_it() {
+    let checkpoint = family("s1");
+    let conversion = convert(&checkpoint, &ConvertOptions::default()).unwrap();
+    let shape_of =
+        |name: &str| conversion.tensors.iter().find(|tensor| tensor.name == name).unwrap().expr.shape();
+    let deviations = |name: &str| {
+        let shape = shape_of(name);
+        let producer = conversion.producer(name, shape).unwrap();
+        producer.deviations(&checkpoint, shape.cols, 0, shape.slices).unwrap()
+    };
+    let near = |found: &[f32], wanted: &[f32], what: &str| {
+        assert_eq!(found.len(), wanted.len(), "{what}");
+        // One pass against two, both in double precision.
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * b.abs();
+        assert!(found.iter().zip(wanted).all(close), "{what}");
+    };
+    let rows = |name: &str| row_deviations(&checkpoint, &conversion, name);
+    near(&deviations("blk.1.ffn_down.weight"), &rows("blk.1.ffn_up.weight"), "ffn_down");
+    near(&deviations("blk.1.ffn_gate.weight"), &rows("blk.1.attn_output.weight"), "ffn_gate");
+    near(&deviations("blk.1.attn_k.weight"), &rows("blk.0.ffn_down.weight"), "attn_k");
+    // Four query heads of 32 share two value heads.
+    let values = rows("blk.0.attn_v.weight");
+    let shared: Vec<f32> =
+        [0, 0, 32, 32].iter().flat_map(|first| values[*first..first + 32].to_vec()).collect();
+    near(&deviations("blk.0.attn_output.weight"), &shared, "attn_output");
+    // Before the first block stands the embedding; its columns are the units.
+    let embedding = conversion.tensors.iter().find(|tensor| tensor.name == "token_embd.weight").unwrap();
+    let (vocab, hidden) = (embedding.shape[0], usize::try_from(embedding.shape[1]).unwrap());
+    let mut all = vec![0.0; usize::try_from(vocab).unwrap() * hidden];
+    embedding.expr.read_rows(&checkpoint, 0, 0..vocab, &mut all).unwrap();
+    let column = |unit: usize| deviation(&all.iter().skip(unit).step_by(hidden).copied().collect::<Vec<_>>());
+    let columns: Vec<f32> = (0..hidden).map(column).collect();
+    near(&deviations("blk.0.attn_q.weight"), &columns, "attn_q");
+    assert!(conversion.producer("blk.0.attn_norm.weight", shape_of("blk.0.attn_norm.weight")).is_none());
+}

@@ -459,11 +459,25 @@ impl SliceWork<'_> {
         Ok(Some((values, tokens)))
     }
 
+    /// For each column, the deviation of the weights that produce it, where the plan gives it to the scheme.
+    fn producer(&self) -> Result<Option<Vec<f32>>, PipelineError> {
+        if !self.tensor.producer {
+            return Ok(None);
+        }
+        let shape = self.tensor.shape;
+        let deviations = self.run.conversion.producer(&self.output.name, shape).map(|producer| {
+            producer.deviations(self.run.checkpoint, shape.cols, self.info.slice, shape.slices)
+        });
+        Ok(deviations.transpose()?)
+    }
+
     /// Opens the job; observes all groups and prepares where the plan asks for it.
     fn begin(&self, whole: Option<&[f32]>) -> Result<(Job, Vec<Vec<u8>>), PipelineError> {
         let importance = self.importance()?;
+        let producer = self.producer()?;
         let aux = AuxData {
             diag: importance.as_ref().map(|(values, _)| values.as_slice()),
+            producer_std: producer.as_deref(),
             n_samples: importance.as_ref().map_or(0, |(_, tokens)| *tokens),
             ..AuxData::default()
         };

@@ -244,6 +244,18 @@ pub enum PipelineError {
         /// Lock file.
         path: PathBuf,
     },
+    /// Results contradict each other.
+    #[error(
+        "{count} results contradict each other, the first: {first}; equal inputs give equal figures, so one of them was measured with \
+         another file or another kbit: compare their file_sha256 and versions, measure again or remove the lines that are out of date, or \
+         report on one run alone"
+    )]
+    Contradiction {
+        /// How many.
+        count: usize,
+        /// What, with both values and where they stand.
+        first: String,
+    },
     /// The run was cancelled.
     #[error("cancelled; run the same command again to go on where it stopped")]
     Cancelled,

@@ -1,7 +1,8 @@
 //! One YAML file to a plan, a run and a report: grids, cache, resume, progress, provenance.
 //!
 //! `config` reads what was written, `recipe` matches it with the loaded schemes, `plan` decides every byte of every
-//! file, `convert` writes one file, `measure` takes figures, and `run` does it all and remembers what was done.
+//! file, `convert` writes one file, `measure` takes figures, `run` does it all and remembers what was done, and `report`
+//! tells it.
 #![forbid(unsafe_code)]
 
 pub mod cache;
@@ -18,6 +19,7 @@ pub mod open;
 pub mod plan;
 pub mod progress;
 pub mod recipe;
+pub mod report;
 pub mod run;
 pub mod schema;
 pub mod statistics;

@@ -74,6 +74,8 @@ pub struct PlannedTensor {
     pub fallback: Option<Fallback>,
     /// Whether its scheme is given the importance of its columns.
     pub importance: bool,
+    /// Whether its scheme is given the deviation of the weights that produce its columns.
+    pub producer: bool,
 }
 
 /// How a tensor is stored.
@@ -173,6 +175,7 @@ impl FilePlan {
             importance_use: importance.as_deref().map(ImportanceUse::new),
             edits: &options.edits,
             checkpoint,
+            conversion,
             schemes: Vec::new(),
             stored: Vec::new(),
             tensors: Vec::new(),
@@ -434,6 +437,7 @@ pub(crate) fn matrix_shape(shape: &[u64]) -> Option<MatrixShape> {
 struct Builder<'a> {
     registry: &'a Registry,
     checkpoint: &'a Checkpoint,
+    conversion: &'a Conversion,
     edits: &'a Edits,
     importance: Option<&'a Importance>,
     importance_use: Option<ImportanceUse>,
@@ -543,6 +547,7 @@ impl Builder<'_> {
             bytes,
             fallback: None,
             importance: false,
+            producer: false,
         });
         Ok(())
     }
@@ -587,6 +592,7 @@ impl Builder<'_> {
             }
         };
         let importance = self.has_importance(scheme, tensor, shape, &plan, refused_later)?;
+        let producer = self.has_producer(scheme, tensor, shape, &plan)?;
         let slice_bytes = plan.total_bytes(shape.rows).ok_or_else(|| too_large(tensor))?;
         let bytes = slice_bytes.checked_mul(shape.slices).ok_or_else(|| too_large(tensor))?;
         let parts = match self.schemes[scheme].chosen.scheme.ggml_type() {
@@ -597,7 +603,16 @@ impl Builder<'_> {
             None => self.store_parts(tensor, shape, &plan, first_stored)?,
         };
         let store = Store::Scheme { scheme, plan, parts };
-        self.tensors.push(PlannedTensor { source, shape, store, first_stored, bytes, fallback, importance });
+        self.tensors.push(PlannedTensor {
+            source,
+            shape,
+            store,
+            first_stored,
+            bytes,
+            fallback,
+            importance,
+            producer,
+        });
         Ok(())
     }
 
@@ -617,14 +632,12 @@ impl Builder<'_> {
             }
             _ => false,
         };
-        let needs = |what: &str, cure| PipelineError::NeedsCalibration {
-            tensor: tensor.name.clone(),
-            scheme: self.schemes[scheme].chosen.scheme.id().to_owned(),
-            what: what.to_owned(),
-            cure,
-        };
-        if plan.requires_more_than_importance() {
-            return Err(needs("calibration data that kbit does not gather yet", "choose another scheme"));
+        let needs = |what: &str, cure| self.needs(scheme, tensor, what, cure);
+        if plan.requires_hessian() {
+            return Err(needs(
+                "second moments of its inputs, which no importance matrix holds",
+                "choose another scheme",
+            ));
         }
         if given || !plan.requires_importance() || refused_later {
             return Ok(given);
@@ -639,6 +652,36 @@ impl Builder<'_> {
                 "choose another scheme for it by `--map` (`rules`), or gather the importance anew",
             ),
         })
+    }
+
+    /// Whether the scheme is given the deviation of the weights that produce the tensor's columns.
+    fn has_producer(
+        &self,
+        scheme: usize,
+        tensor: &OutputTensor,
+        shape: MatrixShape,
+        plan: &TensorPlan,
+    ) -> Result<bool, PipelineError> {
+        let given = plan.uses_producer() && self.conversion.producer(&tensor.name, shape).is_some();
+        if plan.requires_producer() && !given {
+            let cure = "choose another scheme for it by `--map` (`rules`), or another way to select columns";
+            return Err(self.needs(
+                scheme,
+                tensor,
+                "the units that produce its inputs, which kbit does not know",
+                cure,
+            ));
+        }
+        Ok(given)
+    }
+
+    fn needs(&self, scheme: usize, tensor: &OutputTensor, what: &str, cure: &'static str) -> PipelineError {
+        PipelineError::NeedsCalibration {
+            tensor: tensor.name.clone(),
+            scheme: self.schemes[scheme].chosen.scheme.id().to_owned(),
+            what: what.to_owned(),
+            cure,
+        }
     }
 
     /// The inner error is the scheme's reason for not taking the shape.

@@ -10,6 +10,7 @@ use crate::open::OpenModel;
 use crate::plan::{Fallback, FilePlan, PlanOptions, SplitBy};
 use crate::progress::Progress;
 use crate::recipe::{Recipe, recipes};
+use crate::report::write_report;
 use crate::statistics::TensorError;
 use kbit_calibrate::{Importance, ImportanceMatrix};
 use kbit_engine::{CacheTypes, Mode};
@@ -296,7 +297,7 @@ impl<'a> RunPlan<'a> {
 }
 
 /// A label as a file name: everything but letters, digits, `.`, `-`, `_`, `=` and `,` becomes `-`.
-fn file_name(label: &str) -> String {
+pub(crate) fn file_name(label: &str) -> String {
     label
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '=' | ',') { c } else { '-' })
@@ -642,7 +643,7 @@ impl<'a> Execution<'a> {
             "failures": self.failures,
         });
         kbit_formats::atomic::write_atomically(&out.join("provenance.json"), &pretty(&provenance))?;
-        write_report(out, &self.plan.config.formats)
+        write_report(std::slice::from_ref(out), out, &self.plan.config.formats)
     }
 
     fn plugins(&self) -> Vec<serde_json::Value> {
@@ -688,43 +689,4 @@ fn pretty(value: &serde_json::Value) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(value).unwrap_or_default();
     bytes.push(b'\n');
     bytes
-}
-
-/// Makes the report of the run in `out` anew from `results.jsonl`, `costs.jsonl` and `provenance.json`.
-///
-/// # Errors
-/// When they cannot be read or a report file cannot be written.
-pub fn write_report(out: &Path, formats: &[String]) -> Result<Vec<PathBuf>, PipelineError> {
-    let measurements: Vec<Measurement> = kbit_results::read(&out.join("results.jsonl"))?;
-    let costs_path = out.join("costs.jsonl");
-    let costs: Vec<Cost> = if costs_path.exists() { kbit_results::read(&costs_path)? } else { Vec::new() };
-    let provenance_path = out.join("provenance.json");
-    let provenance: serde_json::Value = match std::fs::read(&provenance_path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|error| PipelineError::io(&provenance_path, "reading")(error.into()))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => serde_json::json!({}),
-        Err(error) => return Err(PipelineError::io(&provenance_path, "reading")(error)),
-    };
-    let number =
-        |key: &str, default: u64| provenance.get(key).and_then(serde_json::Value::as_u64).unwrap_or(default);
-    let options = kbit_laws::FitOptions {
-        bootstrap: usize::try_from(number("bootstrap", 500)).unwrap_or(500),
-        seed: number("seed", 1),
-        ..kbit_laws::FitOptions::default()
-    };
-    let fits = kbit_laws::fit_all(&measurements, &options);
-    let report = kbit_report::Report::new(&measurements, &costs, &fits, provenance);
-    let mut paths = Vec::new();
-    for format in formats {
-        let (name, text) = match format.as_str() {
-            "html" => ("report.html", report.html()?),
-            "md" => ("report.md", report.markdown()?),
-            "csv" => ("report.csv", report.csv()?),
-            _ => ("report.json", report.json()?),
-        };
-        let path = out.join(name);
-        kbit_formats::atomic::write_atomically(&path, text.as_bytes())?;
-        paths.push(path);
-    }
-    Ok(paths)
 }

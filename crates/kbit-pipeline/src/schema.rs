@@ -16,7 +16,7 @@ pub const EMPTY_EXPERTS: &[&str] = &["ones", "mean"];
 pub const METRICS: &[&str] =
     &["perplexity", "kl_divergence", "true_token", "flips", "bits_per_token", "bits_per_byte"];
 /// Report formats.
-pub const FORMATS: &[&str] = &["html", "md", "csv", "json"];
+pub const FORMATS: &[&str] = &["html", "md", "csv", "json", "svg", "cards"];
 /// Computing modes of the engine.
 pub const MODES: &[&str] = &[
     "f32",

@@ -1,5 +1,8 @@
 //! Line and scatter charts as SVG: ticks at round numbers, logarithmic axes, lines labelled at their end, colours by CSS
-//! variables so that one picture works in light and dark.
+//! variables so that one picture works in light and dark. Series differ in colour and in the shape of their points.
+//!
+//! There is one renderer. The page's script draws nothing: it finds series by `data-key` and points by `data-row`, the row of the
+//! table that the chart shows, and adds hovering, hiding and selecting.
 
 use std::fmt::Write as _;
 
@@ -40,6 +43,10 @@ pub struct Point {
     pub x: f64,
     /// Ordinate.
     pub y: f64,
+    /// Standard error of the ordinate.
+    pub error: Option<f64>,
+    /// Row of the table that the chart shows.
+    pub row: Option<usize>,
     /// Shown when the pointer rests on it.
     pub title: String,
     /// Drawn with a ring.
@@ -49,6 +56,8 @@ pub struct Point {
 /// Points of one colour.
 #[derive(Clone, Debug)]
 pub struct Series {
+    /// What hides it: `column=value` of the table that the chart shows.
+    pub key: String,
     /// Label at the end of the line.
     pub label: String,
     /// Number of the colour, from 0.
@@ -59,6 +68,25 @@ pub struct Series {
     pub line: Vec<(f64, f64)>,
     /// A fitted curve, dashed.
     pub curve: Vec<(f64, f64)>,
+    /// Its confidence band: abscissa, lower and upper end.
+    pub band: Vec<(f64, f64, f64)>,
+}
+
+impl Series {
+    /// A series without points.
+    #[must_use]
+    pub fn new(key: String, label: String, colour: usize) -> Self {
+        Self { key, label, colour, points: Vec::new(), line: Vec::new(), curve: Vec::new(), band: Vec::new() }
+    }
+}
+
+/// A horizontal line with a label, such as a noise floor.
+#[derive(Clone, Debug)]
+pub struct Level {
+    /// Ordinate.
+    pub y: f64,
+    /// Label.
+    pub label: String,
 }
 
 /// A chart.
@@ -66,12 +94,18 @@ pub struct Series {
 pub struct Chart {
     /// What it shows, for readers that do not see it.
     pub title: String,
+    /// Table that the rows of its points are of.
+    pub table: String,
+    /// Columns of that table that the axes show.
+    pub columns: [String; 2],
     /// Horizontal axis.
     pub x: Axis,
     /// Vertical axis.
     pub y: Axis,
     /// Data.
     pub series: Vec<Series>,
+    /// Horizontal lines.
+    pub levels: Vec<Level>,
 }
 
 struct Mapping {
@@ -172,14 +206,35 @@ impl Chart {
     pub fn svg(&self) -> Option<String> {
         let all = || self.series.iter().flat_map(|series| &series.points);
         let x = Mapping::new(all().map(|point| self.x.clip(point.x)), self.x.scale, LEFT, WIDTH - RIGHT)?;
-        let y = Mapping::new(all().map(|point| self.y.clip(point.y)), self.y.scale, HEIGHT - BOTTOM, TOP)?;
+        let levels = self.levels.iter().map(|level| self.y.clip(level.y));
+        let values = all().map(|point| self.y.clip(point.y)).chain(levels);
+        let y = Mapping::new(values, self.y.scale, HEIGHT - BOTTOM, TOP)?;
         let mut svg = format!(
-            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" xmlns=\"http://www.w3.org/2000/svg\">",
-            escape(&self.title)
+            "<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" data-of=\"{}\" data-x=\"{}\" data-y=\"{}\" xmlns=\"http://www.w3.org/2000/svg\">",
+            escape(&self.title),
+            escape(&self.table),
+            escape(&self.columns[0]),
+            escape(&self.columns[1])
         );
         self.axes(&mut svg, &x, &y);
+        for level in &self.levels {
+            let at = y.place(self.y.clip(level.y));
+            let _ = write!(
+                svg,
+                "<path class=\"level\" d=\"M{LEFT} {at:.1} H{:.1}\"/><text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+                WIDTH - RIGHT,
+                LEFT + 6.0,
+                at - 5.0,
+                escape(&level.label)
+            );
+        }
+        // Bands lie under everything, points above all lines.
+        let titles = all().count() <= MOST_TITLES;
         for series in &self.series {
-            self.draw(&mut svg, series, &x, &y);
+            self.group(&mut svg, series, |svg| self.lines(svg, series, &x, &y));
+        }
+        for series in &self.series {
+            self.group(&mut svg, series, |svg| self.points(svg, series, &x, &y, titles));
         }
         self.labels(&mut svg, &x, &y);
         svg.push_str("</svg>");
@@ -249,15 +304,17 @@ impl Chart {
             let edge = WIDTH - RIGHT + 10.0;
             let _ = write!(
                 svg,
-                "<path class=\"leader s{0}\" d=\"M{1:.1} {2:.1} L{3:.1} {4:.1}\"/><text class=\"label f{0}\" x=\"{5:.1}\" y=\"{6:.1}\">{7}</text>",
+                "<g class=\"series\" data-key=\"{8}\"><path class=\"leader s{0}\" d=\"M{1:.1} {2:.1} L{3:.1} {4:.1}\"/><path class=\"dot f{0}\" d=\"{9}\"/><text class=\"label f{0}\" x=\"{5:.1}\" y=\"{6:.1}\">{7}</text></g>",
                 series.colour % COLOURS,
                 from + 5.0,
                 wanted,
                 edge - 3.0,
                 place,
-                edge,
+                edge + 12.0,
                 place + 4.0,
-                escape(&series.label)
+                escape(&shortened(&series.label)),
+                escape(&series.key),
+                marker(series.colour, edge + 4.0, *place, 4.0)
             );
         }
     }
@@ -278,45 +335,192 @@ impl Axis {
     }
 }
 
+/// Points of a chart above which their words are left to the page's script, which has them from the table.
+const MOST_TITLES: usize = 1000;
+/// Characters of a label that fit beside the chart.
+const LABEL_ROOM: usize = 18;
+
+/// The beginning of a label that is too long for its room.
+fn shortened(label: &str) -> String {
+    if label.chars().count() <= LABEL_ROOM {
+        return label.to_owned();
+    }
+    label.chars().take(LABEL_ROOM - 1).chain(['\u{2026}']).collect()
+}
+
+/// The outline of a point of series `number`: circle, square, triangle, diamond, triangle down, cross, hexagon; `size` half its width.
+fn marker(number: usize, x: f64, y: f64, size: f64) -> String {
+    let s = size;
+    match number % 7 {
+        0 => format!(
+            "M{x:.1} {y:.1}m-{s:.1} 0a{s:.1} {s:.1} 0 1 0 {:.1} 0a{s:.1} {s:.1} 0 1 0 -{:.1} 0z",
+            2.0 * s,
+            2.0 * s
+        ),
+        1 => {
+            let s = s * 0.9;
+            format!("M{x:.1} {y:.1}m-{s:.1} -{s:.1}h{0:.1}v{0:.1}h-{0:.1}z", 2.0 * s)
+        }
+        2 => format!("M{x:.1} {y:.1}m0 -{:.1}l{:.1} {:.1}h-{:.1}z", s * 1.15, s * 1.15, s * 2.0, s * 2.3),
+        3 => format!("M{x:.1} {y:.1}m0 -{0:.1}l{0:.1} {0:.1}l-{0:.1} {0:.1}l-{0:.1} -{0:.1}z", s * 1.25),
+        4 => format!("M{x:.1} {y:.1}m0 {:.1}l{:.1} -{:.1}h-{:.1}z", s * 1.15, s * 1.15, s * 2.0, s * 2.3),
+        5 => {
+            let (a, b) = (s * 0.42, s * 0.75);
+            format!(
+                "M{x:.1} {y:.1}m-{a:.1} -{c:.1}h{d:.1}v{b:.1}h{b:.1}v{d:.1}h-{b:.1}v{b:.1}h-{d:.1}v-{b:.1}h-{b:.1}v-{d:.1}h{b:.1}z",
+                c = a + b,
+                d = 2.0 * a
+            )
+        }
+        _ => format!(
+            "M{x:.1} {y:.1}m-{s:.1} 0l{h:.1} -{v:.1}h{s:.1}l{h:.1} {v:.1}l-{h:.1} {v:.1}h-{s:.1}z",
+            h = s / 2.0,
+            v = s * 0.9
+        ),
+    }
+}
+
 impl Chart {
-    fn draw(&self, svg: &mut String, series: &Series, x: &Mapping, y: &Mapping) {
+    /// Writes what `inner` draws as a group that the page's script finds.
+    fn group(&self, svg: &mut String, series: &Series, inner: impl FnOnce(&mut String)) {
+        let _ = write!(
+            svg,
+            "<g class=\"series\" data-key=\"{}\" data-label=\"{}\" data-colour=\"{}\">",
+            escape(&series.key),
+            escape(&series.label),
+            series.colour
+        );
+        inner(svg);
+        svg.push_str("</g>");
+    }
+
+    fn lines(&self, svg: &mut String, series: &Series, x: &Mapping, y: &Mapping) {
         let colour = series.colour % COLOURS;
-        let place = |px: f64, py: f64| (x.place(self.x.clip(px)), y.place(self.y.clip(py)));
-        for (class, points) in [("line", &series.line), ("curve", &series.curve)] {
+        let place = |px: f64, py: f64| {
+            (x.place(self.x.clip(px)), y.place(self.y.clip(py)).clamp(TOP, HEIGHT - BOTTOM))
+        };
+        let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
             let mut path = String::new();
             for (px, py) in points {
-                let (px, py) = place(*px, *py);
+                let (px, py) = place(px, py);
                 let _ = write!(path, "{}{px:.1} {py:.1}", if path.is_empty() { "M" } else { " L" });
             }
-            if !path.is_empty() {
-                let _ = write!(svg, "<path class=\"{class} s{colour}\" d=\"{path}\"/>");
+            path
+        };
+        if !series.band.is_empty() {
+            let upper = series.band.iter().map(|(px, _, high)| (*px, *high));
+            let lower = series.band.iter().rev().map(|(px, low, _)| (*px, *low));
+            let _ = write!(svg, "<path class=\"band f{colour}\" d=\"{}z\"/>", path(&mut upper.chain(lower)));
+        }
+        for (class, points) in [("line", &series.line), ("curve", &series.curve)] {
+            if !points.is_empty() {
+                let _ = write!(
+                    svg,
+                    "<path class=\"{class} s{colour}\" d=\"{}\"/>",
+                    path(&mut points.iter().copied())
+                );
             }
         }
+    }
+
+    fn points(&self, svg: &mut String, series: &Series, x: &Mapping, y: &Mapping, titles: bool) {
+        let colour = series.colour % COLOURS;
         for point in &series.points {
-            let (px, py) = place(point.x, point.y);
-            let title = escape(&point.title);
-            if point.marked {
-                let _ = write!(svg, "<circle class=\"ring\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"7.5\"/>");
+            let (px, py) = (x.place(self.x.clip(point.x)), y.place(self.y.clip(point.y)));
+            let beyond = self.y.limit.is_some_and(|limit| point.y > limit);
+            let row = point.row.map_or_else(String::new, |row| format!(" data-row=\"{row}\""));
+            if point.marked && !beyond {
+                let _ = write!(svg, "<circle class=\"ring\"{row} cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"7.5\"/>");
             }
-            if self.y.limit.is_some_and(|limit| point.y > limit) {
-                let _ = write!(
-                    svg,
-                    "<path class=\"dot f{colour}\" d=\"M{px:.1} {:.1} l-5 9 h10 z\"><title>{title}</title></path>",
-                    py - 9.0
-                );
+            if let Some(error) = point.error.filter(|_| !beyond) {
+                let end = |value: f64| y.place(self.y.clip(value)).clamp(TOP, HEIGHT - BOTTOM);
+                let (from, to) = (end(point.y - error), end(point.y + error));
+                // Bars that the point hides say nothing.
+                if (from - to).abs() > 9.0 {
+                    let _ =
+                        write!(svg, "<path class=\"bar s{colour}\"{row} d=\"M{px:.1} {from:.1}V{to:.1}\"/>");
+                }
+            }
+            let outline = if beyond {
+                format!("M{px:.1} {:.1}l-5 9h10z", py - 9.0)
             } else {
-                let _ = write!(
-                    svg,
-                    "<circle class=\"dot f{colour}\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\"><title>{title}</title></circle>"
-                );
+                marker(series.colour, px, py, 4.0)
+            };
+            let _ = write!(svg, "<path class=\"dot f{colour}\"{row} d=\"{outline}\"");
+            if titles {
+                let _ = write!(svg, "><title>{}</title></path>", escape(&point.title));
+            } else {
+                svg.push_str("/>");
             }
         }
     }
 }
 
+/// `svg` as a file of its own: with the light colours of the page's style sheet, for viewers that know no variables.
+#[must_use]
+pub fn standalone(svg: &str) -> String {
+    let open = svg.find('>').map_or(0, |end| end + 1);
+    format!(
+        "{}<style>{}</style><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>{}\n",
+        &svg[..open],
+        standalone_style(),
+        &svg[open..]
+    )
+}
+
+/// Style of an SVG file of its own.
+#[must_use]
+pub fn standalone_style() -> String {
+    let mut style = String::from(
+        "text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}.grid{stroke:#dfe1e5}.tick,.axis{fill:#5c6470;font-size:12px}.axis{font-size:13px}.label{font-size:12.5px;font-weight:600}.line{fill:none;stroke-width:2}.curve{fill:none;stroke-width:1.6;stroke-dasharray:5 4}.leader{fill:none;stroke-width:.8;opacity:.5}.level{fill:none;stroke:#5c6470;stroke-dasharray:2 3}.band{opacity:.14;stroke:none}.bar{stroke-width:1.2;opacity:.6}.dot{stroke:#fff;stroke-width:1}.ring{fill:none;stroke:#1d1f23;stroke-width:1.4}.heat{fill:#1d1f23;font-size:12px}",
+    );
+    for (number, colour) in PALETTE.iter().enumerate() {
+        let _ = write!(style, ".s{number}{{stroke:{colour}}}.f{number}{{fill:{colour}}}");
+    }
+    for (level, colour) in HEAT.iter().enumerate() {
+        let _ = write!(style, ".h{level}{{fill:{colour}}}");
+    }
+    style
+}
+
+/// Colours on white, told apart with red-green and blue-yellow blindness (after Okabe and Ito, darkened to 4.5:1 on white).
+pub const PALETTE: [&str; COLOURS] =
+    ["#0b5fa5", "#b34700", "#0a7358", "#a3256f", "#7a5c00", "#4b4bb8", "#006f7a", "#8c1d18", "#5c6470"];
+/// Steps of a heat map from small to large, of one lightness ramp (after cividis).
+pub const HEAT: [&str; 11] = [
+    "#f7f4e3", "#efe6b8", "#e3d68d", "#cfc371", "#b3ad70", "#969774", "#7a8278", "#5f6d7a", "#43577a",
+    "#254177", "#0a2a66",
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn chart(x: Axis, y: Axis, series: Series) -> Chart {
+        let columns = ["x".into(), "y".into()];
+        Chart {
+            title: String::new(),
+            table: "t".into(),
+            columns,
+            x,
+            y,
+            series: vec![series],
+            levels: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn files_have_their_colours_in_them() {
+        let points =
+            vec![Point { x: 1.0, y: 2.0, error: None, row: None, title: String::new(), marked: false }];
+        let series = Series { points, ..Series::new("k=a".into(), "a".into(), 0) };
+        let axis = || Axis::new("", Scale::Linear);
+        let file = standalone(&chart(axis(), axis(), series).svg().unwrap());
+        assert!(
+            file.starts_with("<svg") && file.contains(".f0{fill:#0b5fa5}") && !file.contains("var("),
+            "{file}"
+        );
+    }
 
     #[test]
     fn ticks_are_round_and_inside() {
@@ -332,27 +536,22 @@ mod tests {
     #[test]
     fn nothing_to_draw_is_no_chart() {
         let axis = || Axis::new("", Scale::Log);
-        let point = Point { x: 1.0, y: -1.0, title: String::new(), marked: false };
-        let series = Series {
-            label: String::new(),
-            colour: 0,
-            points: vec![point],
-            line: Vec::new(),
-            curve: Vec::new(),
-        };
-        assert!(Chart { title: String::new(), x: axis(), y: axis(), series: vec![series] }.svg().is_none());
+        let point = Point { x: 1.0, y: -1.0, error: None, row: None, title: String::new(), marked: false };
+        let series = Series { points: vec![point], ..Series::new(String::new(), String::new(), 0) };
+        assert!(chart(axis(), axis(), series).svg().is_none());
     }
 
     #[test]
     fn a_point_past_the_limit_is_a_triangle_at_the_edge() {
-        let point = |y: f64| Point { x: y, y, title: format!("at {y}"), marked: false };
+        let point =
+            |y: f64| Point { x: y, y, error: None, row: Some(7), title: format!("at {y}"), marked: false };
         let points = vec![point(1.0), point(2.0), point(1e9)];
-        let series = Series { label: "a".into(), colour: 0, points, line: Vec::new(), curve: Vec::new() };
+        let series = Series { points, ..Series::new("k=a".into(), "a".into(), 0) };
         let y = Axis { limit: Some(2.0), ..Axis::new("y", Scale::Linear) };
-        let chart = Chart { title: String::new(), x: Axis::new("x", Scale::Linear), y, series: vec![series] };
-        let svg = chart.svg().unwrap();
-        assert_eq!(svg.matches("<circle class=\"dot").count(), 2, "{svg}");
-        assert!(svg.contains("z\"><title>at 1000000000</title></path>"), "{svg}");
+        let svg = chart(Axis::new("x", Scale::Linear), y, series).svg().unwrap();
+        assert_eq!(svg.matches("data-row=\"7\" d=\"M").count(), 3, "{svg}");
+        assert_eq!(svg.matches("l-5 9h10z").count(), 1, "{svg}");
+        assert!(svg.contains("l-5 9h10z\"><title>at 1000000000</title></path>"), "{svg}");
     }
 
     #[test]

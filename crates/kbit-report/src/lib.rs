@@ -1,12 +1,26 @@
-//! Measurements to HTML, Markdown, CSV and JSON: one self-contained page that works from a file, light and dark.
+//! Measurements to HTML, Markdown, SVG, CSV and JSON, and model cards.
+//!
+//! Tables and figures ([`chart`]) are data first. The page, the Markdown text, the CSV and SVG files are written from
+//! them, and the page's script works on the same: it sorts and filters the tables' data and finds the points of the figures in it.
+//! The page is one file that asks for nothing from outside; without scripts it shows the first rows of every table and all figures.
 #![forbid(unsafe_code)]
 
+mod answer;
+mod cards;
 pub mod chart;
+mod data;
+mod figures;
+mod heat;
+mod table;
+mod tables;
 mod view;
 
+pub use cards::Card;
+pub use data::{Contradiction, RunData, contradictions};
+
 use kbit_laws::Fits;
-use kbit_results::{Cost, Measurement};
 use minijinja::Environment;
+use serde::Serialize;
 use std::fmt::Write as _;
 
 /// A report that could not be made.
@@ -20,25 +34,41 @@ pub enum ReportError {
     Json(#[from] serde_json::Error),
 }
 
+/// What somebody claimed, and whether it holds in these measurements.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Finding {
+    /// The claim, in a sentence.
+    pub claim: String,
+    /// Where it was made.
+    pub source: String,
+    /// `holds`, `does not hold` or `cannot be told`.
+    pub verdict: String,
+    /// What was computed to tell, in words.
+    pub statistic: String,
+    /// Its value.
+    pub value: Option<f64>,
+    /// Its 95 % interval.
+    pub interval: Option<(f64, f64)>,
+    /// The smallest effect that this much data could have shown.
+    pub smallest_effect: Option<f64>,
+    /// What else to know.
+    pub note: String,
+}
+
 /// A report.
 pub struct Report<'a> {
-    measurements: &'a [Measurement],
+    runs: &'a [RunData],
     fits: &'a Fits,
+    findings: &'a [Finding],
     view: view::View,
-    provenance: serde_json::Value,
 }
 
 impl<'a> Report<'a> {
-    /// The report on `measurements` and `costs`, with the laws fitted to them. `provenance` is shown as it is; its `name` is
-    /// the title.
+    /// The report on `runs` with the laws fitted to all of them and the findings about them. The `name` in a run's provenance is the
+    /// title. Runs must not contradict each other: see [`contradictions`].
     #[must_use]
-    pub fn new(
-        measurements: &'a [Measurement],
-        costs: &'a [Cost],
-        fits: &'a Fits,
-        provenance: serde_json::Value,
-    ) -> Self {
-        Self { measurements, fits, view: view::View::new(measurements, costs, fits, &provenance), provenance }
+    pub fn new(runs: &'a [RunData], fits: &'a Fits, findings: &'a [Finding]) -> Self {
+        Self { runs, fits, findings, view: view::View::new(runs, fits, findings) }
     }
 
     /// The page.
@@ -49,10 +79,12 @@ impl<'a> Report<'a> {
         let mut environment = Environment::new();
         environment.add_template("report.html", include_str!("report.html"))?;
         let template = environment.get_template("report.html")?;
-        let style = include_str!("report.css");
+        let style = format!("{}\n{}", include_str!("report.css"), view::colours());
         let script = include_str!("report.js");
-        let provenance = serde_json::to_string_pretty(&self.provenance)?;
-        Ok(template.render(minijinja::context! { view => self.view, style, script, provenance })?)
+        let data = serde_json::json!({ "tables": self.view.tables(), "svgStyle": chart::standalone_style() });
+        // What ends the block must not stand in it.
+        let data = serde_json::to_string(&data)?.replace('<', "\\u003c");
+        Ok(template.render(minijinja::context! { view => self.view, style, script, data })?)
     }
 
     /// The tables in Markdown.
@@ -68,45 +100,9 @@ impl<'a> Report<'a> {
         for failure in &view.failures {
             let _ = writeln!(text, "- **Failed**: {failure}");
         }
-        if view.rows.is_empty() {
-            return Ok(text);
-        }
-        text.push_str(
-            "\n## Runs\n\n| model | scheme | bits/weight | size | perplexity | KL divergence | same top | Pareto |\n|---|---|--:|--:|--:|--:|--:|:-:|\n",
-        );
-        for row in &view.rows {
-            let _ = writeln!(
-                text,
-                "| {} | {} | {} | {} | {} | {} | {} | {} |",
-                row.model,
-                if view.arithmetic.is_some() {
-                    row.scheme.clone()
-                } else {
-                    format!("{} ({})", row.scheme, row.arithmetic)
-                },
-                row.bpw,
-                row.size,
-                row.perplexity,
-                row.kld,
-                row.same_top,
-                if row.pareto { "yes" } else { "" }
-            );
-        }
-        if !view.fits.is_empty() {
-            text.push_str("\n## Laws\n\n| law | family | constants (95 % interval) | R² | AIC | leave-one-out | points |\n|---|---|---|--:|--:|--:|--:|\n");
-            for fit in &view.fits {
-                let _ = writeln!(
-                    text,
-                    "| {} | {} | {} | {} | {} | {} | {} |",
-                    fit.form,
-                    fit.family,
-                    fit.estimates.join("; "),
-                    fit.r_squared,
-                    fit.aic,
-                    fit.leave_one_out,
-                    fit.points
-                );
-            }
+        for table in view.tables().into_iter().filter(|table| view::IN_MARKDOWN.contains(&table.id.as_str()))
+        {
+            let _ = write!(text, "\n## {}\n\n{}", table.title, table.markdown());
         }
         for line in view.comparisons.iter().chain(&view.refusals) {
             let _ = writeln!(text, "\n{line}");
@@ -114,40 +110,52 @@ impl<'a> Report<'a> {
         Ok(text)
     }
 
-    /// One line a run.
+    /// The table of results: one line a model, scheme, text and arithmetic.
     ///
     /// # Errors
     /// None at present.
     pub fn csv(&self) -> Result<String, ReportError> {
-        let mut text = String::from(
-            "model,params,scheme,family,bits,bpw_file,bpw_decoder,bytes,total_bits,data,mode,cache_type,perplexity,perplexity_stderr,nll,bits_per_byte,kl_divergence,kl_divergence_stderr,same_top\n",
-        );
-        for record in &self.view.records {
-            let cells: Vec<String> = record.iter().map(|cell| csv_cell(cell)).collect();
-            let _ = writeln!(text, "{}", cells.join(","));
-        }
-        Ok(text)
+        Ok(self.view.results.csv())
     }
 
-    /// Measurements, laws and provenance in one document.
+    /// Measurements, laws, findings and provenance in one document.
     ///
     /// # Errors
     /// When a figure cannot be written.
     pub fn json(&self) -> Result<String, ReportError> {
+        let measurements: Vec<_> = self.runs.iter().flat_map(|run| &run.measurements).collect();
+        let provenance = match self.runs {
+            [only] => only.provenance.clone(),
+            many => many.iter().map(|run| run.provenance.clone()).collect(),
+        };
         let document = serde_json::json!({
             "schema": kbit_results::SCHEMA,
-            "provenance": self.provenance,
+            "runs": self.runs.iter().map(|run| &run.name).collect::<Vec<_>>(),
+            "provenance": provenance,
             "fits": self.fits,
-            "measurements": self.measurements,
+            "findings": self.findings,
+            "measurements": measurements,
         });
         Ok(serde_json::to_string_pretty(&document)? + "\n")
     }
-}
 
-fn csv_cell(cell: &str) -> String {
-    if cell.contains([',', '"', '\n']) {
-        format!("\"{}\"", cell.replace('"', "\"\""))
-    } else {
-        cell.to_owned()
+    /// Every figure as an SVG file: name and content.
+    #[must_use]
+    pub fn plots(&self) -> Vec<(String, String)> {
+        self.view.drawings().map(|(id, svg)| (format!("{id}.svg"), chart::standalone(svg))).collect()
+    }
+
+    /// Every table as a CSV file: name and content.
+    #[must_use]
+    pub fn table_files(&self) -> Vec<(String, String)> {
+        self.view.tables().iter().map(|table| (format!("{}.csv", table.id), table.csv())).collect()
+    }
+
+    /// A model card for every quantized model for which `file` knows the name of the packed file, by model and scheme.
+    #[must_use]
+    pub fn cards(&self, file: &dyn Fn(&str, &str) -> Option<String>) -> Vec<Card> {
+        let (entries, _) = data::entries(self.runs);
+        let cards = self.runs.iter().flat_map(|run| cards::cards(run, &entries, file));
+        cards.collect()
     }
 }

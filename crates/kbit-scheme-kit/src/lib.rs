@@ -6,6 +6,7 @@
 
 mod codebook;
 mod layout;
+pub mod levels;
 mod scale;
 mod scheme;
 pub mod testing;
@@ -15,6 +16,7 @@ pub use layout::{Granularity, Layout};
 pub use scale::{DoubleQuantization, ScaleType};
 pub use scheme::{
     BlockJob, BlockScheme, BlockTensor, Fit, Levels, Setup, Summary, absmax_fit, decode_with, encode_with,
+    refuse_not_finite,
 };
 
 use kbit_plugin::{DefaultValue, Param, ParamKind};
@@ -30,6 +32,15 @@ pub const fn block_param(min: i64) -> Param {
         default: DefaultValue::Int(64),
     }
 }
+
+/// The parameter `center`.
+pub const CENTER_PARAM: Param = Param {
+    key: "center",
+    doc: "Subtract the mean of each block before it is quantized; the mean is stored beside the scale.",
+    unit: "",
+    kind: ParamKind::Bool,
+    default: DefaultValue::Bool(false),
+};
 
 /// The parameter `scale`.
 pub const SCALE_PARAM: Param = Param {

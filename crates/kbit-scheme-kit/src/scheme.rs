@@ -48,10 +48,34 @@ pub struct Setup {
     pub double: Option<DoubleQuantization>,
     /// A minimum beside each scale.
     pub with_minimum: bool,
+    /// The minimum is the block's mean, and the levels lie about it; goes with `with_minimum`.
+    pub center: bool,
     /// Shrink each scale to the least squared error.
     pub search: bool,
     /// Make the codebook from the matrix itself.
     pub empirical: bool,
+}
+
+impl Setup {
+    /// Codes of `bits` bits in blocks of a row, by the parameters `block`, `scale` and `center`.
+    ///
+    /// # Errors
+    /// Parameters that the scheme does not declare.
+    pub fn of_blocks(bits: u32, params: &Params) -> Result<Self, Error> {
+        let block =
+            usize::try_from(params.int("block")?).map_err(|_| Error::param("block: a number of weights"))?;
+        let center = params.bool("center")?;
+        Ok(Self {
+            bits,
+            granularity: Granularity::Block(block),
+            scale: ScaleType::parse(params.str("scale")?)?,
+            double: None,
+            with_minimum: center,
+            center,
+            search: false,
+            empirical: false,
+        })
+    }
 }
 
 /// The levels of a scheme.
@@ -131,7 +155,14 @@ impl<L: Levels> BlockScheme<L> {
 
     /// The fit for `values` as it will be stored; before double quantization.
     fn fit(&self, values: &[f32], book: Option<&Codebook>, place: &Place<'_>) -> Result<Fit, Error> {
-        let fit = self.levels.fit(&summarize::<L>(values, place)?);
+        let mut summary = summarize::<L>(values, place)?;
+        let mut mean = 0.0;
+        if self.setup.center {
+            mean = self.round(Fit { scale: 0.0, minimum: mean_of(values) }, place)?.minimum;
+            summary = Summary { min: summary.min - mean, max: summary.max - mean, ..summary };
+        }
+        let mut fit = self.levels.fit(&summary);
+        fit.minimum += mean;
         let rounded = self.round(fit, place)?;
         if !self.setup.search || rounded.scale == 0.0 {
             return Ok(rounded);
@@ -188,7 +219,7 @@ impl<L: Levels> BlockScheme<L> {
         for block in layout.blocks(rows) {
             space.fits.push(match job.fit {
                 Some(fit) => {
-                    refuse_not_finite(&values[block.clone()], place, block.start)?;
+                    refuse_not_finite_at(&values[block.clone()], place, block.start)?;
                     fit
                 }
                 None => self.fit(&values[block.clone()], book, &place.at(block.start))?,
@@ -248,19 +279,33 @@ impl Place<'_> {
     }
 }
 
-fn refuse_not_finite(values: &[f32], place: &Place<'_>, offset: usize) -> Result<(), Error> {
+fn refuse_not_finite_at(values: &[f32], place: &Place<'_>, offset: usize) -> Result<(), Error> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(index) => {
-            let kind = if values[index].is_nan() { "NaN" } else { "infinity" };
+            let value = values[index];
             let index = offset + index;
-            Err(Error::numeric(format!(
-                "tensor {}: {kind} at row {}, column {}; the checkpoint is damaged: get it anew",
-                place.tensor,
-                place.first_row + (index / place.cols) as u64,
-                index % place.cols
-            )))
+            let row = place.first_row + (index / place.cols) as u64;
+            Err(not_finite(value, place.tensor, row, index % place.cols))
         }
+    }
+}
+
+fn not_finite(value: f32, tensor: &str, row: u64, column: usize) -> Error {
+    let kind = if value.is_nan() { "NaN" } else { "infinity" };
+    Error::numeric(format!(
+        "tensor {tensor}: {kind} at row {row}, column {column}; the checkpoint is damaged: get it anew"
+    ))
+}
+
+/// Refuses a row with a value that is not finite, and says where it stands.
+///
+/// # Errors
+/// NaN or an infinity.
+pub fn refuse_not_finite(values: &[f32], tensor: &str, row: u64) -> Result<(), Error> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(column) => Err(not_finite(values[column], tensor, row, column)),
     }
 }
 
@@ -286,7 +331,7 @@ fn summarize<L: Levels>(values: &[f32], place: &Place<'_>) -> Result<Summary, Er
     finite &= rest.iter().all(|value| value.is_finite());
     if !finite {
         let start = Place { offset: 0, ..*place };
-        refuse_not_finite(values, &start, place.offset % place.cols)?;
+        refuse_not_finite_at(values, &start, place.offset % place.cols)?;
     }
     if L::NEEDS_MEAN {
         let sum: f64 = values.iter().map(|value| f64::from(value.abs())).sum();
@@ -300,6 +345,17 @@ fn summarize<L: Levels>(values: &[f32], place: &Place<'_>) -> Result<Summary, Er
         }
     }
     Ok(summary)
+}
+
+/// The mean, summed in double precision in the order of `values`.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a mean in single precision"
+)]
+fn mean_of(values: &[f32]) -> f32 {
+    let sum: f64 = values.iter().map(|value| f64::from(*value)).sum();
+    (sum / values.len().max(1) as f64) as f32
 }
 
 /// Buffers of one encode call.
@@ -373,6 +429,7 @@ impl<L: Levels> Scheme for BlockScheme<L> {
                 whole && setup.double.is_some(),
                 "scale_bits needs scales of blocks or rows, not of the whole tensor",
             ),
+            (whole && setup.center, "center=true needs scales of blocks or rows, not of the whole tensor"),
             (
                 whole && setup.empirical,
                 "codebook=empirical needs scales of blocks or rows, not of the whole tensor",
@@ -417,8 +474,8 @@ impl<L: Levels> Scheme for BlockScheme<L> {
             if self.setup.empirical {
                 let mut bins = vec![0u32; BINS];
                 for block in layout.blocks(values.len() / layout.cols) {
-                    let scale = self.fit(&values[block.clone()], None, &place.at(block.start))?.scale;
-                    if scale == 0.0 {
+                    let fit = self.fit(&values[block.clone()], None, &place.at(block.start))?;
+                    if fit.scale == 0.0 {
                         continue;
                     }
                     for value in &values[block] {
@@ -427,8 +484,8 @@ impl<L: Levels> Scheme for BlockScheme<L> {
                             clippy::cast_sign_loss,
                             reason = "clamped to the bins"
                         )]
-                        let bin = ((value / scale + 1.0) * (BINS as f32 / 2.0)).clamp(0.0, (BINS - 1) as f32)
-                            as usize;
+                        let bin = (((value - fit.minimum) / fit.scale + 1.0) * (BINS as f32 / 2.0))
+                            .clamp(0.0, (BINS - 1) as f32) as usize;
                         bins[bin] += 1;
                     }
                 }
@@ -589,10 +646,10 @@ impl<L: Levels> Scheme for BlockScheme<L> {
     }
 }
 
-/// Codes of a codebook: the nearest value to each weight over its scale.
+/// Codes of a codebook: the nearest value to each weight less the block's minimum, over its scale.
 pub fn encode_with(book: &Codebook, values: &[f32], fit: Fit, codes: &mut [u8]) {
     for (value, code) in values.iter().zip(codes) {
-        *code = book.nearest(value / fit.scale);
+        *code = book.nearest((value - fit.minimum) / fit.scale);
     }
 }
 
@@ -600,7 +657,7 @@ pub fn encode_with(book: &Codebook, values: &[f32], fit: Fit, codes: &mut [u8]) 
 pub fn decode_with(book: &Codebook, codes: &[u8], fit: Fit, out: &mut [f32]) {
     let mut table = [0f32; 256];
     for (code, value) in (0..=u8::MAX).zip(&mut table) {
-        *value = book.value(code) * fit.scale;
+        *value = book.value(code) * fit.scale + fit.minimum;
     }
     for (code, out) in codes.iter().zip(out) {
         *out = table[usize::from(*code)];

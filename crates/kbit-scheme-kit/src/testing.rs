@@ -47,7 +47,10 @@ fn encode<S: Scheme>(
     let plan = scheme.plan(&shape)?;
     let group = plan.row_group as usize;
     let groups = rows.div_ceil(group);
-    let mut job = scheme.begin(&shape, None, &Aux::default())?;
+    let calibration: Vec<f32> = (0..cols).map(|column| ((column * 37) % 101) as f32 + 1.0).collect();
+    let aux = Aux { diag: Some(&calibration), producer_std: Some(&calibration), ..Aux::default() };
+    let whole = plan.whole_matrix.then(|| Slab::new(values, 0, rows, cols, cols));
+    let mut job = scheme.begin(&shape, whole, &aux)?;
     let mut heads: Vec<Vec<u8>> = plan.parts.iter().map(|part| vec![0; part.head_bytes as usize]).collect();
     let mut parts: Vec<Vec<u8>> =
         plan.parts.iter().map(|part| vec![0xa5; part.group_bytes as usize * groups]).collect();
@@ -56,10 +59,10 @@ fn encode<S: Scheme>(
     let slab = |first: usize, end: usize| {
         Slab::new(&values[first * cols..end * cols], first as u64, end - first, cols, cols)
     };
-    if plan.stat_bytes > 0 {
+    if plan.stat_bytes > 0 || plan.parts.iter().any(|part| part.head_bytes > 0) {
         let stat = plan.stat_bytes as usize;
         let mut stats = vec![0xa5; stat * groups];
-        for (first, end) in &ranges {
+        for (first, end) in ranges.iter().filter(|_| stat > 0) {
             let out = &mut stats[first / group * stat..end.div_ceil(group) * stat];
             scheme.observe(&job, *first as u64..*end as u64, &slab(*first, *end), out, &mut [])?;
         }

@@ -24,7 +24,7 @@ mod unigram;
 mod vocabulary;
 mod wordpiece;
 
-pub use chat::{ChatOptions, ChatTemplate, KNOWN_TEMPLATES, KnownTemplate, Message};
+pub use chat::{ChatOptions, ChatTemplate, KNOWN_TEMPLATES, KnownTemplate, Message, jinja};
 pub use error::TokenizerError;
 pub use export::{TokenizerFiles, files_from_metadata};
 pub use folder::{metadata_from_folder, metadata_from_folder_named};

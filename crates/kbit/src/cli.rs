@@ -106,8 +106,10 @@ pub enum Command {
     /// Choose a model and a bit width for a memory budget, from measurements
     #[command(after_help = "Example:\n  kbit recommend kbit-runs/quickstart/results.jsonl --budget 2MiB")]
     Recommend(Recommend),
-    /// Make the report of a run anew
-    #[command(after_help = "Example:\n  kbit report kbit-runs/quickstart --format html,md")]
+    /// Make the report of one or several runs anew
+    #[command(
+        after_help = "Examples:\n  kbit report kbit-runs/quickstart\n  kbit report kbit-runs/quickstart --format html,svg,cards\n  kbit report kbit-runs/monday kbit-runs/tuesday --out comparison"
+    )]
     Report(Report),
     /// Write a GGUF file as a Hugging Face folder: safetensors, config.json, tokenizer
     #[command(
@@ -549,12 +551,16 @@ pub struct Recommend {
 /// `kbit report`.
 #[derive(Debug, Args)]
 pub struct Report {
-    /// Output folder of a run
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub run: PathBuf,
-    /// Formats
-    #[arg(long, value_delimiter = ',', default_value = "html,md,csv,json", value_parser = ["html", "md", "csv", "json"])]
+    /// Output folders of runs; of several, one report compares them
+    #[arg(value_hint = ValueHint::DirPath, required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Formats: html is one file that works offline; csv also writes every table to report/tables, svg every plot to report/plots,
+    /// cards a model card beside each packed file
+    #[arg(long, value_delimiter = ',', default_value = "html,md,csv,json,svg,cards", value_parser = ["html", "md", "csv", "json", "svg", "cards"])]
     pub format: Vec<String>,
+    /// Folder for the report [default: the run's own; of several runs, one beside the first]
+    #[arg(long, value_hint = ValueHint::DirPath)]
+    pub out: Option<PathBuf>,
 }
 
 /// `kbit export`.

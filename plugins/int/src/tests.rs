@@ -1,5 +1,5 @@
-use super::Int;
 use kbit_plugin::convert::{f16_to_f32, f32_to_f16};
+use kbit_scheme_kit::levels::Int;
 use kbit_scheme_kit::{BlockScheme, testing};
 use proptest::prelude::*;
 
@@ -19,6 +19,8 @@ fn keeps_the_rules_of_the_abi() {
         "bits=3,symmetric=false,scale_bits=6,scale_block=16",
         "bits=4,scale_search=mse",
         "bits=4,levels=textbook,scale=bf16",
+        "bits=4,center=true",
+        "bits=3,center=true,granularity=row,scale_search=mse",
     ] {
         testing::keeps_the_rules::<Scheme>(settings);
     }

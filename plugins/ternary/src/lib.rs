@@ -44,6 +44,7 @@ impl Levels for Ternary {
             scale: ScaleType::parse(params.str("scale")?)?,
             double: None,
             with_minimum: false,
+            center: false,
             search: false,
             empirical: false,
         };

@@ -8,6 +8,12 @@
 mod known;
 mod python;
 
+/// What templates that were written for Python's Jinja need: chat templates here, and those of evaluation tasks.
+pub mod jinja {
+    pub use super::of_json;
+    pub use super::python::{method, to_text};
+}
+
 use crate::special::{Fragment, Guard};
 use crate::{Tokenizer, TokenizerError};
 use minijinja::value::Kwargs;
@@ -236,7 +242,8 @@ fn environment<'t>(now: SystemTime) -> Environment<'t> {
 
 /// A JSON value as templates see it. Not by way of serde: what numbers serialize to depends on features of `serde_json` that any
 /// crate of a build may switch on.
-fn of_json(value: &serde_json::Value) -> Value {
+#[must_use]
+pub fn of_json(value: &serde_json::Value) -> Value {
     match value {
         serde_json::Value::Null => Value::from(()),
         serde_json::Value::Bool(value) => Value::from(*value),

@@ -6,12 +6,10 @@ use std::fmt::Write;
 use std::time::SystemTime;
 
 /// Python's methods of strings, dictionaries and lists.
-pub(super) fn method(
-    state: &State<'_, '_>,
-    value: &Value,
-    name: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
+///
+/// # Errors
+/// When there is no such method, or its arguments are not such as it takes.
+pub fn method(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         let argument = |index: usize| args.get(index).and_then(Value::as_str);
         match (name, argument(0)) {
@@ -46,7 +44,8 @@ pub(super) fn method(
 }
 
 /// `str(value)`.
-pub(super) fn to_text(value: &Value) -> String {
+#[must_use]
+pub fn to_text(value: &Value) -> String {
     match value.kind() {
         ValueKind::Undefined => String::new(),
         ValueKind::String => value.as_str().unwrap_or_default().to_owned(),

@@ -14,11 +14,20 @@ fn read(paths: &[PathBuf]) -> Result<Vec<Measurement>, Failure> {
     Ok(kbit_results::merge(sets))
 }
 
+/// A constant for people: five digits, whatever its size.
+fn figure(value: f64) -> String {
+    if (1e-3..1e6).contains(&value.abs()) || value == 0.0 {
+        format!("{value:.5}")
+    } else {
+        format!("{value:.4e}")
+    }
+}
+
 /// Fits laws to measurements.
 pub fn fit(session: &Session, arguments: &Fit) -> Result<u8, Failure> {
     for law in &arguments.law {
-        if !LAWS.iter().any(|(name, _)| name == law) {
-            let known: Vec<&str> = LAWS.iter().map(|(name, _)| *name).collect();
+        if !LAWS.iter().any(|known| known.name == law) {
+            let known: Vec<&str> = LAWS.iter().map(|law| law.name).collect();
             return Err(Failure::usage(format!("unknown law `{law}`; known: {}", known.join(", "))));
         }
     }
@@ -36,25 +45,38 @@ pub fn fit(session: &Session, arguments: &Fit) -> Result<u8, Failure> {
     let mut text = String::new();
     for fit in &fits.fits {
         text.push_str(&format!("{} ({}): {}\n", fit.law, fit.family, fit.form));
-        let mut table = Table::new(&["  constant", ">estimate", ">low", ">high"]);
+        let mut table = Table::new(&["  constant", ">estimate", ">low", ">high", ">published"]);
         for estimate in &fit.estimates {
-            let shown =
-                |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.5}"));
+            let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), figure);
             let name = format!("  {}", estimate.name);
-            table.row(vec![name, shown(Some(estimate.value)), shown(estimate.low), shown(estimate.high)]);
+            let published = estimate.published.map_or_else(String::new, figure);
+            table.row(vec![
+                name,
+                figure(estimate.value),
+                shown(estimate.low),
+                shown(estimate.high),
+                published,
+            ]);
         }
         text.push_str(&table.render());
-        let left_out =
-            fit.leave_one_out.map_or_else(|| "not defined".to_owned(), |error| format!("{error:.4}"));
+        let shown =
+            |error: Option<f64>| error.map_or_else(|| "not defined".to_owned(), |e| format!("{e:.4}"));
         text.push_str(&format!(
-            "  R² {:.4}, AIC {:.1}, leave-one-out error {left_out} in {}, {} points from {:.2} to {:.2}\n\n",
+            "  R² {:.4}, AIC {:.1}, condition number {:.1}, {} points from {:.2} to {:.2}\n  error in {}: of points left out {}, of models left out {}\n",
             fit.r_squared,
             fit.aic,
-            fit.space,
+            fit.condition,
             fit.points.len(),
             fit.range.0,
-            fit.range.1
+            fit.range.1,
+            fit.space,
+            shown(fit.leave_one_out),
+            shown(fit.leave_one_model_out),
         ));
+        for note in &fit.notes {
+            text.push_str(&format!("  {note}\n"));
+        }
+        text.push('\n');
     }
     for comparison in &fits.comparisons {
         text.push_str(&format!(
