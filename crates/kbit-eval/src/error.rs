@@ -45,9 +45,23 @@ pub enum EvalError {
         /// Tokens in the reference's.
         wanted: usize,
     },
-    /// A baseline text without tokens.
-    #[error("the baseline text has no token: give a longer text, as like the measured one as can be")]
-    EmptyBaseline,
+    /// A baseline text without two different tokens.
+    #[error(
+        "nothing can be learned from the baseline text, which has {}: give a longer text, as like the measured one as can be",
+        if *tokens == 0 { "no token".to_owned() } else { format!("one token only, {tokens} times") }
+    )]
+    EmptyBaseline {
+        /// Tokens of the text.
+        tokens: usize,
+    },
+    /// A baseline text without any of the scored tokens.
+    #[error(
+        "nothing can be learned from the baseline text, which has none of the tokens that are scored: give a text in the same language"
+    )]
+    BaselineForeign,
+    /// Windows that overlap cannot be continued.
+    #[error("a text can be continued only where windows do not overlap: leave the stride out")]
+    ContinuedStride,
     /// A token of the baseline text that the vocabulary has not.
     #[error(
         "token {token} of the baseline text is not below the vocabulary's {vocabulary}: tokenize it with the model's own tokenizer"

@@ -22,7 +22,7 @@ mod windows;
 
 pub use divergence::{Divergence, Flips, ProbabilityChange, kl_divergence};
 pub use error::EvalError;
-pub use information::{Baseline, Baselines, Information, information};
+pub use information::{Baseline, Baselines, Information, continued, diversity, information};
 pub use perplexity::{Perplexity, perplexity};
 pub use statistics::Spread;
 pub use windows::Windows;

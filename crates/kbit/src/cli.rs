@@ -73,7 +73,7 @@ pub enum Command {
     Verify(Verify),
     /// Measure quality on a text
     #[command(
-        after_help = "Examples:\n  kbit eval model.gguf --metric perplexity --text wiki.txt --chunks 20\n  kbit eval q4.gguf --metric kl --reference model.gguf --text wiki.txt --json"
+        after_help = "Examples:\n  kbit eval model.gguf --metric perplexity --text wiki.txt --chunks 20\n  kbit eval q4.gguf --metric kl --reference model.gguf --text wiki.txt --json\n  kbit eval model.gguf --metric information --text wiki.txt --baseline-text books.txt --generate"
     )]
     Eval(Eval),
     /// Write the logits of a token sequence as safetensors
@@ -353,6 +353,33 @@ pub struct Eval {
     /// Another text, for `information`, whose tokens and pairs are counted
     #[arg(long, value_name = "F", value_hint = ValueHint::FilePath, required_if_eq("metric", "information"))]
     pub baseline_text: Option<PathBuf>,
+    /// For `information`: have the model itself write what is scored of each window, and measure that too
+    #[arg(long, requires = "baseline_text", conflicts_with = "stride")]
+    pub generate: bool,
+    /// Temperature of what is generated; 0 takes the likeliest token
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 1.0,
+        allow_negative_numbers = true,
+        requires = "generate"
+    )]
+    pub temperature: f32,
+    /// Choose among this many likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0, requires = "generate")]
+    pub top_k: u32,
+    /// Choose among the likeliest tokens that have this share of probability together; 1 for all
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        allow_negative_numbers = true,
+        requires = "generate"
+    )]
+    pub top_p: f32,
+    /// Seed of what is generated; window N draws with the seed + N
+    #[arg(long, value_name = "S", default_value_t = 1, requires = "generate")]
+    pub seed: u64,
     /// Tokens in a window
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     pub context: u32,

@@ -4,7 +4,7 @@ use crate::cli::{Eval, MetricArg};
 use crate::failure::{DONE, Failure};
 use crate::output;
 use crate::session::Session;
-use kbit_eval::{Baselines, Divergence, Information, Perplexity};
+use kbit_eval::{Divergence, Perplexity};
 use kbit_host::Isolation;
 use kbit_models::ConvertOptions;
 use kbit_pipeline::measure::DataSet;
@@ -29,28 +29,7 @@ pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
             let found = kbit_eval::perplexity(&model.model, &data.tokens, &data.windows, &tick)?;
             perplexity(&found, data.bytes_per_token())
         }
-        (MetricArg::Information, _) => {
-            let Some(path) = &arguments.baseline_text else {
-                return Err(Failure::usage("the metric information needs --baseline-text F"));
-            };
-            let counted = DataSet::tokenize(path, model.tokenizer()?, context, None)?;
-            if counted.sha256 == data.sha256 {
-                return Err(Failure::usage(
-                    "--baseline-text is the measured text itself, of which counts know too much: give another one of its kind",
-                ));
-            }
-            let baselines = Baselines::count(model.model.description().vocab, &counted.tokens)?;
-            let per_token = data.bytes_per_token();
-            let found = kbit_eval::information(
-                &model.model,
-                &data.tokens,
-                &data.windows,
-                &baselines,
-                per_token,
-                &tick,
-            )?;
-            information(&found)?
-        }
+        (MetricArg::Information, _) => super::information::measure(arguments, &model, &data, &tick)?,
         (MetricArg::Kl, None) => return Err(Failure::usage("the metric kl needs --reference BASE")),
         (MetricArg::Kl, Some(path)) => {
             let reference =
@@ -133,34 +112,6 @@ fn perplexity(found: &Perplexity, bytes_per_token: f64) -> (serde_json::Value, S
         bits / bytes_per_token
     );
     (document, text)
-}
-
-fn information(found: &Information) -> Result<(serde_json::Value, String), Failure> {
-    let mut document = serde_json::json!({ "metric": "information", "value": found.bigram.reduction });
-    let figures = serde_json::to_value(found).map_err(Failure::failed)?;
-    if let (Some(fields), Some(figures)) = (document.as_object_mut(), figures.as_object()) {
-        fields.extend(figures.clone());
-        // The error of `value`, as of every metric; that of `bits_per_token` under a name of its own.
-        fields.insert("stderr".into(), found.bigram.stderr.into());
-        fields.insert("bits_per_token_stderr".into(), found.stderr.into());
-        fields.insert("nll".into(), (found.bits_per_token * std::f64::consts::LN_2).into());
-    }
-    let mut text = format!(
-        "{:.4} +- {:.4} bits a token, {:.4} bits a byte\n",
-        found.bits_per_token, found.stderr, found.bits_per_byte
-    );
-    for (name, baseline) in [("uniform", found.uniform), ("unigram", found.unigram), ("bigram", found.bigram)]
-    {
-        text += &format!(
-            "{name}: {:.4} bits a token; the model takes away {:.4} +- {:.4} ({:.1} %), {:.4} bits a byte\n",
-            baseline.bits_per_token,
-            baseline.reduction,
-            baseline.stderr,
-            baseline.share * 100.0,
-            baseline.reduction_per_byte
-        );
-    }
-    Ok((document, text))
 }
 
 fn divergence(found: &Divergence, bytes_per_token: f64) -> (serde_json::Value, String) {

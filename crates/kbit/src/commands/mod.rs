@@ -8,6 +8,7 @@ mod eval;
 mod export;
 mod generate;
 mod gguf;
+mod information;
 mod inspect;
 mod laws;
 mod logits;
