@@ -11,6 +11,7 @@ mod fit;
 mod fitter;
 mod law;
 mod observe;
+pub mod paired;
 mod shape;
 mod solve;
 

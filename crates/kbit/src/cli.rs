@@ -103,6 +103,14 @@ pub enum Command {
     /// Fit laws of quality against bits and size to measurements
     #[command(after_help = "Example:\n  kbit fit kbit-runs/quickstart/results.jsonl")]
     Fit(Fit),
+    /// Say which of several models and schemes is better, or that it cannot be told, by paired tests
+    ///
+    /// Without names, all pairs that differ in model or scheme alone; with one, that one against all others; with several, those.
+    /// A name is a model, a scheme as results call it, or MODEL/SCHEME. Differences are taken window by window, or document by document.
+    #[command(
+        after_help = "Examples:\n  kbit compare kbit-runs/quickstart ggml:q4_0 int:bits=4\n  kbit compare kbit-runs/quickstart s1/none --json\n  kbit compare kbit-runs/monday --with kbit-runs/tuesday --metric kl_divergence"
+    )]
+    Compare(Compare),
     /// Choose a model and a bit width for a memory budget, from measurements
     #[command(after_help = "Example:\n  kbit recommend kbit-runs/quickstart/results.jsonl --budget 2MiB")]
     Recommend(Recommend),
@@ -564,6 +572,32 @@ pub struct Fit {
     pub seed: u64,
 }
 
+/// `kbit compare`.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// Folder of a run, or its items.jsonl
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub results: PathBuf,
+    /// What to compare: MODEL, SCHEME or MODEL/SCHEME; `none` is the unquantized model
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Another run; may be given more than once
+    #[arg(long, value_name = "RUN", value_hint = ValueHint::AnyPath)]
+    pub with: Vec<PathBuf>,
+    /// What to compare in, as items.jsonl calls it
+    #[arg(long, value_name = "NAME", default_value = "nll")]
+    pub metric: String,
+    /// A difference counts where p, corrected for the number of pairs, is below this
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = parse_share)]
+    pub alpha: f64,
+    /// Draws of the bootstrap and of the permutation test
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
+    pub resamples: u32,
+    /// Seed of the draws
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub seed: u64,
+}
+
 /// `kbit recommend`.
 #[derive(Debug, Args)]
 pub struct Recommend {
@@ -804,6 +838,14 @@ fn parse_variable(text: &str) -> Result<(String, serde_json::Value), String> {
 fn parse_type(text: &str) -> Result<GgmlType, String> {
     let names: Vec<_> = GgmlType::ALL.iter().map(|ty| ty.name()).collect();
     GgmlType::from_name(text).ok_or_else(|| kbit_yaml::suggestion(text, &names))
+}
+
+/// Reads a share between 0 and 1.
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
+        _ => Err("write a number between 0 and 1, as 0.05".to_owned()),
+    }
 }
 
 /// Reads `6GiB`, `1.5GB`, `700MiB`, `4096`.

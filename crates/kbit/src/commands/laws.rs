@@ -5,14 +5,6 @@ use crate::failure::{DONE, FAILED, Failure};
 use crate::output::{self, Table};
 use crate::session::Session;
 use kbit_laws::{FitOptions, LAWS};
-use kbit_results::Measurement;
-use std::path::PathBuf;
-
-fn read(paths: &[PathBuf]) -> Result<Vec<Measurement>, Failure> {
-    let sets =
-        paths.iter().map(|path| kbit_results::read::<Measurement>(path)).collect::<Result<Vec<_>, _>>()?;
-    Ok(kbit_results::merge(sets))
-}
 
 /// A constant for people: five digits, whatever its size.
 fn figure(value: f64) -> String {
@@ -31,7 +23,7 @@ pub fn fit(session: &Session, arguments: &Fit) -> Result<u8, Failure> {
             return Err(Failure::usage(format!("unknown law `{law}`; known: {}", known.join(", "))));
         }
     }
-    let measurements = read(&arguments.results)?;
+    let measurements = kbit_results::read_all(&arguments.results)?;
     let options = FitOptions {
         bootstrap: usize::try_from(arguments.bootstrap).unwrap_or(500),
         seed: arguments.seed,
@@ -93,7 +85,7 @@ pub fn fit(session: &Session, arguments: &Fit) -> Result<u8, Failure> {
 
 /// Chooses the best measured run within a budget.
 pub fn recommend(session: &Session, arguments: &Recommend) -> Result<u8, Failure> {
-    let measurements = read(&arguments.results)?;
+    let measurements = kbit_results::read_all(&arguments.results)?;
     let found = kbit_laws::recommend(&measurements, arguments.budget);
     if session.global.json {
         output::json(&found)?;
