@@ -111,8 +111,12 @@ pub enum Command {
         after_help = "Examples:\n  kbit compare kbit-runs/quickstart ggml:q4_0 int:bits=4\n  kbit compare kbit-runs/quickstart s1/none --json\n  kbit compare kbit-runs/monday --with kbit-runs/tuesday --metric kl_divergence"
     )]
     Compare(Compare),
-    /// Choose a model and a bit width for a memory budget, from measurements
-    #[command(after_help = "Example:\n  kbit recommend kbit-runs/quickstart/results.jsonl --budget 2MiB")]
+    /// Choose a model and a bit width for a budget, from measurements, and say how sure that is
+    ///
+    /// The choice has the lowest loss of the runs within the budget; where only quality is limited, it is the smallest file.
+    #[command(
+        after_help = "Examples:\n  kbit recommend kbit-runs/quickstart/results.jsonl --budget 2MiB\n  kbit recommend kbit-runs/quickstart/results.jsonl --bits-per-weight 5 --tokens-per-second 20\n  kbit recommend kbit-runs/quickstart/results.jsonl --perplexity-increase 5%"
+    )]
     Recommend(Recommend),
     /// Make the report of one or several runs anew
     #[command(
@@ -600,13 +604,32 @@ pub struct Compare {
 
 /// `kbit recommend`.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("limit").required(true).multiple(true).args(["budget", "bits_per_weight", "tokens_per_second", "kl_divergence", "perplexity_increase"]))]
 pub struct Recommend {
     /// results.jsonl files
     #[arg(required = true, value_hint = ValueHint::FilePath)]
     pub results: Vec<PathBuf>,
     /// Memory for the weights, as 6GiB, 700MiB, 2GB or a number of bytes
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub budget: u64,
+    pub budget: Option<u64>,
+    /// True bits a weight of the file, at most
+    #[arg(long, value_name = "BITS", value_parser = parse_positive)]
+    pub bits_per_weight: Option<f64>,
+    /// Tokens a second, at least: the fastest step that costs.jsonl beside the results has of it
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub tokens_per_second: Option<f64>,
+    /// KL divergence from the unquantized model, at most, in nats
+    #[arg(long, value_name = "NATS", value_parser = parse_positive)]
+    pub kl_divergence: Option<f64>,
+    /// Perplexity above that of the unquantized model, at most, as 1% or 0.01
+    #[arg(long, value_name = "SHARE", value_parser = parse_increase)]
+    pub perplexity_increase: Option<f64>,
+    /// Draws of the text's windows that say how sure the choice is
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    pub resamples: u32,
+    /// Seed of the draws
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub seed: u64,
 }
 
 /// `kbit report`.
@@ -845,6 +868,23 @@ fn parse_share(text: &str) -> Result<f64, String> {
     match text.trim().parse::<f64>() {
         Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
         _ => Err("write a number between 0 and 1, as 0.05".to_owned()),
+    }
+}
+
+/// Reads a number above 0.
+fn parse_positive(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err("write a number above 0".to_owned()),
+    }
+}
+
+/// Reads `1%` or `0.01`.
+fn parse_increase(text: &str) -> Result<f64, String> {
+    let trimmed = text.trim();
+    match trimmed.strip_suffix('%') {
+        Some(percent) => Ok(parse_positive(percent)? / 100.0),
+        None => parse_positive(trimmed),
     }
 }
 
