@@ -42,6 +42,7 @@ fn every_command_shown_runs() {
         "docs/guide/convert.md",
         "docs/guide/mixes.md",
         "docs/guide/evaluate.md",
+        "docs/guide/compare.md",
         "docs/guide/report.md",
         "docs/guide/generate.md",
         "docs/guide/laws.md",

@@ -12,6 +12,7 @@
 
 mod divergence;
 mod error;
+mod information;
 mod perplexity;
 mod reference;
 mod run;
@@ -22,6 +23,7 @@ mod windows;
 
 pub use divergence::{Divergence, Flips, ProbabilityChange, kl_divergence};
 pub use error::EvalError;
+pub use information::{Baseline, Baselines, Information, continued, diversity, information};
 pub use perplexity::{Perplexity, perplexity};
 pub use reference::Reference;
 pub use statistics::Spread;

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Noise, figure};
-use kbit_laws::{At, Fit, FitOptions, Fits, LAWS, Law, PredictError, fit_all, pareto, recommend};
+use kbit_laws::{At, Fit, FitOptions, Fits, LAWS, Law, PredictError, fit_all, pareto};
 use kbit_results::Measurement;
 
 fn fit<'a>(fits: &'a Fits, law: &str, family: &str) -> &'a Fit {
@@ -181,23 +181,6 @@ fn the_front_holds_what_nothing_beats() {
     ];
     let front: Vec<(f64, f64)> = pareto(&data).iter().map(|point| (point.total_bits, point.nll)).collect();
     assert_eq!(front, [(400.0, 3.0), (800.0, 2.5)]);
-}
-
-#[test]
-fn a_recommendation_keeps_the_budget_and_says_how_sure_it_is() {
-    let mut data = vec![
-        figure(100, "int", 4.0, "nll", 3.0),
-        figure(100, "int", 8.0, "nll", 2.5),
-        figure(200, "int", 3.0, "nll", 2.505),
-    ];
-    let chosen = recommend(&data, 100);
-    assert_eq!(chosen.choice.as_ref().map(|choice| choice.bytes), Some(100));
-    assert!(chosen.close, "5 thousandths apart with errors of a hundredth");
-    assert_eq!(recommend(&data, 60).choice.map(|choice| choice.bytes), Some(50));
-    let none = recommend(&data, 10);
-    assert!(none.choice.is_none() && none.smallest.is_some_and(|smallest| smallest.bytes == 50));
-    data.retain(|measurement| measurement.metric != "nll");
-    assert!(recommend(&data, 100).reason.contains("measure perplexity first"));
 }
 
 /// Losses of twelve models after Hoffmann et al., each with its own N and D.

@@ -29,6 +29,7 @@ pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
             let found = kbit_eval::perplexity(&model.model, &data.tokens, &data.windows, &tick)?;
             perplexity(&found, data.bytes_per_token())
         }
+        (MetricArg::Information, _) => super::information::measure(arguments, &model, &data, &tick)?,
         (MetricArg::Kl, None) => return Err(Failure::usage("the metric kl needs --reference BASE")),
         (MetricArg::Kl, Some(path)) => {
             let reference =
