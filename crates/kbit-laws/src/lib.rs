@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod advise;
+mod findings;
 mod fit;
 mod fitter;
 mod law;
@@ -15,6 +16,7 @@ mod shape;
 mod solve;
 
 pub use advise::{Candidate, ParetoPoint, Recommendation, pareto, recommend};
+pub use findings::{Finding, Verdict, findings};
 pub use fit::{
     Comparison, Estimate, Fit, FitOptions, Fits, PredictError, Prediction, Range, Refusal, Residual,
 };
