@@ -327,10 +327,14 @@ impl<'a> Results<'a> {
 
     fn types(&self, parts: &mut Parts, worse: &str, better: &str, widths: &[u32]) {
         let pairs = self.pairs(worse, better, widths);
-        parts.add(
-            format!("{worse} and {better} at {} of two models or blocks", widths_words(widths)),
-            Effect::of(&pairs, self.seed),
-        );
+        match Effect::of(&pairs, self.seed) {
+            Some(effect) => parts.parts.push((worse.to_owned(), effect)),
+            None => {
+                let widths: Vec<String> = widths.iter().map(u32::to_string).collect();
+                let widths = widths.join(" and ");
+                parts.missing.push(format!("{worse} and {better} at {widths} bits, of two models or blocks"));
+            }
+        }
         if widths.len() > 1 {
             let each = widths.iter().filter_map(|width| {
                 let effect = Effect::of(&self.pairs(worse, better, &[*width]), self.seed)?;
@@ -372,10 +376,9 @@ impl<'a> Results<'a> {
         for other in ["float", "quantile"] {
             self.types(&mut parts, other, "int", &[5]);
         }
+        // The claim can be told without this one.
         let dynamic = Effect::of(&self.pairs("dynamic", "int", &[5]), self.seed);
-        if dynamic.is_some() {
-            parts.add("dynamic and int at 5 bits", dynamic);
-        }
+        parts.parts.extend(dynamic.map(|effect| ("dynamic".to_owned(), effect)));
         parts.finding()
     }
 
@@ -537,11 +540,6 @@ impl<'a> Results<'a> {
 
 fn bits(width: u32) -> String {
     format!("{width} bits")
-}
-
-fn widths_words(widths: &[u32]) -> String {
-    let all: Vec<String> = widths.iter().map(u32::to_string).collect();
-    format!("{} bits", all.join(" and "))
 }
 
 fn missing_mixed(mixed: &str, plain: &str) -> String {
