@@ -14,6 +14,7 @@ mod law;
 mod observe;
 mod shape;
 mod solve;
+mod table;
 
 pub use advise::{Candidate, ParetoPoint, Recommendation, pareto, recommend};
 pub use findings::{Finding, Verdict, findings};
@@ -23,6 +24,7 @@ pub use fit::{
 pub use fitter::{fit_all, fit_observations};
 pub use law::{Constant, LAWS, Law, Quantity, Space};
 pub use observe::{At, Observation, observations};
+pub use table::{Read, Table, TableError, is_table};
 
 use kbit_results::Measurement;
 
