@@ -4,13 +4,17 @@ use crate::cli::{Fit, Recommend};
 use crate::failure::{DONE, FAILED, Failure};
 use crate::output::{self, Table};
 use crate::session::Session;
-use kbit_laws::{FitOptions, LAWS};
+use kbit_laws::{FitOptions, Fits, LAWS};
 use kbit_results::Measurement;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-fn read(paths: &[PathBuf]) -> Result<Vec<Measurement>, Failure> {
-    let sets =
-        paths.iter().map(|path| kbit_results::read::<Measurement>(path)).collect::<Result<Vec<_>, _>>()?;
+/// True for a YAML file, which describes a table.
+fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+}
+
+fn read<'p>(paths: impl Iterator<Item = &'p PathBuf>) -> Result<Vec<Measurement>, Failure> {
+    let sets = paths.map(|path| kbit_results::read::<Measurement>(path)).collect::<Result<Vec<_>, _>>()?;
     Ok(kbit_results::merge(sets))
 }
 
@@ -31,13 +35,29 @@ pub fn fit(session: &Session, arguments: &Fit) -> Result<u8, Failure> {
             return Err(Failure::usage(format!("unknown law `{law}`; known: {}", known.join(", "))));
         }
     }
-    let measurements = read(&arguments.results)?;
+    let (tables, results): (Vec<&PathBuf>, Vec<&PathBuf>) =
+        arguments.results.iter().partition(|path| is_yaml(path));
+    let measurements = read(results.into_iter())?;
+    let mut observations = kbit_laws::observations(&measurements);
+    let mut notes = Vec::new();
+    for path in tables {
+        let table = kbit_laws::Table::read(path).map_err(Failure::usage)?;
+        let read = table.read_observations()?;
+        notes.extend(read.notes.into_iter().map(|note| format!("{}: {note}", path.display())));
+        observations.extend(read.observations);
+    }
     let options = FitOptions {
         bootstrap: usize::try_from(arguments.bootstrap).unwrap_or(500),
         seed: arguments.seed,
         laws: arguments.law.clone(),
     };
-    let fits = kbit_laws::fit_all(&measurements, &options);
+    let fits = Fits {
+        pareto: kbit_laws::pareto(&measurements),
+        ..kbit_laws::fit_observations(&observations, &options)
+    };
+    for note in &notes {
+        output::note(&format!("warning: {note}"));
+    }
     if session.global.json {
         output::json(&fits)?;
         return Ok(DONE);
@@ -93,7 +113,7 @@ pub fn fit(session: &Session, arguments: &Fit) -> Result<u8, Failure> {
 
 /// Chooses the best measured run within a budget.
 pub fn recommend(session: &Session, arguments: &Recommend) -> Result<u8, Failure> {
-    let measurements = read(&arguments.results)?;
+    let measurements = read(arguments.results.iter())?;
     let found = kbit_laws::recommend(&measurements, arguments.budget);
     if session.global.json {
         output::json(&found)?;
