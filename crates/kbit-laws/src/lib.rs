@@ -15,6 +15,7 @@ mod observe;
 pub mod paired;
 mod shape;
 mod solve;
+mod table;
 
 pub use advise::{Budget, Candidate, Evidence, ParetoPoint, Recommendation, pareto, recommend};
 pub use findings::{Finding, Verdict, findings};
@@ -24,6 +25,7 @@ pub use fit::{
 pub use fitter::{fit_all, fit_observations};
 pub use law::{Constant, LAWS, Law, Quantity, Space};
 pub use observe::{At, Observation, observations};
+pub use table::{Read, Table, TableError, is_table};
 
 use kbit_results::Measurement;
 

@@ -101,7 +101,9 @@ pub enum Command {
     )]
     Bench(Bench),
     /// Fit laws of quality against bits and size to measurements
-    #[command(after_help = "Example:\n  kbit fit kbit-runs/quickstart/results.jsonl")]
+    #[command(
+        after_help = "Examples:\n  kbit fit kbit-runs/quickstart/results.jsonl\n  kbit fit configs/pythia.yaml --law chinchilla"
+    )]
     Fit(Fit),
     /// Say which of several models and schemes is better, or that it cannot be told, by paired tests
     ///
@@ -562,7 +564,7 @@ pub struct Bench {
 /// `kbit fit`.
 #[derive(Debug, Args)]
 pub struct Fit {
-    /// results.jsonl files
+    /// results.jsonl files, or YAML files that describe tables of other figures (CSV)
     #[arg(required = true, value_hint = ValueHint::FilePath)]
     pub results: Vec<PathBuf>,
     /// Only this law; may be given more than once

@@ -85,6 +85,7 @@ failed!(
     kbit_tokenizers::TokenizerError,
     kbit_eval::EvalError,
     kbit_results::ResultsError,
+    kbit_laws::TableError,
     kbit_report::ReportError,
     std::io::Error,
     serde_json::Error

@@ -11,6 +11,17 @@ use kbit_pipeline::recipe::recipes;
 pub fn config(session: &Session, arguments: &Arguments) -> Result<u8, Failure> {
     match arguments {
         Arguments::Schema => output::json(&kbit_pipeline::schema::json_schema())?,
+        // The description of a table for `kbit fit`.
+        Arguments::Check { file }
+            if std::fs::read_to_string(file).is_ok_and(|text| kbit_laws::is_table(&text)) =>
+        {
+            let table = kbit_laws::Table::read(file).map_err(Failure::usage)?;
+            if session.global.json {
+                output::json(&serde_json::json!({ "valid": true, "table": table.file }))?;
+            } else {
+                output::text(&format!("{}: valid; a table in {}", file.display(), table.file.display()))?;
+            }
+        }
         Arguments::Check { file } => {
             let config = Config::read(file).map_err(Failure::usage)?;
             let registry = session.registry(&config.plugins, None)?;

@@ -4,9 +4,14 @@ use crate::cli::{Fit, Recommend};
 use crate::failure::{DONE, FAILED, Failure};
 use crate::output::{self, Table};
 use crate::session::Session;
-use kbit_laws::{Budget, Evidence, FitOptions, LAWS, Recommendation};
+use kbit_laws::{Budget, Evidence, FitOptions, Fits, LAWS, Recommendation};
 use kbit_results::{Cost, Items, Record};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// True for a YAML file, which describes a table.
+fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+}
 
 /// A constant for people: five digits, whatever its size.
 fn figure(value: f64) -> String {
@@ -25,13 +30,29 @@ pub fn fit(session: &Session, arguments: &Fit) -> Result<u8, Failure> {
             return Err(Failure::usage(format!("unknown law `{law}`; known: {}", known.join(", "))));
         }
     }
-    let measurements = kbit_results::read_all(&arguments.results)?;
+    let (tables, results): (Vec<PathBuf>, Vec<PathBuf>) =
+        arguments.results.iter().cloned().partition(|path| is_yaml(path));
+    let measurements = kbit_results::read_all(&results)?;
+    let mut observations = kbit_laws::observations(&measurements);
+    let mut notes = Vec::new();
+    for path in &tables {
+        let table = kbit_laws::Table::read(path).map_err(Failure::usage)?;
+        let read = table.read_observations()?;
+        notes.extend(read.notes.into_iter().map(|note| format!("{}: {note}", path.display())));
+        observations.extend(read.observations);
+    }
     let options = FitOptions {
         bootstrap: usize::try_from(arguments.bootstrap).unwrap_or(500),
         seed: arguments.seed,
         laws: arguments.law.clone(),
     };
-    let fits = kbit_laws::fit_all(&measurements, &options);
+    let fits = Fits {
+        pareto: kbit_laws::pareto(&measurements),
+        ..kbit_laws::fit_observations(&observations, &options)
+    };
+    for note in &notes {
+        output::note(&format!("warning: {note}"));
+    }
     if session.global.json {
         output::json(&fits)?;
         return Ok(DONE);
