@@ -46,6 +46,7 @@ fn every_command_shown_runs() {
         "docs/guide/report.md",
         "docs/guide/generate.md",
         "docs/guide/laws.md",
+        "docs/guide/reproduce.md",
         "docs/benchmarks.md",
     ] {
         let mut ran = 0;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod advise;
+mod findings;
 mod fit;
 mod fitter;
 mod law;
@@ -16,6 +17,7 @@ mod shape;
 mod solve;
 
 pub use advise::{Budget, Candidate, Evidence, ParetoPoint, Recommendation, pareto, recommend};
+pub use findings::{Finding, Verdict, findings};
 pub use fit::{
     Comparison, Estimate, Fit, FitOptions, Fits, PredictError, Prediction, Range, Refusal, Residual,
 };

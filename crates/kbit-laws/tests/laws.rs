@@ -279,3 +279,58 @@ fn every_law_declares_its_constants_needs_and_source_once() {
         assert_eq!(LAWS.iter().filter(|other| other.name == law.name).count(), 1, "{}", law.name);
     }
 }
+
+/// Losses of four sizes under one scheme whose true bits differ a little by model, and of the unquantized models.
+fn one_width() -> Vec<Measurement> {
+    let mut noise = Noise(5);
+    let mut data = Vec::new();
+    for (params, bits) in [(1u64 << 20, 4.54), (1 << 22, 4.53), (1 << 24, 4.51), (1 << 26, 4.505f64)] {
+        let base = 2.0 + 30.0 * (params as f64).powf(-0.2);
+        data.push(figure(params, "none", 16.0, "nll", base));
+        let added = 5.0 * (params as f64).powf(-0.2) * (0.05 * noise.next()).exp();
+        data.push(figure(params, "int", bits, "nll", base + added));
+    }
+    // Tokens follow N in `figure`.
+    data.iter_mut().for_each(|one| one.model.tokens = None);
+    data
+}
+
+#[test]
+fn an_exponent_of_bits_takes_several_bit_widths() {
+    let refused = |data: &[Measurement], law: &str| {
+        let options = FitOptions { laws: vec![law.to_owned()], ..FitOptions::default() };
+        let fits = fit_all(data, &options);
+        assert!(fits.fits.is_empty(), "{:?}", fits.fits[0].estimates);
+        fits.refusals.iter().map(|refusal| refusal.reason.clone()).collect::<Vec<_>>().join("\n")
+    };
+    let mut data = one_width();
+    let reason = refused(&data, "ouyang");
+    assert!(
+        reason.contains("one bit width") && reason.contains("gamma") && reason.contains("infinite"),
+        "{reason}"
+    );
+    // With another width of each the law is fitted.
+    for one in data.clone() {
+        if one.scheme.family == "int" {
+            let mut more = figure(one.model.params, "int", one.bpw.file - 1.0, "nll", one.value + 0.3);
+            more.model.tokens = None;
+            data.push(more);
+        }
+    }
+    let options = FitOptions { laws: vec!["ouyang".to_owned()], ..FitOptions::default() };
+    let fits = fit_all(&data, &options);
+    let gamma = fit(&fits, "ouyang", "int").estimate("gamma").expect("gamma");
+    assert!(gamma.low.is_some_and(f64::is_finite) && gamma.high.is_some_and(f64::is_finite), "{gamma:?}");
+}
+
+#[test]
+fn no_fit_reports_a_number_that_is_none() {
+    for data in [one_width(), one_width().into_iter().take(4).collect(), one_width().split_off(3)] {
+        for fit in fit_all(&data, &FitOptions::default()).fits {
+            for estimate in &fit.estimates {
+                let ends = [Some(estimate.value), estimate.low, estimate.high];
+                assert!(ends.into_iter().flatten().all(f64::is_finite), "{} {estimate:?}", fit.law);
+            }
+        }
+    }
+}

@@ -186,6 +186,9 @@ pub struct Cost {
     pub tokens_per_second: Option<f64>,
     /// Peak resident memory of the process so far (VmHWM), in bytes.
     pub peak_rss_bytes: Option<u64>,
+    /// Energy of the machine's processors meanwhile, in joules, where the system tells it; of measurements only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joules: Option<f64>,
 }
 
 impl Cost {

@@ -43,13 +43,8 @@ pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
                     arguments.model.display()
                 )));
             }
-            let found = kbit_eval::kl_divergence(
-                &reference.model,
-                &[&model.model],
-                &data.tokens,
-                &data.windows,
-                &tick,
-            )?;
+            let reference = kbit_eval::Reference::new(&reference.model, &data.tokens, &data.windows)?;
+            let found = kbit_eval::kl_divergence(&reference, &[&model.model], &tick)?;
             let Some(found) = found.first() else { return Err(Failure::failed("nothing was measured")) };
             divergence(found, data.bytes_per_token())
         }
