@@ -1,4 +1,5 @@
 //! What models know of texts: against dense tables computed by numpy (`tests/python/information_golden.py`), and on models.
+#![expect(clippy::print_stdout, reason = "what the tests share says what it skipped")]
 
 #[path = "../../kbit-engine/tests/common/mod.rs"]
 mod common;

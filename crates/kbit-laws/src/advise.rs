@@ -52,6 +52,8 @@ pub fn pareto(measurements: &[Measurement]) -> Vec<ParetoPoint> {
 const SURE: f64 = 1.645;
 /// A choice is clear from this probability on.
 const CLEAR: f64 = 0.95;
+/// Fewer windows than these call nothing clear: five of one sign are chance in more than 5 % of cases.
+const LEAST_WINDOWS: usize = 6;
 /// More than so many times the windows are not asked for.
 const MOST_TIMES: f64 = 1000.0;
 
@@ -164,7 +166,7 @@ pub struct Recommendation {
     pub runners_up: Vec<Candidate>,
     /// Probability that the choice is truly the best of those that fit.
     pub probability: Option<f64>,
-    /// True where that is below 95 %.
+    /// True where that is below 95 %, or windows are too few to say so.
     pub close: bool,
     /// The measurement that would settle a close choice.
     pub settle: Option<String>,
@@ -399,7 +401,13 @@ pub fn recommend(evidence: &Evidence<'_>, budget: &Budget, draws: usize, seed: u
         .filter(|&index| index != choice)
         .max_by_key(|&index| (wins[index], usize::MAX - index));
     let sure = probability(choice);
-    let close = rival.is_some() && sure < CLEAR;
+    let few = (1..LEAST_WINDOWS).contains(&windows);
+    if few && rival.is_some() {
+        notes.push(format!(
+            "{windows} windows are too few to call a choice clear, and probabilities are rough: measure at least {LEAST_WINDOWS}"
+        ));
+    }
+    let close = rival.is_some() && (sure < CLEAR || few);
     let settle = rival.filter(|_| close).map(|rival| {
         if smaller_wins {
             settle_limit(budget, fitting[choice], fitting[rival])
@@ -517,6 +525,6 @@ fn windows_needed(names: &str, windows: usize, difference: f64, stderr: f64, tex
             difference.abs()
         );
     }
-    let needed = (windows as f64 * times.max(1.0)).ceil();
+    let needed = (windows as f64 * times.max(1.0)).ceil().max(LEAST_WINDOWS as f64);
     format!("measure about {needed:.0} windows of {names}, where {windows} windows of {text} were measured")
 }

@@ -69,6 +69,7 @@ impl Recorded {
             seconds: 1.0,
             tokens_per_second: Some(rate),
             peak_rss_bytes: None,
+            joules: None,
         });
     }
 
@@ -121,6 +122,19 @@ fn a_clear_choice_is_called_clear_though_its_error_is_larger_than_its_lead() {
     assert_eq!((chosen(&found), found.close, found.settle.is_some()), ("int:bits=4", false, false));
     assert!(found.probability > Some(0.99), "{found:?}");
     assert!(found.reason.contains("clear"), "{}", found.reason);
+}
+
+#[test]
+fn few_windows_call_nothing_clear() {
+    let mut recorded = several();
+    for items in &mut recorded.items {
+        items.values.truncate(3);
+        items.weights = Some(vec![10.0; 3]);
+    }
+    let found = recorded.recommend(Budget { bytes: Some(400), ..Budget::default() });
+    assert!(found.close && found.probability > Some(0.99), "{found:?}");
+    assert!(found.notes[0].contains("3 windows are too few"), "{:?}", found.notes);
+    assert!(found.settle.is_some_and(|settle| settle.contains("about 6 windows")), "{:?}", found.reason);
 }
 
 #[test]
