@@ -14,6 +14,7 @@ mod logits;
 mod plugin;
 mod report;
 mod run;
+mod task;
 mod text;
 mod tokenize;
 
