@@ -66,7 +66,8 @@ fn a_run_writes_files_results_and_a_report_and_a_second_one_takes_them_over() {
         assert!(html.contains(label), "{label} is missing from the report");
     }
     let before = outputs(&run);
-    assert_eq!(before.len(), 9);
+    // Eight files, the card of each, and the results.
+    assert_eq!(before.len(), 17);
     let second: Value =
         serde_json::from_str(&kbit_ok(folder.path(), &["run", "run.yaml", "--json"])).expect("JSON");
     assert_eq!(second["files_written"], 0);

@@ -11,7 +11,55 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Models with fewer weights run a window on one thread.
-pub(crate) const SMALL: u64 = 50_000_000;
+const SMALL: u64 = 50_000_000;
+
+/// How threads share the work.
+#[derive(Clone, Copy)]
+pub(crate) struct Threads {
+    /// True where each thread takes jobs of its own; else all of them share one job.
+    pub(crate) apart: bool,
+}
+
+impl Threads {
+    pub(crate) fn new(models: &[&Model]) -> Self {
+        Self { apart: models.iter().all(|model| model.weights() < SMALL) }
+    }
+
+    /// Rows of logits that are computed at a time.
+    pub(crate) fn rows(self, model: &Model) -> usize {
+        let floats = if self.apart { 1 << 21 } else { 1 << 23 };
+        (floats / model.description().vocab).clamp(16, Session::BATCH)
+    }
+
+    /// `measure(i)` for `i` in `0..count`, within a job; results in order.
+    pub(crate) fn each<T: Send>(self, count: usize, measure: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        if self.apart {
+            (0..count).map(&measure).collect()
+        } else {
+            (0..count).into_par_iter().map(&measure).collect()
+        }
+    }
+
+    /// `job(i)` for `i` in `0..count`; results in order, or the first error by place, whichever thread met one first.
+    pub(crate) fn jobs<T: Send, E: Send>(
+        self,
+        count: usize,
+        job: impl Fn(usize) -> Result<T, E> + Sync,
+    ) -> Result<Vec<T>, E> {
+        if self.apart {
+            let results: Vec<_> = (0..count).into_par_iter().map(&job).collect();
+            results.into_iter().collect()
+        } else {
+            (0..count).map(job).collect()
+        }
+    }
+
+    /// A session for a job.
+    pub(crate) fn session(self, model: &Model, context: usize) -> Session<'_> {
+        let session = model.session(context);
+        if self.apart { session.on_one_thread() } else { session }
+    }
+}
 
 /// Windows of a text, and who runs them.
 pub(crate) struct Plan<'t> {
@@ -19,15 +67,13 @@ pub(crate) struct Plan<'t> {
     pub(crate) tokens: &'t [u32],
     /// Windows of the text.
     pub(crate) count: usize,
-    /// True where each thread takes windows of its own.
-    apart: bool,
+    threads: Threads,
 }
 
 impl<'t> Plan<'t> {
     pub(crate) fn new(models: &[&Model], windows: &'t Windows, tokens: &'t [u32]) -> Result<Self, EvalError> {
         let count = windows.count(tokens.len())?;
-        let apart = models.iter().all(|model| model.weights() < SMALL);
-        Ok(Self { windows, tokens, count, apart })
+        Ok(Self { windows, tokens, count, threads: Threads::new(models) })
     }
 
     /// Calls `measure` for groups of windows that go through a model together; results in order, one a group.
@@ -44,21 +90,7 @@ impl<'t> Plan<'t> {
             progress(done.fetch_add(range.len(), Ordering::Relaxed) + range.len(), self.count);
             Ok(result)
         };
-        let groups = 0..self.count.div_ceil(group);
-        // Only the first error by place in the text is told, whichever thread met one first.
-        let results: Vec<_> = if self.apart {
-            groups.into_par_iter().map(step).collect()
-        } else {
-            let mut results = Vec::new();
-            for index in groups {
-                results.push(step(index));
-                if results.last().is_some_and(Result::is_err) {
-                    break;
-                }
-            }
-            results
-        };
-        results.into_iter().collect()
+        self.threads.jobs(self.count.div_ceil(group), step)
     }
 
     /// What the model reads of these windows, and the tokens that are scored in them.
@@ -76,22 +108,17 @@ impl<'t> Plan<'t> {
 
     /// Rows of logits that are computed at a time.
     pub(crate) fn rows(&self, model: &Model) -> usize {
-        let floats = if self.apart { 1 << 21 } else { 1 << 23 };
-        (floats / model.description().vocab).clamp(16, Session::BATCH)
+        self.threads.rows(model)
     }
 
     /// `measure(i)` for `i` in `0..count`, results in order; by several threads where a window is not one thread's.
     pub(crate) fn each<T: Send>(&self, count: usize, measure: impl Fn(usize) -> T + Sync) -> Vec<T> {
-        if self.apart {
-            (0..count).map(&measure).collect()
-        } else {
-            (0..count).into_par_iter().map(&measure).collect()
-        }
+        self.threads.each(count, measure)
     }
 
     /// A runner for a model.
     pub(crate) fn runner<'m>(&self, model: &'m Model) -> Runner<'m> {
-        Runner { model, context: self.windows.context, apart: self.apart, idle: Mutex::new(Vec::new()) }
+        Runner { model, context: self.windows.context, threads: self.threads, idle: Mutex::new(Vec::new()) }
     }
 }
 
@@ -99,7 +126,7 @@ impl<'t> Plan<'t> {
 pub(crate) struct Runner<'m> {
     pub(crate) model: &'m Model,
     context: usize,
-    apart: bool,
+    threads: Threads,
     idle: Mutex<Vec<Session<'m>>>,
 }
 
@@ -119,13 +146,10 @@ impl<'m> Runner<'m> {
 
     fn with_session<T>(&self, work: impl FnOnce(&mut Session<'m>) -> T) -> T {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut session = idle.unwrap_or_else(|| {
-            let session = self.model.session(self.context);
-            if self.apart { session.on_one_thread() } else { session }
-        });
+        let mut session = idle.unwrap_or_else(|| self.threads.session(self.model, self.context));
         let result = work(&mut session);
         // A large model's session is let go: with many candidates, their caches would fill the memory.
-        if self.apart {
+        if self.threads.apart {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session);
         }
         result

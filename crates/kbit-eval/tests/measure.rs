@@ -79,10 +79,11 @@ fn figures_are_those_of_the_definition() {
         let top = |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a)));
         let same = p.iter().zip(&q).filter(|((_, p), (_, q))| top(p) == top(q)).count();
         assert!((found[0].same_top - same as f64 / p.len() as f64).abs() < 1e-12);
-        let change = |((token, p), (_, q)): (&(u32, Vec<f64>), &(u32, Vec<f64>))| {
-            q[*token as usize].exp() - p[*token as usize].exp()
-        };
-        let changes: Vec<f64> = p.iter().zip(&q).map(change).collect();
+        let changes: Vec<f64> = p
+            .iter()
+            .zip(&q)
+            .map(|((token, p), (_, q))| q[*token as usize].exp() - p[*token as usize].exp())
+            .collect();
         let mean = changes.iter().sum::<f64>() / changes.len() as f64;
         assert!((found[0].true_token.mean - mean).abs() < 1e-6);
         let smallest = changes.iter().copied().fold(f64::INFINITY, f64::min);

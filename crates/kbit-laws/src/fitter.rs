@@ -12,6 +12,8 @@ use kbit_results::Measurement;
 const FLOOR_FACTOR: f64 = 2.0;
 /// Knots of the base curve at most.
 const MOST_KNOTS: usize = 4;
+/// Constants of settings that a law has at most: every resample solves a system of them.
+const MOST_SETTINGS: usize = 64;
 /// Where Huber's loss of log residuals becomes absolute, unless the noise is greater: Hoffmann et al., arXiv 2203.15556, section 3.3.
 const DELTA: f64 = 1e-3;
 /// Logarithms that differ by less are of one value.
@@ -442,7 +444,7 @@ impl Fitter<'_> {
             |at| at.params.map_or(f64::NAN, f64::log2),
             &[Quantity::Params, Quantity::Tokens],
         );
-        self.loss(law, "none", points, |_, _| {});
+        self.loss(law, "none", points, |_| {});
     }
 
     /// Laws of the loss of quantized and unquantized models together.
@@ -462,7 +464,7 @@ impl Fitter<'_> {
                     self.refuse(name, family, "all points have the same bits a weight; measure other widths");
                     return;
                 }
-                self.loss(law, family, points, |loss, _| loss.penalty = true);
+                self.loss(law, family, points, |loss| loss.penalty = true);
             }
             "kumar-effective" => {
                 let all = [
@@ -477,14 +479,23 @@ impl Fitter<'_> {
                     self.refuse(name, family, reason);
                     return;
                 }
-                self.loss(law, family, points, |loss, _| loss.effective = effective);
+                self.loss(law, family, points, |loss| loss.effective = effective);
             }
-            _ => self.loss(law, family, points, |loss, points| {
-                let settings = points.at.iter().map(|at| at.setting()).filter(|setting| setting != "none");
-                loss.settings = settings.collect();
-                loss.settings.sort_unstable();
-                loss.settings.dedup();
-            }),
+            _ => {
+                let named = points.at.iter().map(|at| at.setting()).filter(|setting| setting != "none");
+                let mut settings: Vec<_> = named.collect();
+                settings.sort_unstable();
+                settings.dedup();
+                if settings.len() > MOST_SETTINGS {
+                    let reason = format!(
+                        "it has a constant for each of {} settings, and at most {MOST_SETTINGS} are fitted; give results of fewer schemes",
+                        settings.len()
+                    );
+                    self.refuse(name, family, reason);
+                    return;
+                }
+                self.loss(law, family, points, |loss| loss.settings = settings);
+            }
         }
     }
 
@@ -494,7 +505,7 @@ impl Fitter<'_> {
         law: &'static Law,
         family: &str,
         mut points: Points<'_>,
-        terms: impl FnOnce(&mut Loss, &Points<'_>),
+        terms: impl FnOnce(&mut Loss),
     ) {
         if !points.varies(Quantity::Params) {
             self.refuse(law.name, family, "it takes models of different sizes N; measure more models");
@@ -514,7 +525,7 @@ impl Fitter<'_> {
             settings: Vec::new(),
             penalty: false,
         };
-        terms(&mut loss, &points);
+        terms(&mut loss);
         if self.too_few(law.name, family, points.at.len(), loss.constants()) {
             return;
         }

@@ -28,6 +28,13 @@ pub use expr::{Axis, SourceExpr};
 pub use producer::Producer;
 pub use training::TrainingInfo;
 
+/// The number of a tensor's block, and the rest of its name.
+#[must_use]
+pub fn in_block(name: &str) -> Option<(u64, &str)> {
+    let (number, rest) = name.strip_prefix("blk.")?.split_once('.')?;
+    Some((number.parse().ok()?, rest))
+}
+
 /// What a tensor is, which decides how it may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {

@@ -8,6 +8,7 @@
 use crate::convert::{Conversion, OutputTensor};
 use crate::description::Residual;
 use crate::error::ModelError;
+use crate::in_block;
 use kbit_formats::Checkpoint;
 use kbit_types::MatrixShape;
 
@@ -113,28 +114,23 @@ fn index(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
-/// A name `blk.<block>.<matrix>.weight` in its parts.
-fn in_block(name: &str) -> Option<(u64, &str)> {
-    let (block, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-    Some((block.parse().ok()?, rest.strip_suffix(".weight")?))
-}
-
 impl Conversion {
     /// The units that produce the inputs of the matrix `name` of shape `shape`; of the token embedding, whose inputs nothing produces, the
     /// units that it consists of, unless it is the output matrix too. `None` where kbit does not know, as for latent attention.
     #[must_use]
     pub fn producer(&self, name: &str, shape: MatrixShape) -> Option<Producer<'_>> {
         let description = self.description.as_ref()?;
-        let find = |name: &str| self.tensors.iter().find(|tensor| tensor.name == format!("{name}.weight"));
-        let in_layer = |block: u64, matrix: &str| find(&format!("blk.{block}.{matrix}"));
+        let find = |name: &str| self.tensors.iter().find(|tensor| tensor.name == name);
+        let in_layer = |block: u64, matrix: &str| find(&format!("blk.{block}.{matrix}.weight"));
         // What added to the residual stream last before a block; before the first it is the embedding.
         let stream = |block: u64| match block.checked_sub(1) {
             Some(before) => {
                 in_layer(before, "ffn_down").or_else(|| in_layer(before, "ffn_down_exps")).map(rows)
             }
-            None => find("token_embd").map(|tensor| Producer { tensor, units: Units::Columns }),
+            None => find("token_embd.weight").map(|tensor| Producer { tensor, units: Units::Columns }),
         };
-        let producer = match in_block(name) {
+        let matrix = in_block(name).and_then(|(block, rest)| Some((block, rest.strip_suffix(".weight")?)));
+        let producer = match matrix {
             None if name == "output.weight" || (name == "token_embd.weight" && description.tied_output) => {
                 stream(description.layers as u64)
             }
@@ -146,7 +142,7 @@ impl Conversion {
                 let (group, width) = (description.heads / description.kv_heads.max(1), description.value_dim);
                 Some(Producer {
                     tensor: values,
-                    units: Units::Rows { group: group.max(1) as u64, width: width as u64 },
+                    units: Units::Rows { group: group.max(1) as u64, width: width.max(1) as u64 },
                 })
             }
             Some((block, "ffn_up" | "ffn_gate" | "ffn_up_exps" | "ffn_gate_exps" | "ffn_gate_up_exps"))
@@ -164,7 +160,7 @@ impl Conversion {
         let found = producer.tensor.expr.shape();
         let fits = match producer.units {
             Units::Rows { group, width } => {
-                shape.cols.is_multiple_of(group * width.max(1)) && found.rows >= shape.cols / group
+                shape.cols.is_multiple_of(group * width) && found.rows >= shape.cols / group
             }
             Units::Columns => found.cols == shape.cols,
         };

@@ -461,10 +461,11 @@ impl SliceWork<'_> {
 
     /// For each column, the deviation of the weights that produce it, where the plan gives it to the scheme.
     fn producer(&self) -> Result<Option<Vec<f32>>, PipelineError> {
+        if !self.tensor.producer {
+            return Ok(None);
+        }
         let shape = self.tensor.shape;
-        let producer =
-            self.run.conversion.producer(&self.output.name, shape).filter(|_| self.tensor.producer);
-        let deviations = producer.map(|producer| {
+        let deviations = self.run.conversion.producer(&self.output.name, shape).map(|producer| {
             producer.deviations(self.run.checkpoint, shape.cols, self.info.slice, shape.slices)
         });
         Ok(deviations.transpose()?)

@@ -2,7 +2,7 @@
 
 use crate::error::PipelineError;
 use kbit_formats::gguf::{Array, Metadata, Value};
-use kbit_models::Conversion;
+use kbit_models::{Conversion, in_block};
 use std::str::FromStr;
 
 /// Changes to a model.
@@ -154,12 +154,6 @@ impl Edits {
 fn set_last(metadata: &mut Metadata, key: &str, value: Value) {
     metadata.remove(key);
     metadata.insert(key, value);
-}
-
-/// The number of a tensor's block, and the rest of its name.
-fn in_block(name: &str) -> Option<(u64, &str)> {
-    let (number, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-    Some((number.parse().ok()?, rest))
 }
 
 /// The prefix of the architecture's keys, and the number of layers that they state.

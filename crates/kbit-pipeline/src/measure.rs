@@ -291,7 +291,6 @@ impl Subject {
     }
 
     /// Figures of a text; those of the quantized model with their difference from the unquantized one's.
-    #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
     fn records(&self, data: &DataSet, found: &Divergence) -> Vec<Measurement> {
         let count = found.tokens;
         let perplexity = &found.perplexity;

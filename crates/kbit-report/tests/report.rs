@@ -138,7 +138,12 @@ fn what_was_computed_otherwise_has_rows_of_its_own_and_leaves_laws_as_they_were(
     }
     measurements.extend(others);
     let again = fit_all(&measurements, &FitOptions { bootstrap: 50, ..FitOptions::default() });
-    assert_eq!(serde_json::to_string(&again).unwrap(), serde_json::to_string(&fits).unwrap());
+    // Laws about activations and the cache look at all arithmetic; the others at the first alone.
+    let about_weights = |fits: &Fits| {
+        let of_weights = fits.fits.iter().filter(|fit| fit.law != "kumar-effective" && fit.law != "frantar");
+        serde_json::to_string(&of_weights.collect::<Vec<_>>()).expect("JSON")
+    };
+    assert_eq!(about_weights(&again), about_weights(&fits));
     let runs = run(&measurements, serde_json::json!({}));
     let report = Report::new(&runs, &again, &[]);
     let (more_page, more_csv) = (report.html().expect("a page"), report.csv().expect("CSV"));
@@ -169,7 +174,13 @@ fn a_run_without_measurements_says_so() {
 
 fn task(label: &str, value: f64, difference: Option<(f64, f64)>) -> Measurement {
     let mut figure = figures("a & b", 1 << 20, label, 4.0, &[("accuracy", value)]).remove(0);
-    figure.data = Some(DataInfo { name: "quiz".into(), sha256: "11".into(), context: None, chunks: None });
+    figure.data = Some(DataInfo {
+        name: "quiz".into(),
+        sha256: "11".into(),
+        context: None,
+        chunks: None,
+        stride: None,
+    });
     figure.difference =
         difference.map(|(value, stderr)| kbit_results::Difference { value, stderr: Some(stderr) });
     figure

@@ -56,6 +56,28 @@ pub struct Setup {
     pub empirical: bool,
 }
 
+impl Setup {
+    /// Codes of `bits` bits in blocks of a row, by the parameters `block`, `scale` and `center`.
+    ///
+    /// # Errors
+    /// Parameters that the scheme does not declare.
+    pub fn of_blocks(bits: u32, params: &Params) -> Result<Self, Error> {
+        let block =
+            usize::try_from(params.int("block")?).map_err(|_| Error::param("block: a number of weights"))?;
+        let center = params.bool("center")?;
+        Ok(Self {
+            bits,
+            granularity: Granularity::Block(block),
+            scale: ScaleType::parse(params.str("scale")?)?,
+            double: None,
+            with_minimum: center,
+            center,
+            search: false,
+            empirical: false,
+        })
+    }
+}
+
 /// The levels of a scheme.
 pub trait Levels: Sized + Send + Sync + 'static {
     /// What the scheme says of itself.

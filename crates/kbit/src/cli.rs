@@ -108,7 +108,7 @@ pub enum Command {
     Recommend(Recommend),
     /// Make the report of one or several runs anew
     #[command(
-        after_help = "Examples:\n  kbit report kbit-runs/quickstart\n  kbit report kbit-runs/quickstart --format html,svg,cards\n  kbit report kbit-runs/monday kbit-runs/tuesday --out comparison\n\nreport.html is one file that works offline. csv also writes every table to report/tables, svg every plot to report/plots,\ncards a model card beside each packed file."
+        after_help = "Examples:\n  kbit report kbit-runs/quickstart\n  kbit report kbit-runs/quickstart --format html,svg,cards\n  kbit report kbit-runs/monday kbit-runs/tuesday --out comparison"
     )]
     Report(Report),
     /// Write a GGUF file as a Hugging Face folder: safetensors, config.json, tokenizer
@@ -566,7 +566,8 @@ pub struct Report {
     /// Output folders of runs; of several, one report compares them
     #[arg(value_hint = ValueHint::DirPath, required = true)]
     pub runs: Vec<PathBuf>,
-    /// Formats
+    /// Formats: html is one file that works offline; csv also writes every table to report/tables, svg every plot to report/plots,
+    /// cards a model card beside each packed file
     #[arg(long, value_delimiter = ',', default_value = "html,md,csv,json,svg,cards", value_parser = ["html", "md", "csv", "json", "svg", "cards"])]
     pub format: Vec<String>,
     /// Folder for the report [default: the run's own; of several runs, one beside the first]

@@ -4,7 +4,7 @@
 //! Smoothing follows Chen and Cherry, 2014, "A Systematic Comparison of Smoothing Techniques for Sentence-Level BLEU".
 
 use super::text::{counts, float, matches, runs};
-use super::{BleuTokenizer, ScoreError, check, references_word};
+use super::{BleuTokenizer, ScoreError, documents, references_word, total};
 use std::collections::HashMap;
 use std::ops::AddAssign;
 
@@ -229,9 +229,7 @@ impl Bleu {
         hypotheses: &[H],
         references: &[Vec<R>],
     ) -> Result<Vec<BleuStatistics>, ScoreError> {
-        check(hypotheses, references)?;
-        let pairs = hypotheses.iter().zip(references);
-        pairs.map(|(hypothesis, references)| self.statistics(hypothesis.as_ref(), references)).collect()
+        documents(hypotheses, references, |hypothesis, references| self.statistics(hypothesis, references))
     }
 
     /// The score of all documents together.
@@ -243,11 +241,7 @@ impl Bleu {
         hypotheses: &[H],
         references: &[Vec<R>],
     ) -> Result<BleuScore, ScoreError> {
-        let mut sum = BleuStatistics::default();
-        for document in self.documents(hypotheses, references)? {
-            sum += &document;
-        }
-        Ok(self.score(&sum))
+        Ok(self.score(&total(&self.documents(hypotheses, references)?)))
     }
 
     /// How the score was computed, in sacreBLEU's form: `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:kbit-0.1.0`.

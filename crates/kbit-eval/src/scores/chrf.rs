@@ -1,7 +1,7 @@
 //! chrF (Popović, 2015) and chrF++ (Popović, 2017), as sacreBLEU defines them.
 
 use super::text::{counts, float, is_space, matches, runs, words};
-use super::{ScoreError, check, references_word};
+use super::{ScoreError, documents, references_word, total};
 use std::hash::Hash;
 use std::ops::AddAssign;
 
@@ -195,9 +195,7 @@ impl Chrf {
         hypotheses: &[H],
         references: &[Vec<R>],
     ) -> Result<Vec<ChrfStatistics>, ScoreError> {
-        check(hypotheses, references)?;
-        let pairs = hypotheses.iter().zip(references);
-        pairs.map(|(hypothesis, references)| self.statistics(hypothesis.as_ref(), references)).collect()
+        documents(hypotheses, references, |hypothesis, references| self.statistics(hypothesis, references))
     }
 
     /// The score of all documents together.
@@ -209,11 +207,7 @@ impl Chrf {
         hypotheses: &[H],
         references: &[Vec<R>],
     ) -> Result<f64, ScoreError> {
-        let mut sum = ChrfStatistics::default();
-        for document in self.documents(hypotheses, references)? {
-            sum += &document;
-        }
-        Ok(self.score(&sum))
+        Ok(self.score(&total(&self.documents(hypotheses, references)?)))
     }
 
     /// How the score was computed, in sacreBLEU's form: `nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:kbit-0.1.0`.

@@ -6,7 +6,7 @@
 
 use super::porter::stem;
 use super::text::{counts, float, matches, runs};
-use super::{ScoreError, check};
+use super::{ScoreError, documents};
 use std::collections::{BTreeSet, HashMap};
 
 /// ROUGE with its option.
@@ -121,9 +121,7 @@ impl Rouge {
         hypotheses: &[H],
         references: &[Vec<R>],
     ) -> Result<Vec<RougeScores>, ScoreError> {
-        check(hypotheses, references)?;
-        let pairs = hypotheses.iter().zip(references);
-        pairs.map(|(hypothesis, references)| self.score(hypothesis.as_ref(), references)).collect()
+        documents(hypotheses, references, |hypothesis, references| self.score(hypothesis, references))
     }
 
     /// Means over all documents.

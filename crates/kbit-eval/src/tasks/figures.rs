@@ -5,7 +5,7 @@
 //! to first order, and of scores of all documents together by drawing documents anew.
 
 use crate::scores::{
-    Bleu, BleuStatistics, Chrf, ChrfStatistics, Confusion, ScoreError, ZeroDivision, resample,
+    Bleu, BleuStatistics, Chrf, ChrfStatistics, Confusion, ScoreError, ZeroDivision, resample, total,
 };
 use serde::Serialize;
 
@@ -115,16 +115,8 @@ impl Parts {
         match self {
             Self::Mean(values) => mean(places.iter().map(|&&place| values[place])),
             Self::Perplexity(values) => mean(places.iter().map(|&&place| values[place])).exp(),
-            Self::Bleu(bleu, parts) => {
-                let mut sum = BleuStatistics::default();
-                places.iter().for_each(|&&place| sum += &parts[place]);
-                bleu.score(&sum).score
-            }
-            Self::Chrf(chrf, parts) => {
-                let mut sum = ChrfStatistics::default();
-                places.iter().for_each(|&&place| sum += &parts[place]);
-                chrf.score(&sum)
-            }
+            Self::Bleu(bleu, parts) => bleu.score(&total(places.iter().map(|&&place| &parts[place]))).score,
+            Self::Chrf(chrf, parts) => chrf.score(&total(places.iter().map(|&&place| &parts[place]))),
             Self::Labels(figure, labels, pairs) => {
                 let (truth, predicted): (Vec<_>, Vec<_>) = places.iter().map(|&&place| pairs[place]).unzip();
                 Confusion::new(*labels, &truth, &predicted)

@@ -7,9 +7,8 @@
 use super::TaskError;
 use super::encode::Request;
 use crate::Progress;
-use crate::run::SMALL;
+use crate::run::Threads;
 use kbit_engine::{EngineError, Model, Session};
-use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -49,36 +48,21 @@ pub(crate) fn likelihoods(
     context: usize,
     progress: &Progress<'_>,
 ) -> Result<Vec<Vec<Likelihood>>, Failure> {
-    let apart = model.weights() < SMALL;
+    let threads = Threads::new(&[model]);
     let jobs = jobs(documents);
     let done = AtomicUsize::new(0);
     let idle: Mutex<Vec<Scorer<'_>>> = Mutex::new(Vec::new());
-    let step = |job: &Job| {
+    let step = |index: usize| {
+        let job: &Job = &jobs[index];
         let waiting = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut scorer = waiting.unwrap_or_else(|| Scorer::new(model, context, apart));
+        let mut scorer = waiting.unwrap_or_else(|| Scorer::new(model, context, threads));
         let result = scorer.score(documents, job);
         idle.lock().unwrap_or_else(PoisonError::into_inner).push(scorer);
         let count = job.documents.len();
         progress(done.fetch_add(count, Ordering::Relaxed) + count, documents.len());
         result
     };
-    let results: Vec<_> = if apart {
-        jobs.par_iter().map(step).collect()
-    } else {
-        let mut results = Vec::new();
-        for job in &jobs {
-            results.push(step(job));
-            if results.last().is_some_and(Result::is_err) {
-                break;
-            }
-        }
-        results
-    };
-    let mut all = Vec::with_capacity(documents.len());
-    for result in results {
-        all.extend(result?);
-    }
-    Ok(all)
+    Ok(threads.jobs(jobs.len(), step)?.into_iter().flatten().collect())
 }
 
 /// Documents that are computed together.
@@ -165,16 +149,15 @@ struct Scorer<'m> {
     model: &'m Model,
     session: Session<'m>,
     held: Vec<u32>,
-    apart: bool,
+    threads: Threads,
     states: Vec<f32>,
     logits: Vec<f32>,
 }
 
 impl<'m> Scorer<'m> {
-    fn new(model: &'m Model, context: usize, apart: bool) -> Self {
-        let session = model.session(context);
-        let session = if apart { session.on_one_thread() } else { session };
-        Self { model, session, held: Vec::new(), apart, states: Vec::new(), logits: Vec::new() }
+    fn new(model: &'m Model, context: usize, threads: Threads) -> Self {
+        let session = threads.session(model, context);
+        Self { model, session, held: Vec::new(), threads, states: Vec::new(), logits: Vec::new() }
     }
 
     /// Makes the session hold `tokens`, computing those that it does not hold yet.
@@ -245,8 +228,7 @@ impl<'m> Scorer<'m> {
     ) -> Result<(), Failure> {
         let d = self.model.description();
         let (hidden, vocab) = (d.hidden, d.vocab);
-        let floats = if self.apart { 1 << 21 } else { 1 << 23 };
-        let most = (floats / vocab).clamp(16, Session::BATCH);
+        let most = self.threads.rows(self.model);
         let kernels = self.model.kernels();
         let mut start = 0;
         while let Some(first) = wanted.get(start) {
@@ -256,7 +238,9 @@ impl<'m> Scorer<'m> {
             self.logits.resize(rows * vocab, 0.0);
             let states = &self.states[first.row * hidden..(first.row + rows) * hidden];
             self.session.logits(states, &mut self.logits)?;
-            let score = |wanted: &Wanted| {
+            let here = &wanted[start..end];
+            let score = |index: usize| {
+                let wanted = &here[index];
                 let logits = &self.logits[(wanted.row - first.row) * vocab..][..vocab];
                 let own = logits[wanted.token];
                 let log_probability = f64::from(own) - kernels.log_sum_exp(logits);
@@ -266,12 +250,8 @@ impl<'m> Scorer<'m> {
                 });
                 (log_probability, greedy)
             };
-            let scores: Vec<(f64, bool)> = if self.apart {
-                wanted[start..end].iter().map(score).collect()
-            } else {
-                wanted[start..end].par_iter().map(score).collect()
-            };
-            for (wanted, (log_probability, greedy)) in wanted[start..end].iter().zip(scores) {
+            let scores: Vec<(f64, bool)> = self.threads.each(here.len(), score);
+            for (wanted, (log_probability, greedy)) in here.iter().zip(scores) {
                 add(wanted, log_probability, greedy)?;
             }
             start = end;

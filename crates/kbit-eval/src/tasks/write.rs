@@ -5,7 +5,7 @@ use super::encode::{encode_text, prefix_token};
 use super::prompts::{Asked, Question};
 use super::{Task, TaskError};
 use crate::Progress;
-use crate::run::SMALL;
+use crate::run::Threads;
 use kbit_engine::{Generator, Model, Sampler, Sampling};
 use kbit_tokenizers::Tokenizer;
 use rayon::prelude::*;
@@ -34,7 +34,7 @@ pub(crate) fn write(
     let generation = &task.generation;
     let room = context.checked_sub(generation.max_tokens).filter(|room| *room > 0);
     let room = room.ok_or(TaskError::NoRoom { max_tokens: generation.max_tokens, context })?;
-    let apart = model.weights() < SMALL;
+    let threads = Threads::new(&[model]);
     let done = AtomicUsize::new(0);
     let one =
         |generator: &mut Generator<'_>, index: usize, question: &Question| -> Result<Written, TaskError> {
@@ -50,43 +50,36 @@ pub(crate) fn write(
             tokens.drain(..excess);
             let seed = generation.seed.wrapping_add(index as u64);
             let mut sampler = Sampler::new(sampling(generation, seed))?;
-            let mut bytes = Vec::new();
+            let mut stream = tokenizer.stream(generation.until.clone()).at_the_beginning();
+            let mut raw = String::new();
             let generated = generator.generate(
                 &tokens,
                 &mut sampler,
                 Some(generation.max_tokens),
                 &|token| tokenizer.ends_generation(token),
                 &mut |token| {
-                    bytes.extend(tokenizer.decode_bytes(&[token]));
-                    let stops =
-                        |stop: &String| bytes.windows(stop.len()).any(|window| window == stop.as_bytes());
-                    if generation.until.iter().any(stops) {
-                        ControlFlow::Break(())
-                    } else {
-                        ControlFlow::Continue(())
+                    raw += &stream.push(token);
+                    match stream.stopped() {
+                        Some(_) => ControlFlow::Break(()),
+                        None => ControlFlow::Continue(()),
                     }
                 },
             )?;
-            let mut raw = tokenizer.decode(&generated.tokens);
-            for stop in &generation.until {
-                if let Some(at) = raw.find(stop.as_str()) {
-                    raw.truncate(at);
-                }
-            }
+            raw += &stream.finish();
             progress(done.fetch_add(1, Ordering::Relaxed) + 1, asked.len());
             Ok(Written { text: filtered(&task.filters, &raw), raw, tokens: generated.tokens.len() })
         };
-    if apart {
+    if threads.apart {
         asked
             .par_iter()
             .enumerate()
             .map_init(
-                || Generator::new(model.session(context).on_one_thread()),
+                || Generator::new(threads.session(model, context)),
                 |generator, (index, asked)| one(generator, index, &asked.question),
             )
             .collect()
     } else {
-        let mut generator = Generator::new(model.session(context));
+        let mut generator = Generator::new(threads.session(model, context));
         asked.iter().enumerate().map(|(index, asked)| one(&mut generator, index, &asked.question)).collect()
     }
 }

@@ -1,8 +1,8 @@
 //! The dynamic-exponent (tree) data type at 3 to 8 bits.
 
 use crate::{
-    CENTER_PARAM, Codebook, Fit, Granularity, Levels, SCALE_PARAM, ScaleType, Setup, Summary, absmax_fit,
-    block_param, decode_with, encode_with,
+    CENTER_PARAM, Codebook, Fit, Levels, SCALE_PARAM, Setup, Summary, absmax_fit, block_param, decode_with,
+    encode_with,
 };
 use kbit_plugin::{DefaultValue, Error, Param, ParamKind, Params, SchemeInfo};
 
@@ -56,18 +56,7 @@ impl Levels for Dynamic {
 
     fn open(params: &Params) -> Result<(Self, Setup), Error> {
         let bits = u32::try_from(params.int("bits")?).map_err(|_| Error::param("bits: 3 to 8"))?;
-        let block = usize::try_from(params.int("block")?).map_err(|_| Error::param("block: 64 to 4096"))?;
-        let center = params.bool("center")?;
-        let setup = Setup {
-            bits,
-            granularity: Granularity::Block(block),
-            scale: ScaleType::parse(params.str("scale")?)?,
-            double: None,
-            with_minimum: center,
-            center,
-            search: false,
-            empirical: false,
-        };
+        let setup = Setup::of_blocks(bits, params)?;
         Ok((Self { book: Codebook::new(values(bits)) }, setup))
     }
 

@@ -1,8 +1,8 @@
 //! Small floating-point data types at 3 to 8 bits: sign, exponent, mantissa, and a scale a block.
 
 use crate::{
-    CENTER_PARAM, Codebook, Fit, Granularity, Levels, SCALE_PARAM, ScaleType, Setup, Summary, absmax_fit,
-    block_param, decode_with, encode_with,
+    CENTER_PARAM, Codebook, Fit, Levels, SCALE_PARAM, Setup, Summary, absmax_fit, block_param, decode_with,
+    encode_with,
 };
 use kbit_plugin::{DefaultValue, Error, Param, ParamKind, Params, SchemeInfo};
 
@@ -72,18 +72,7 @@ impl Levels for Float {
                 bits - 1
             )));
         }
-        let block = usize::try_from(params.int("block")?).map_err(|_| Error::param("block: 64 to 4096"))?;
-        let center = params.bool("center")?;
-        let setup = Setup {
-            bits,
-            granularity: Granularity::Block(block),
-            scale: ScaleType::parse(params.str("scale")?)?,
-            double: None,
-            with_minimum: center,
-            center,
-            search: false,
-            empirical: false,
-        };
+        let setup = Setup::of_blocks(bits, params)?;
         Ok((Self { book: Codebook::new(values(exponent, bits - 1 - exponent)) }, setup))
     }
 

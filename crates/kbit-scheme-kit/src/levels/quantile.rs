@@ -2,9 +2,8 @@
 
 use super::normal;
 use crate::{
-    CENTER_PARAM, Codebook, DoubleQuantization, Fit, Granularity, Levels, SCALE_BITS_PARAM,
-    SCALE_BLOCK_PARAM, SCALE_PARAM, ScaleType, Setup, Summary, absmax_fit, block_param, decode_with,
-    encode_with,
+    CENTER_PARAM, Codebook, DoubleQuantization, Fit, Levels, SCALE_BITS_PARAM, SCALE_BLOCK_PARAM,
+    SCALE_PARAM, Setup, Summary, absmax_fit, block_param, decode_with, encode_with,
 };
 use kbit_plugin::{DefaultValue, Error, Param, ParamKind, Params, SchemeInfo};
 
@@ -51,17 +50,10 @@ impl Levels for Quantile {
 
     fn open(params: &Params) -> Result<(Self, Setup), Error> {
         let bits = u32::try_from(params.int("bits")?).map_err(|_| Error::param("bits: 2 to 8"))?;
-        let block = usize::try_from(params.int("block")?).map_err(|_| Error::param("block: 64 to 4096"))?;
-        let center = params.bool("center")?;
         let setup = Setup {
-            bits,
-            granularity: Granularity::Block(block),
-            scale: ScaleType::parse(params.str("scale")?)?,
             double: DoubleQuantization::from_params(params)?,
-            with_minimum: center,
-            center,
-            search: false,
             empirical: params.str("codebook")? == "empirical",
+            ..Setup::of_blocks(bits, params)?
         };
         Ok((Self { bits, book: Codebook::new(normal::normal_float(bits)) }, setup))
     }
