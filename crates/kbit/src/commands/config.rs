@@ -4,13 +4,26 @@ use crate::cli::Config as Arguments;
 use crate::failure::{DONE, Failure};
 use crate::output;
 use crate::session::Session;
+use kbit_eval::tasks::Task;
 use kbit_pipeline::config::Config;
 use kbit_pipeline::recipe::recipes;
+use std::path::Path;
 
 /// Prints the JSON Schema, or checks a file.
 pub fn config(session: &Session, arguments: &Arguments) -> Result<u8, Failure> {
     match arguments {
         Arguments::Schema => output::json(&kbit_pipeline::schema::json_schema())?,
+        Arguments::Check { file } if is_task(file) => {
+            let task = Task::read(file)?;
+            let metrics = task.metrics.join(" ");
+            if session.global.json {
+                output::json(
+                    &serde_json::json!({ "valid": true, "task": task.name, "metrics": task.metrics }),
+                )?;
+            } else {
+                output::text(&format!("{}: valid; task {}: {metrics}", file.display(), task.name))?;
+            }
+        }
         Arguments::Check { file } => {
             let config = Config::read(file).map_err(Failure::usage)?;
             let registry = session.registry(&config.plugins, None)?;
@@ -32,4 +45,9 @@ pub fn config(session: &Session, arguments: &Arguments) -> Result<u8, Failure> {
         }
     }
     Ok(DONE)
+}
+
+/// True of a file that is meant as a task; one that cannot be read is told of as a configuration.
+fn is_task(file: &Path) -> bool {
+    kbit_yaml::read_text(file, "the configuration").is_ok_and(|text| Task::is_meant(&text))
 }
