@@ -23,5 +23,6 @@ pub mod report;
 pub mod run;
 pub mod schema;
 pub mod statistics;
+pub mod task;
 
 pub use error::PipelineError;
