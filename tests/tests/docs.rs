@@ -43,9 +43,11 @@ fn every_command_shown_runs() {
         "docs/guide/mixes.md",
         "docs/guide/evaluate.md",
         "docs/guide/tasks.md",
+        "docs/guide/compare.md",
         "docs/guide/report.md",
         "docs/guide/generate.md",
         "docs/guide/laws.md",
+        "docs/guide/reproduce.md",
         "docs/benchmarks.md",
     ] {
         let mut ran = 0;

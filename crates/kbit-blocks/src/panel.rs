@@ -4,7 +4,9 @@
 //! so does [`Terms`], and products have its bits. For Q3_K to Q6_K it sums in eight lanes, and for IQ4_XS it sums parts; there the
 //! integers of a super-block are the same, but are added up before they become one float ([`Terms::Parts`]), which rounds less often.
 
-use crate::block::{IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0, Q8_K};
+use crate::block::{
+    Half, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K,
+};
 use crate::dot::{fifth, nibbles, pairs_of_bits, scales_and_minimums};
 use crate::fp4::{half_e8m0, level};
 use crate::{Kernels, iq4};
@@ -47,7 +49,9 @@ macro_rules! layouts {
 layouts! {
     Q8_0: unpack_q8_0;
     Q4_0: unpack_q4_0;
+    Q4_1: unpack_q4_1;
     Q5_0: unpack_q5_0;
+    Q5_1: unpack_q5_1;
     IQ4_NL: unpack_iq4_nl;
     MXFP4: unpack_mxfp4;
     Q2_K: unpack_q2_k;
@@ -99,7 +103,7 @@ impl Kernels {
         out: &mut [f32],
     ) -> bool {
         let Some(layout) = layout(ty) else { return false };
-        let (rows, blocks) = (bytes.len() / row_bytes, x.scales.len());
+        let (rows, blocks) = (bytes.len() / row_bytes, x.scales.len() / layout.terms.activation_scales());
         assert_eq!(rows, out.len(), "a product for each row");
         assert!(ty.bytes_for((blocks * layout.block) as u64) == Some(row_bytes as u64), "blocks of a row");
         let parts = blocks * (layout.block / layout.part);
@@ -110,25 +114,57 @@ impl Kernels {
             "an activation of {blocks} blocks"
         );
         self.dot_rows_of_integers(ty, Source { bytes, row_bytes, rows, first: 0, blocks }, x, out)
+            || (layout.part == layout.block && self.dot_of_blocks(ty, layout, bytes, x, out))
+    }
+}
+
+impl Kernels {
+    /// The same for types whose blocks are parts, whose products with activations put together again have the same bits.
+    fn dot_of_blocks(
+        self,
+        ty: GgmlType,
+        layout: IntegerLayout,
+        bytes: &[u8],
+        x: PackedActivation<'_>,
+        out: &mut [f32],
+    ) -> bool {
+        let mut activation = Vec::new();
+        let levels = x.levels.chunks_exact(layout.block / 4);
+        for (levels, scales) in levels.zip(x.scales.chunks_exact(layout.terms.activation_scales())) {
+            for scale in scales {
+                activation.extend_from_slice(&Half::new(*scale).0);
+            }
+            activation.extend(levels.iter().flat_map(|unit| unit.to_le_bytes()));
+        }
+        let cols = x.levels.len() * 4;
+        let rows = out.len();
+        self.dot_rows(ty, bytes, &activation, cols, out, rows.max(1)).is_ok()
     }
 }
 
 /// Blocks of activations as [`Kernels::encode_activations`] makes them, taken apart.
 pub(crate) fn split(ty: Option<GgmlType>, packed: &[u8], out: IntegerActivations<'_>) {
-    fn each<A: Pod>(packed: &[u8], out: IntegerActivations<'_>, parts: impl Fn(&A) -> (&[i8], f32)) {
+    fn each<A: Pod, const N: usize>(
+        packed: &[u8],
+        out: IntegerActivations<'_>,
+        parts: impl Fn(&A) -> (&[i8], [f32; N]),
+    ) {
         let blocks = bytemuck::cast_slice::<u8, A>(packed);
-        assert_eq!(blocks.len(), out.scales.len(), "scales of an activation");
+        assert_eq!(blocks.len() * N, out.scales.len(), "scales of an activation");
         let size = out.levels.len() / blocks.len().max(1);
-        for ((block, levels), scale) in blocks.iter().zip(out.levels.chunks_mut(size.max(1))).zip(out.scales)
-        {
-            let (from, d) = parts(block);
+        let scales = out.scales.as_chunks_mut::<N>().0;
+        for ((block, levels), scales) in blocks.iter().zip(out.levels.chunks_mut(size.max(1))).zip(scales) {
+            let (from, found) = parts(block);
             levels.copy_from_slice(from);
-            *scale = d;
+            *scales = found;
         }
     }
     match ty {
-        Some(GgmlType::Q8_0) => each::<Q8_0>(packed, out, |block| (&block.q, block.d.get())),
-        Some(GgmlType::Q8_K) => each::<Q8_K>(packed, out, |block| (&block.q, block.scale())),
+        Some(GgmlType::Q8_0) => each::<Q8_0, 1>(packed, out, |block| (&block.q, [block.d.get()])),
+        Some(GgmlType::Q8_1) => {
+            each::<Q8_1, 2>(packed, out, |block| (&block.q, [block.d.get(), block.sum.get()]));
+        }
+        Some(GgmlType::Q8_K) => each::<Q8_K, 1>(packed, out, |block| (&block.q, [block.scale()])),
         other => unreachable!("no layout has activations of type {other:?}"),
     }
 }
@@ -147,11 +183,12 @@ pub(crate) trait Integers: Pod {
     fn part_scale(&self, _part: usize) -> i32 {
         1
     }
-    /// Scale of the minimums, and the minimum of a part, where there are any.
+    /// Scale of the minimums, where blocks have any.
     #[inline(always)]
     fn minimum_scale(&self) -> f32 {
         0.0
     }
+    /// The minimum of a part, where parts have any.
     #[inline(always)]
     fn minimum(&self, _part: usize) -> u8 {
         0
@@ -177,8 +214,10 @@ pub(crate) fn unpack<W: Integers>(source: Source<'_>, panel: IntegerPanel<'_>) {
                     panel.part_scales[(index * parts + part) * ROWS + lane] = block.part_scale(part);
                 }
             }
-            if terms.has_minimums() {
+            if terms.has_minimum_scales() {
                 panel.minimum_scales[index * ROWS + lane] = block.minimum_scale();
+            }
+            if terms.has_minimums() {
                 for pair in 0..parts / 2 {
                     let both = [2 * pair, 2 * pair + 1].map(|part| u32::from(block.minimum(part)));
                     panel.minimums[(index * parts / 2 + pair) * ROWS + lane] = both[0] | both[1] << 16;
@@ -190,10 +229,10 @@ pub(crate) fn unpack<W: Integers>(source: Source<'_>, panel: IntegerPanel<'_>) {
 
 /// Blocks of 32 with one scale.
 macro_rules! single_scales {
-    ($($block:ident $terms:ident $offset:literal: $scale:expr, $levels:expr;)*) => {
+    ($($block:ident $terms:ident $offset:literal $most:literal: $scale:expr, $levels:expr $(, minimum $minimum:expr)?;)*) => {
         $(impl Integers for $block {
             const LAYOUT: IntegerLayout =
-                IntegerLayout { block: 32, part: 32, offset: $offset, terms: Terms::$terms };
+                IntegerLayout { block: 32, part: 32, offset: $offset, most: $most, terms: Terms::$terms };
             type Levels = [u8; 32];
 
             #[inline(always)]
@@ -207,27 +246,38 @@ macro_rules! single_scales {
                 let levels: fn(&Self) -> [i8; 32] = $levels;
                 levels(self).map(|level| level.cast_unsigned().wrapping_add($offset))
             }
+
+            $(#[inline(always)]
+            fn minimum_scale(&self) -> f32 {
+                let minimum: fn(&Self) -> f32 = $minimum;
+                minimum(self)
+            })?
         })*
     };
 }
 
 single_scales! {
-    Q8_0 Scales 128: |x| x.d.get(), |x| x.q;
-    Q4_0 ScalesInTurn 8: |x| x.d.get(), |x| nibbles(&x.q, |_, q| q.cast_signed() - 8);
-    Q5_0 Scales 16: |x| x.d.get(), |x| {
+    Q8_0 Scales 128 255: |x| x.d.get(), |x| x.q;
+    Q4_0 ScalesInTurn 8 15: |x| x.d.get(), |x| nibbles(&x.q, |_, q| q.cast_signed() - 8);
+    Q4_1 ScalesAndMinimums 0 15: |x| x.d.get(), |x| nibbles(&x.q, |_, q| q.cast_signed()), minimum |x| x.m.get();
+    Q5_0 Scales 16 31: |x| x.d.get(), |x| {
         let bits = u32::from_le_bytes(x.high);
         nibbles(&x.q, |j, q| (q | fifth(bits, j)).cast_signed() - 16)
     };
-    IQ4_NL Scales 127: |x| x.d.get(), |x| nibbles(&x.q, |_, q| iq4::LEVELS[usize::from(q)]);
-    MXFP4 Scales 12: |x| half_e8m0(x.e), |x| nibbles(&x.q, |_, q| level(q));
+    Q5_1 ScalesAndMinimums 0 31: |x| x.d.get(), |x| {
+        let bits = u32::from_le_bytes(x.high);
+        nibbles(&x.q, |j, q| (q | fifth(bits, j)).cast_signed())
+    }, minimum |x| x.m.get();
+    IQ4_NL Scales 127 240: |x| x.d.get(), |x| nibbles(&x.q, |_, q| iq4::LEVELS[usize::from(q)]);
+    MXFP4 Scales 12 24: |x| half_e8m0(x.e), |x| nibbles(&x.q, |_, q| level(q));
 }
 
-const fn parts(part: usize, offset: u8, terms: Terms) -> IntegerLayout {
-    IntegerLayout { block: 256, part, offset, terms }
+const fn parts(part: usize, offset: u8, most: u8, terms: Terms) -> IntegerLayout {
+    IntegerLayout { block: 256, part, offset, most, terms }
 }
 
 impl Integers for Q2_K {
-    const LAYOUT: IntegerLayout = parts(16, 0, Terms::PartsAndMinimums);
+    const LAYOUT: IntegerLayout = parts(16, 0, 3, Terms::PartsAndMinimums);
     type Levels = [u8; 256];
 
     #[inline(always)]
@@ -257,7 +307,7 @@ impl Integers for Q2_K {
 }
 
 impl Integers for Q3_K {
-    const LAYOUT: IntegerLayout = parts(16, 4, Terms::Parts);
+    const LAYOUT: IntegerLayout = parts(16, 4, 7, Terms::Parts);
     type Levels = [u8; 256];
 
     #[inline(always)]
@@ -278,9 +328,9 @@ impl Integers for Q3_K {
 
 /// Q4_K and Q5_K, whose scales are packed alike.
 macro_rules! scales_and_minimums_of_six_bits {
-    ($($block:ident)*) => {
+    ($($block:ident $most:literal)*) => {
         $(impl Integers for $block {
-            const LAYOUT: IntegerLayout = parts(32, 0, Terms::PartsAndMinimums);
+            const LAYOUT: IntegerLayout = parts(32, 0, $most, Terms::PartsAndMinimums);
             type Levels = [u8; 256];
 
             #[inline(always)]
@@ -311,10 +361,10 @@ macro_rules! scales_and_minimums_of_six_bits {
     };
 }
 
-scales_and_minimums_of_six_bits! { Q4_K Q5_K }
+scales_and_minimums_of_six_bits! { Q4_K 15 Q5_K 31 }
 
 impl Integers for Q6_K {
-    const LAYOUT: IntegerLayout = parts(16, 32, Terms::Parts);
+    const LAYOUT: IntegerLayout = parts(16, 32, 63, Terms::Parts);
     type Levels = [u8; 256];
 
     #[inline(always)]
@@ -334,7 +384,7 @@ impl Integers for Q6_K {
 }
 
 impl Integers for IQ4_XS {
-    const LAYOUT: IntegerLayout = parts(32, 127, Terms::Parts);
+    const LAYOUT: IntegerLayout = parts(32, 127, 240, Terms::Parts);
     type Levels = [u8; 256];
 
     #[inline(always)]
@@ -383,13 +433,14 @@ mod tests {
         let layout = layout(ty).unwrap();
         let (blocks, parts) = (cols.len() / layout.block, cols.len() / layout.part);
         let scaled = if layout.terms.has_parts() { parts } else { 0 };
-        let minimums = if layout.terms.has_minimums() { (blocks, parts / 2) } else { (0, 0) };
+        let minimums = if layout.terms.has_minimums() { parts / 2 } else { 0 };
+        let minimum_scales = if layout.terms.has_minimum_scales() { blocks } else { 0 };
         let mut numbers = Numbers {
             levels: vec![u32::MAX; cols.len() / 4 * ROWS],
             scales: vec![-1.0; blocks * ROWS],
             part_scales: vec![-1; scaled * ROWS],
-            minimum_scales: vec![-1.0; minimums.0 * ROWS],
-            minimums: vec![u32::MAX; minimums.1 * ROWS],
+            minimum_scales: vec![-1.0; minimum_scales * ROWS],
+            minimums: vec![u32::MAX; minimums * ROWS],
         };
         let panel = IntegerPanel {
             levels: &mut numbers.levels,
@@ -422,6 +473,7 @@ mod tests {
                 crate::decode(*ty, &bytes[row * row_bytes..][..row_bytes], &mut weights).unwrap();
                 for (col, weight) in weights[256..].iter().enumerate() {
                     let unit = numbers.levels[col / 4 * ROWS + row].to_le_bytes();
+                    assert!(unit[col % 4] <= layout.most, "{ty}: level {}", unit[col % 4]);
                     let level = i32::from(unit[col % 4]) - i32::from(layout.offset);
                     let (block, part) = (col / layout.block * ROWS + row, col / layout.part);
                     let scale =
@@ -430,6 +482,9 @@ mod tests {
                     if layout.terms.has_minimums() {
                         let pair = numbers.minimums[part / 2 * ROWS + row] >> (part % 2 * 16) & 0xffff;
                         value -= f64::from(numbers.minimum_scales[block]) * f64::from(pair);
+                    }
+                    if layout.terms == Terms::ScalesAndMinimums {
+                        value += f64::from(numbers.minimum_scales[block]);
                     }
                     assert!(
                         (value - f64::from(*weight)).abs() < 1e-5,
@@ -464,14 +519,15 @@ mod tests {
             let x: Vec<f32> = (0..512).map(|i| (i % 37) as f32 - 18.0).collect();
             let mut packed = vec![0; crate::row_bytes(activations, 512).unwrap()];
             Kernels::best().encode_activations(activations, &x, 512, &mut packed).unwrap();
-            let (mut levels, mut scales) = (vec![0; 512], vec![0.0; 512 / layout.block]);
+            let each = layout.terms.activation_scales();
+            let (mut levels, mut scales) = (vec![0; 512], vec![0.0; 512 / layout.block * each]);
             split(
                 Some(activations),
                 &packed,
                 IntegerActivations { levels: &mut levels, scales: &mut scales },
             );
             for (i, x) in x.iter().enumerate() {
-                let value = f32::from(levels[i]) * scales[i / layout.block];
+                let value = f32::from(levels[i]) * scales[i / layout.block * each];
                 assert!((value - x).abs() < 0.08, "{ty}: {value} {x}");
             }
         }
@@ -481,7 +537,7 @@ mod tests {
     fn product(layout: IntegerLayout, numbers: &Numbers, lane: usize, x: PackedActivation<'_>) -> f32 {
         let (units, parts) = (layout.part / 4, layout.block / layout.part);
         let mut product = 0.0;
-        for (block, y) in x.scales.iter().enumerate() {
+        for (block, y) in x.scales.chunks_exact(layout.terms.activation_scales()).enumerate() {
             let (mut total, mut least) = (0, 0);
             for part in block * parts..(block + 1) * parts {
                 let mut sum = x.corrections[part];
@@ -503,10 +559,14 @@ mod tests {
             }
             let (total, scale) = (total as f32, numbers.scales[block * ROWS + lane]);
             product += match layout.terms {
-                Terms::ScalesInTurn => total * scale * y,
-                Terms::Scales | Terms::Parts => total * (scale * y),
+                Terms::ScalesInTurn => total * scale * y[0],
+                Terms::Scales | Terms::Parts => total * (scale * y[0]),
                 Terms::PartsAndMinimums => {
-                    total * (scale * y) - least as f32 * (numbers.minimum_scales[block * ROWS + lane] * y)
+                    let least = least as f32 * (numbers.minimum_scales[block * ROWS + lane] * y[0]);
+                    total * (scale * y[0]) - least
+                }
+                Terms::ScalesAndMinimums => {
+                    total * (scale * y[0]) + numbers.minimum_scales[block * ROWS + lane] * y[1]
                 }
             };
         }
@@ -526,8 +586,9 @@ mod tests {
                     (0..cols).map(|i| ((i * 37 + i / 91) % 255) as i16 - 127).map(|x| x as i8).collect();
                 let sums: Vec<i16> =
                     levels.chunks(layout.part).map(|part| part.iter().map(|x| i16::from(*x)).sum()).collect();
-                let scales: Vec<f32> =
-                    (0..cols / layout.block).map(|i| 0.01 + 0.003 * (i % 7) as f32).collect();
+                let scales: Vec<f32> = (0..cols / layout.block * layout.terms.activation_scales())
+                    .map(|i| (10 + 3 * (i % 7)) as f32 / 1024.0)
+                    .collect();
                 let corrections: Vec<i32> =
                     sums.iter().map(|sum| -i32::from(*sum) * i32::from(layout.offset)).collect();
                 let pairs: Vec<u32> = sums

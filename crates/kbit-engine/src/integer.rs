@@ -75,7 +75,7 @@ pub(crate) fn pack(
 ) -> Result<(), EngineError> {
     let [levels, scales, corrections, sums] = cut(packed, cols.activation().map(|len| len * x.rows()));
     let layout = cols.layout();
-    let [units, blocks, _, pairs] = cols.activation();
+    let [units, scales_of_row, _, pairs] = cols.activation();
     let group = cols.activation().map(|len| len * INTEGER_TOKENS);
     let band = group.map(|len| len * BAND);
     let bands = bytemuck::cast_slice_mut::<f32, u32>(levels)
@@ -84,8 +84,9 @@ pub(crate) fn pack(
         .zip(bytemuck::cast_slice_mut::<f32, i32>(corrections).chunks_mut(band[2]))
         .zip(bytemuck::cast_slice_mut::<f32, u32>(sums).chunks_mut(band[3]));
     compute.for_each(bands, |index, (((levels, scales), corrections), sums)| {
-        compute.with_scratch(INTEGER_TOKENS * units + blocks + pairs, |scratch| {
-            let [rounded, row_scales, part_sums] = cut(scratch, [INTEGER_TOKENS * units, blocks, pairs]);
+        compute.with_scratch(INTEGER_TOKENS * units + scales_of_row + pairs, |scratch| {
+            let [rounded, row_scales, part_sums] =
+                cut(scratch, [INTEGER_TOKENS * units, scales_of_row, pairs]);
             let part_sums = &mut bytemuck::cast_slice_mut::<f32, i16>(part_sums)[..cols.parts()];
             let groups = levels
                 .chunks_mut(group[0])

@@ -170,14 +170,16 @@ impl IntegerCols {
 
     /// Numbers of an activation: levels, scales, corrections, sums of pairs of parts.
     pub(crate) fn activation(&self) -> [usize; 4] {
-        [self.units, self.blocks, self.parts, self.parts.div_ceil(2)]
+        let scales = self.blocks * self.layout.terms.activation_scales();
+        [self.units, scales, self.parts, self.parts.div_ceil(2)]
     }
 
     /// Numbers of a row of a panel: levels, scales, scales of parts, scales of minimums, pairs of minimums.
     pub(crate) fn panel(&self) -> [usize; 5] {
         let terms = self.layout.terms;
         let parts = if terms.has_parts() { self.parts } else { 0 };
-        let (minimum_scales, minimums) = if terms.has_minimums() { (self.blocks, parts / 2) } else { (0, 0) };
+        let minimum_scales = if terms.has_minimum_scales() { self.blocks } else { 0 };
+        let minimums = if terms.has_minimums() { parts / 2 } else { 0 };
         [self.units, self.blocks, parts, minimum_scales, minimums]
     }
 
@@ -198,7 +200,7 @@ pub(crate) struct IntegerTokens<'a> {
     pub(crate) count: usize,
     /// `[cols / 4, count]`: four levels.
     pub(crate) levels: &'a [u32],
-    /// `[cols / block, count]`.
+    /// `[cols / block, activation_scales, count]`.
     pub(crate) scales: &'a [f32],
     /// `[cols / part, count]`: what the offset of the weights adds to the sum of a part, times -1.
     pub(crate) corrections: &'a [i32],

@@ -1,8 +1,9 @@
 //! Kullback-Leibler divergence from a reference model.
 
+use crate::reference::{Base, Seen};
 use crate::run::{Plan, Runner};
 use crate::statistics::{Spread, mean_and_error, share_and_error};
-use crate::{EvalError, Perplexity, Progress, Windows};
+use crate::{EvalError, Perplexity, Progress, Reference};
 use kbit_engine::Model;
 use std::ops::Range;
 
@@ -86,14 +87,6 @@ struct Token {
     right: bool,
 }
 
-/// What is kept of a token for the reference.
-#[derive(Clone, Copy)]
-struct Base {
-    nll: f64,
-    /// The likeliest token is the one that follows.
-    right: bool,
-}
-
 /// What is kept of a group of windows.
 struct Group {
     reference: Vec<Base>,
@@ -101,39 +94,38 @@ struct Group {
     candidates: Vec<Vec<Token>>,
 }
 
-/// Divergences of `candidates` from `reference` on a text. The reference's logits are computed once for all of them.
-/// `tokens` are those of the whole text, with the tokenizer's beginning-of-text token where it adds one.
+/// Divergences of `candidates` from `reference` on its text; the reference runs once for all of them, and its layers not again in
+/// later calls.
 ///
 /// # Errors
-/// When the text is shorter than a window, vocabularies differ, a model cannot be run, or logits are not finite.
+/// When vocabularies differ, a model cannot be run, or logits are not finite.
 pub fn kl_divergence(
-    reference: &Model,
+    reference: &Reference<'_>,
     candidates: &[&Model],
-    tokens: &[u32],
-    windows: &Windows,
     progress: &Progress<'_>,
 ) -> Result<Vec<Divergence>, EvalError> {
-    let wanted = reference.description().vocab;
+    let wanted = reference.model.description().vocab;
     for (candidate, model) in candidates.iter().enumerate() {
         let found = model.description().vocab;
         if found != wanted {
             return Err(EvalError::Vocabulary { candidate, found, wanted });
         }
     }
-    let models: Vec<&Model> = std::iter::once(reference).chain(candidates.iter().copied()).collect();
-    let plan = Plan::new(&models, windows, tokens)?;
-    let base = plan.runner(reference);
+    let windows = &reference.windows;
+    let models: Vec<&Model> = std::iter::once(reference.model).chain(candidates.iter().copied()).collect();
+    let plan = Plan::new(&models, windows, reference.tokens)?;
+    let base = plan.runner(reference.model);
     let others: Vec<_> = candidates.iter().map(|model| plan.runner(model)).collect();
-    let groups = plan.run(progress, |group| measure(&plan, &base, &others, &group))?;
+    let groups = plan.run(progress, |group| measure(&plan, reference, &base, &others, &group))?;
 
     let base: Vec<Base> = groups.iter().flat_map(|group| &group.reference).copied().collect();
     let nlls: Vec<f64> = base.iter().map(|base| base.nll).collect();
-    let reference = Perplexity::new(&nlls, windows.scored());
+    let perplexity = Perplexity::new(&nlls, windows.scored());
     Ok((0..candidates.len())
         .map(|candidate| {
             let tokens: Vec<Token> =
                 groups.iter().flat_map(|group| &group.candidates[candidate]).copied().collect();
-            summarise(&tokens, &base, &reference, windows.scored())
+            summarise(&tokens, &base, &perplexity, windows.scored())
         })
         .collect())
 }
@@ -141,13 +133,22 @@ pub fn kl_divergence(
 /// Runs the reference and the candidates over a group of windows.
 fn measure(
     plan: &Plan<'_>,
-    reference: &Runner<'_>,
+    reference: &Reference<'_>,
+    runner: &Runner<'_>,
     candidates: &[Runner<'_>],
     group: &Range<usize>,
 ) -> Result<Group, EvalError> {
     let (texts, targets) = plan.texts(group.clone());
     let from = plan.windows.first();
-    let reference_states = reference.states(&texts, from)?;
+    let seen = reference.seen(group);
+    let mut fresh = Vec::new();
+    let reference_states = match seen {
+        Some(seen) => &seen.states,
+        None => {
+            fresh = runner.states(&texts, from)?;
+            &fresh
+        }
+    };
     let candidate_states =
         candidates.iter().map(|candidate| candidate.states(&texts, from)).collect::<Result<Vec<_>, _>>()?;
 
@@ -163,45 +164,46 @@ fn measure(
             start..(start + targets.len() * hidden).min(states.len())
         };
         let hidden = reference.model.description().hidden;
-        reference.logits(&reference_states[states(&reference_states, hidden)], base)?;
+        runner.logits(&reference_states[states(reference_states, hidden)], base)?;
         let base: &[f32] = base;
         let row_of = |row: usize| row * vocab..(row + 1) * vocab;
         let not_finite = |model: String, row: usize| EvalError::NotFinite {
             model,
             token: plan.place(group, index * rows + row),
         };
-        let tops = plan.each(targets.len(), |row| {
-            let logits = &base[row_of(row)];
-            kernels.log_sum_exp_and_argmax(logits)
-        });
-        let right = |top: Option<usize>, row: usize| top == Some(targets[row] as usize);
-        for (row, (lse, top)) in tops.iter().enumerate() {
-            let nll = lse - f64::from(base[row_of(row)][targets[row] as usize]);
-            if !nll.is_finite() {
-                return Err(not_finite("the reference".to_owned(), row));
+        let tokens = match seen {
+            Some(seen) => seen.tokens[index * rows..][..targets.len()].to_vec(),
+            None => {
+                plan.each(targets.len(), |row| Base::new(kernels, &base[row_of(row)], targets[row] as usize))
             }
-            result.reference.push(Base { nll, right: right(*top, row) });
+        };
+        if let Some(row) = tokens.iter().position(|token| !token.nll.is_finite()) {
+            return Err(not_finite("the reference".to_owned(), row));
         }
         for (number, (candidate, all)) in candidates.iter().zip(&candidate_states).enumerate() {
             let other = &mut other[..targets.len() * vocab];
             candidate.logits(&all[states(all, candidate.model.description().hidden)], other)?;
-            let tokens = plan.each(targets.len(), |row| {
+            let found = plan.each(targets.len(), |row| {
                 let (p, q) = (&base[row_of(row)], &other[row_of(row)]);
                 let (lse, top) = kernels.log_sum_exp_and_argmax(q);
                 Token {
-                    kld: kernels.kl_divergence(p, tops[row].0, q, lse),
+                    kld: kernels.kl_divergence(p, tokens[row].lse, q, lse),
                     nll: lse - f64::from(q[targets[row] as usize]),
-                    same_top: top == tops[row].1,
-                    right: right(top, row),
+                    same_top: top == tokens[row].top,
+                    right: top == Some(targets[row] as usize),
                 }
             });
-            for (row, token) in tokens.iter().enumerate() {
+            for (row, token) in found.iter().enumerate() {
                 if !(token.kld.is_finite() && token.nll.is_finite()) {
                     return Err(not_finite(format!("candidate {number}"), row));
                 }
             }
-            result.candidates[number].extend(tokens);
+            result.candidates[number].extend(found);
         }
+        result.reference.extend(tokens);
+    }
+    if seen.is_none() {
+        reference.keep(group, Seen { states: fresh, tokens: result.reference.clone() });
     }
     Ok(result)
 }
@@ -260,6 +262,10 @@ fn probability_change(changes: impl Iterator<Item = f64>) -> ProbabilityChange {
 mod tests {
     use super::*;
 
+    fn known(nll: f64, right: bool) -> Base {
+        Base { lse: 0.0, top: None, nll, right }
+    }
+
     #[test]
     fn summary_of_known_tokens() {
         let token = |kld, nll, same_top, right| Token { kld, nll, same_top, right };
@@ -271,7 +277,7 @@ mod tests {
         ];
         let nlls = [1.5, 2.5, 1.5, 1.5];
         let base = [true, false, false, true];
-        let base: Vec<Base> = nlls.iter().zip(base).map(|(&nll, right)| Base { nll, right }).collect();
+        let base: Vec<Base> = nlls.iter().zip(base).map(|(&nll, right)| known(nll, right)).collect();
         let d = summarise(&tokens, &base, &Perplexity::new(&nlls, 2), 2);
         assert!((d.mean_kld - 0.25).abs() < 1e-12 && (d.spread.median - 0.25).abs() < 1e-12);
         assert_eq!((d.spread.min, d.spread.max), (0.1, 0.4));
@@ -300,7 +306,7 @@ mod tests {
         let nlls = [(2.0, 1.5), (3.0, 2.5), (1.0, 1.5), (2.0, 1.5), (0.5, 0.25)];
         let tokens: Vec<Token> =
             nlls.iter().map(|&(nll, _)| Token { kld: 0.0, nll, same_top: true, right: true }).collect();
-        let base: Vec<Base> = nlls.iter().map(|&(_, nll)| Base { nll, right: true }).collect();
+        let base: Vec<Base> = nlls.iter().map(|&(_, nll)| known(nll, true)).collect();
         let reference = Perplexity::new(&nlls.map(|(_, nll)| nll), 5);
         let d = summarise(&tokens, &base, &reference, 5);
         // sqrt(error_q^2 + error_p^2 - 2 ppl_q ppl_p covariance), the covariance that of the means.

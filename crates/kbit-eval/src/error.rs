@@ -45,6 +45,43 @@ pub enum EvalError {
         /// Tokens in the reference's.
         wanted: usize,
     },
+    /// A baseline text without two different tokens.
+    #[error(
+        "nothing can be learned from the baseline text, which has {}: give a longer text, as like the measured one as can be",
+        if *tokens == 0 { "no token".to_owned() } else { format!("one token only, {tokens} times") }
+    )]
+    EmptyBaseline {
+        /// Tokens of the text.
+        tokens: usize,
+    },
+    /// A baseline text without any of the scored tokens.
+    #[error(
+        "nothing can be learned from the baseline text, which has none of the tokens that are scored: give a text in the same language"
+    )]
+    BaselineForeign,
+    /// Windows that overlap cannot be continued.
+    #[error("a text can be continued only where windows do not overlap: leave the stride out")]
+    ContinuedStride,
+    /// A token of the baseline text that the vocabulary has not.
+    #[error(
+        "token {token} of the baseline text is not below the vocabulary's {vocabulary}: tokenize it with the model's own tokenizer"
+    )]
+    BaselineToken {
+        /// The token.
+        token: u32,
+        /// Tokens in the vocabulary.
+        vocabulary: usize,
+    },
+    /// Baselines of another vocabulary than the model's.
+    #[error(
+        "the baselines were counted over a vocabulary of {found} tokens and the model has {wanted}: count them with the model's tokenizer"
+    )]
+    BaselineVocabulary {
+        /// Tokens in the vocabulary of the baselines.
+        found: usize,
+        /// Tokens in the model's.
+        wanted: usize,
+    },
     /// A probability that is not a number.
     #[error(
         "{model}: the logits at token {token} of the text are not finite; the weights are damaged, or too coarse for this model: `kbit verify` names the tensors that are, convert the source again"

@@ -6,13 +6,15 @@
 //! before it. Windows may also overlap by a stride ([`Windows`]). [`scores`] are functions of texts and labels alone.
 //!
 //! Log-probabilities are computed in double precision from f32 logits. Nothing is written to disk: the divergence
-//! runs the reference once a window and all candidates after it, and keeps one number a token. Logits exist a few
-//! rows at a time. Figures do not depend on the number of threads.
+//! runs the reference once a window and all candidates after it, and keeps hidden states for later passes
+//! ([`Reference`]). Logits exist a few rows at a time. Figures do not depend on the number of threads.
 #![forbid(unsafe_code)]
 
 mod divergence;
 mod error;
+mod information;
 mod perplexity;
+mod reference;
 mod run;
 pub mod scores;
 mod statistics;
@@ -21,7 +23,9 @@ mod windows;
 
 pub use divergence::{Divergence, Flips, ProbabilityChange, kl_divergence};
 pub use error::EvalError;
+pub use information::{Baseline, Baselines, Information, continued, diversity, information};
 pub use perplexity::{Perplexity, perplexity};
+pub use reference::Reference;
 pub use statistics::Spread;
 pub use windows::Windows;
 

@@ -92,6 +92,16 @@ pub fn perplexity(
     windows: &Windows,
     progress: &Progress<'_>,
 ) -> Result<Perplexity, EvalError> {
+    Ok(Perplexity::new(&token_nlls(model, tokens, windows, progress)?, windows.scored()))
+}
+
+/// Negative log-likelihoods of all scored tokens, in the order of the text.
+pub(crate) fn token_nlls(
+    model: &Model,
+    tokens: &[u32],
+    windows: &Windows,
+    progress: &Progress<'_>,
+) -> Result<Vec<f64>, EvalError> {
     let plan = Plan::new(&[model], windows, tokens)?;
     let runner = plan.runner(model);
     let groups = plan.run(progress, |group| {
@@ -118,7 +128,7 @@ pub fn perplexity(
         )?;
         Ok(nlls)
     })?;
-    Ok(Perplexity::new(&groups.concat(), windows.scored()))
+    Ok(groups.concat())
 }
 
 /// Calls `score(row, logits, target)` for every row, a few rows of logits at a time, and appends the results in order.

@@ -76,13 +76,18 @@ impl<'t> Plan<'t> {
         Ok(Self { windows, tokens, count, threads: Threads::new(models) })
     }
 
+    /// Windows that go through a model together.
+    pub(crate) fn group(windows: &Windows) -> usize {
+        (Session::BATCH / windows.context).max(1)
+    }
+
     /// Calls `measure` for groups of windows that go through a model together; results in order, one a group.
     pub(crate) fn run<T: Send>(
         &self,
         progress: &Progress<'_>,
         measure: impl Fn(Range<usize>) -> Result<T, EvalError> + Sync,
     ) -> Result<Vec<T>, EvalError> {
-        let group = (Session::BATCH / self.windows.context).max(1);
+        let group = Self::group(self.windows);
         let done = AtomicUsize::new(0);
         let step = |index: usize| {
             let range = index * group..((index + 1) * group).min(self.count);

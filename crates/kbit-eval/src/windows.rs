@@ -96,8 +96,13 @@ impl Windows {
 
     /// The tokens that are scored in a window.
     pub(crate) fn targets<'t>(&self, tokens: &'t [u32], window: usize) -> &'t [u32] {
+        &tokens[self.target_places(window)]
+    }
+
+    /// Where the tokens that are scored in a window stand in the text.
+    pub(crate) fn target_places(&self, window: usize) -> Range<usize> {
         let range = self.range(window);
-        &tokens[range.start + self.first() + 1..range.end]
+        range.start + self.first() + 1..range.end
     }
 }
 

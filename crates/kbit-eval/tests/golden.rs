@@ -9,7 +9,7 @@ mod common;
 use common::{load_gguf, shared};
 use kbit_blocks::BlockCodec;
 use kbit_engine::Model;
-use kbit_eval::{Windows, kl_divergence, perplexity};
+use kbit_eval::{Reference, Windows, kl_divergence, perplexity};
 use kbit_formats::gguf::Gguf;
 use kbit_tokenizers::Tokenizer;
 use kbit_types::{Codec, GgmlType};
@@ -87,7 +87,9 @@ fn divergence_of_q4_0_agrees_with_llama_cpp() {
     let tokens = tokenizer.encode(&text, true, false);
     let bos = tokenizer.adds_bos().then(|| tokenizer.bos()).flatten();
     let windows = Windows { context: 512, stride: None, chunks: Some(8), bos };
-    let found = &kl_divergence(&reference, &[&candidate], &tokens, &windows, &|_, _| {}).unwrap()[0];
+    let found =
+        &kl_divergence(&Reference::new(&reference, &tokens, &windows).unwrap(), &[&candidate], &|_, _| {})
+            .unwrap()[0];
     for (name, found, tolerance) in [
         ("mean_kld", found.mean_kld, 0.03),
         ("median_kld", found.spread.median, 0.04),

@@ -5,12 +5,22 @@
 mod common;
 
 use common::{load_folder, logits, model, random_tensors, repository, small, tokens, with_threads};
-use kbit_eval::{EvalError, Windows, kl_divergence, perplexity};
+use kbit_engine::Model;
+use kbit_eval::{Divergence, EvalError, Reference, Windows, kl_divergence, perplexity};
 use kbit_tokenizers::Tokenizer;
 use kbit_types::GgmlType;
 use std::sync::Mutex;
 
 fn nothing(_: usize, _: usize) {}
+
+fn divergence(
+    reference: &Model,
+    candidates: &[&Model],
+    tokens: &[u32],
+    windows: &Windows,
+) -> Result<Vec<Divergence>, EvalError> {
+    kl_divergence(&Reference::new(reference, tokens, windows)?, candidates, &nothing)
+}
 
 /// `ln(softmax(logits))` in double precision.
 fn log_softmax(logits: &[f32]) -> Vec<f64> {
@@ -20,7 +30,7 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 /// Log-probabilities of every scored token's place, by window, straight from the definition.
-fn scored(model: &kbit_engine::Model, tokens: &[u32], windows: &Windows) -> Vec<(u32, Vec<f64>)> {
+fn scored(model: &Model, tokens: &[u32], windows: &Windows) -> Vec<(u32, Vec<f64>)> {
     let vocab = model.description().vocab;
     let mut rows = Vec::new();
     let step = windows.stride.unwrap_or(windows.context);
@@ -65,8 +75,7 @@ fn figures_are_those_of_the_definition() {
         assert_eq!(found.per_chunk.len() as u64, found.chunks);
         assert_eq!(found.per_chunk.last(), Some(&found.value));
 
-        let found =
-            kl_divergence(&reference, &[&candidate, &reference], &tokens, &windows, &nothing).unwrap();
+        let found = divergence(&reference, &[&candidate, &reference], &tokens, &windows).unwrap();
         let klds: Vec<f64> = p
             .iter()
             .zip(&q)
@@ -152,13 +161,33 @@ fn coarser_types_diverge_more() {
     let models: Vec<_> = types.iter().map(|&ty| load_folder(&folder, Some(ty)).0).collect();
     let candidates: Vec<_> = models.iter().collect();
     let windows = Windows { context: 128, stride: None, chunks: Some(8), bos: None };
-    let found = kl_divergence(&reference, &candidates, &prose(&metadata).1, &windows, &nothing).unwrap();
+    let found = divergence(&reference, &candidates, &prose(&metadata).1, &windows).unwrap();
     for (ty, d) in types.iter().zip(&found) {
         println!("{ty}: {:.6} nats, median {:.6}, same top {:.3}", d.mean_kld, d.spread.median, d.same_top);
         assert!(d.mean_kld > 0.0 && d.spread.median < d.spread.p99 && d.spread.p99 <= d.spread.max);
     }
     assert!(found[0].mean_kld < 0.1 * found[1].mean_kld && found[1].mean_kld < found[2].mean_kld);
     assert!(found[0].same_top > found[2].same_top);
+}
+
+#[test]
+fn later_passes_give_the_figures_of_a_first_one_however_much_is_kept() {
+    let folder = repository().join("assets/family/s0");
+    let (model, metadata) = load_folder(&folder, None);
+    let candidates = [GgmlType::Q4_0, GgmlType::Q8_0].map(|ty| load_folder(&folder, Some(ty)).0);
+    let tokens = prose(&metadata).1;
+    // Groups of two windows, and a last one of one.
+    let windows = Windows { context: 200, stride: None, chunks: Some(5), bos: Some(0) };
+    let group = 2 * windows.scored() * model.description().hidden * 4;
+    let first: Vec<_> =
+        candidates.iter().flat_map(|one| divergence(&model, &[one], &tokens, &windows).unwrap()).collect();
+    for bytes in [0, group, 2 * group + 1, Reference::KEPT_BYTES] {
+        let reference = Reference::keeping(&model, &tokens, &windows, bytes).unwrap();
+        for (candidate, first) in candidates.iter().zip(&first) {
+            let found = kl_divergence(&reference, &[candidate], &nothing).unwrap();
+            assert_eq!(&found[0], first, "{bytes} bytes kept");
+        }
+    }
 }
 
 #[test]
@@ -171,7 +200,7 @@ fn figures_do_not_depend_on_the_thread_count() {
     let run = |threads| {
         with_threads(threads, || {
             let alone = perplexity(&candidate, &tokens, &windows, &nothing).unwrap();
-            let d = kl_divergence(&reference, &[&candidate], &tokens, &windows, &nothing).unwrap();
+            let d = divergence(&reference, &[&candidate], &tokens, &windows).unwrap();
             assert_eq!(alone, d[0].perplexity);
             d
         })
@@ -202,7 +231,7 @@ fn models_of_other_vocabularies_are_refused() {
     wider.vocab += 1;
     let (a, b) = (model(&d, &random_tensors(&d, 1, true)), model(&wider, &random_tensors(&wider, 1, true)));
     let windows = Windows { context: 20, stride: None, chunks: None, bos: None };
-    let error = kl_divergence(&a, &[&a, &b], &tokens(&d, 50, 1), &windows, &nothing).unwrap_err();
+    let error = divergence(&a, &[&a, &b], &tokens(&d, 50, 1), &windows).unwrap_err();
     assert!(matches!(error, EvalError::Vocabulary { candidate: 1, found: 98, wanted: 97 }), "{error}");
 }
 
@@ -218,7 +247,7 @@ fn weights_that_are_not_numbers_are_an_error_with_its_place() {
     let windows = Windows { context: 20, stride: None, chunks: None, bos: None };
     let error = perplexity(&model, &tokens(&d, 50, 1), &windows, &nothing).unwrap_err();
     assert!(matches!(&error, EvalError::NotFinite { token: 11, .. }), "{error}");
-    let error = kl_divergence(&model, &[], &tokens(&d, 50, 1), &windows, &nothing).unwrap_err();
+    let error = divergence(&model, &[], &tokens(&d, 50, 1), &windows).unwrap_err();
     assert!(error.to_string().starts_with("the reference: the logits at token 11"), "{error}");
 }
 

@@ -7,6 +7,7 @@
 pub mod atomic;
 mod checkpoint;
 pub mod diff;
+mod energy;
 mod error;
 pub mod gguf;
 pub mod hash;
@@ -17,6 +18,7 @@ mod system;
 pub mod verify;
 
 pub use checkpoint::{Checkpoint, Element, SourceTensor};
+pub use energy::EnergyMeter;
 pub use error::FormatError;
 pub use safetensors::{NewSafetensor, SafetensorsWriter, write_safetensors_f32};
 pub use system::{disk_free, peak_rss_bytes};

@@ -16,6 +16,10 @@ const MOST_KNOTS: usize = 4;
 const MOST_SETTINGS: usize = 64;
 /// Where Huber's loss of log residuals becomes absolute, unless the noise is greater: Hoffmann et al., arXiv 2203.15556, section 3.3.
 const DELTA: f64 = 1e-3;
+/// Name of the scheme that leaves models as they are.
+const UNQUANTIZED: &str = "none";
+/// True bits a weight of one model that differ by less than this share are of one width.
+const ONE_WIDTH: f64 = 0.01;
 /// Logarithms that differ by less are of one value.
 const SAME: f64 = 1e-6;
 
@@ -101,6 +105,21 @@ impl<'a> Points<'a> {
         values.is_some_and(|values| {
             values.iter().any(|value| (value.ln() - values[0].ln()).abs() > SAME)
                 && values.iter().all(|value| *value > 0.0)
+        })
+    }
+
+    /// True where some quantized model has several bit widths. Between models P differs a little under one scheme, by the shares of
+    /// their tensors; it then stands for N.
+    fn has_widths(&self) -> bool {
+        self.models().iter().any(|model| {
+            let bits = self
+                .at
+                .iter()
+                .filter(|at| at.model == *model && at.scheme != UNQUANTIZED)
+                .filter_map(|at| at.bits);
+            let (low, high) =
+                bits.fold((f64::INFINITY, 0.0f64), |(low, high), bits| (low.min(bits), high.max(bits)));
+            high > low * (1.0 + ONE_WIDTH)
         })
     }
 
@@ -211,6 +230,21 @@ impl Fitter<'_> {
                 name,
             }
         });
+        let estimates: Vec<Estimate> = estimates.collect();
+        let endless = |estimate: &&Estimate| {
+            let ends = [Some(estimate.value), estimate.low, estimate.high];
+            !ends.into_iter().flatten().all(f64::is_finite)
+        };
+        let undetermined: Vec<&str> =
+            estimates.iter().filter(endless).map(|estimate| estimate.name.as_str()).collect();
+        if !undetermined.is_empty() {
+            let reason = format!(
+                "the points do not determine {}: the interval is infinite; measure more values of what it depends on, further apart",
+                undetermined.join(", ")
+            );
+            self.refuse(law.name, family, reason);
+            return;
+        }
         let natural_fit = |index: usize| match space {
             Space::LogDivergence | Space::LogLoss | Space::LogDifference => fitted[index].exp(),
             Space::Loss => fitted[index],
@@ -237,7 +271,7 @@ impl Fitter<'_> {
             law: law.name.to_owned(),
             family: family.to_owned(),
             form: law.formula.to_owned(),
-            estimates: estimates.collect(),
+            estimates,
             r_squared: if total > 0.0 { 1.0 - residual / total } else { 0.0 },
             aic,
             aicc: (room > 0.0).then(|| aic + 2.0 * parameters * (parameters + 1.0) / room),
@@ -403,6 +437,11 @@ impl Fitter<'_> {
         let left_out = measured.len() - usable.len();
         let mut points =
             Points::new(usable, |at| at.bits.unwrap_or(f64::NAN), &[Quantity::Params, Quantity::Bits]);
+        if !points.at.is_empty() && !points.has_widths() {
+            let reason = "every model has one bit width, so that gamma, the exponent of P, cannot be told from k: its interval would be infinite; measure other bit widths";
+            self.refuse(law.name, family, reason);
+            return;
+        }
         let all = [(Quantity::Tokens, "beta"), (Quantity::Params, "alpha"), (Quantity::Bits, "gamma")];
         let factors: Vec<(Quantity, f64, &'static str)> = all
             .into_iter()
@@ -462,6 +501,11 @@ impl Fitter<'_> {
             "kumar-post-training" => {
                 if !points.varies(Quantity::Bits) {
                     self.refuse(name, family, "all points have the same bits a weight; measure other widths");
+                    return;
+                }
+                if !points.has_widths() {
+                    let reason = "every quantized model has one bit width, so that gamma cannot be told from C_T: their intervals would be infinite; measure other bit widths";
+                    self.refuse(name, family, reason);
                     return;
                 }
                 self.loss(law, family, points, |loss| loss.penalty = true);
@@ -549,9 +593,16 @@ impl Fitter<'_> {
         let groups = points.groups();
         let at = problem.condition(&constants);
         if at > MAX_CONDITION {
+            let names = loss.names();
+            let between = problem.dependent(&constants).into_iter().map(|constant| names[constant].as_str());
+            let between: Vec<&str> = between.collect();
+            let which = if between.is_empty() {
+                format!("its {} constants", names.len())
+            } else {
+                format!("{} of its {} constants", between.join(", "), names.len())
+            };
             let reason = format!(
-                "the points do not determine its {} constants (condition number {at:.1e}); measure more values of what it depends on, further apart",
-                loss.constants()
+                "the points do not determine {which} (condition number {at:.1e}), whose intervals would be infinite; measure more values of what it depends on, further apart"
             );
             self.refuse(law.name, family, reason);
             return;

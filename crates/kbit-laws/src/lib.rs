@@ -7,14 +7,17 @@
 #![forbid(unsafe_code)]
 
 mod advise;
+mod findings;
 mod fit;
 mod fitter;
 mod law;
 mod observe;
+pub mod paired;
 mod shape;
 mod solve;
 
-pub use advise::{Candidate, ParetoPoint, Recommendation, pareto, recommend};
+pub use advise::{Budget, Candidate, Evidence, ParetoPoint, Recommendation, pareto, recommend};
+pub use findings::{Finding, Verdict, findings};
 pub use fit::{
     Comparison, Estimate, Fit, FitOptions, Fits, PredictError, Prediction, Range, Refusal, Residual,
 };

@@ -173,7 +173,7 @@ pub fn observations(measurements: &[Measurement]) -> Vec<Observation> {
 }
 
 /// Losses that quantization added, where they were not measured pairwise: this loss less the unquantized model's.
-fn complete(observations: &mut [Observation]) {
+pub(crate) fn complete(observations: &mut [Observation]) {
     let bases: BTreeMap<String, f64> = observations
         .iter()
         .filter(|seen| seen.family == "none" && seen.first)

@@ -309,7 +309,9 @@ impl Loss {
         loss.ln()
     }
 
-    fn names(&self) -> Vec<String> {
+    /// Names of the constants, in their order.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
         let data = self.log_tokens.is_some();
         let mut names: Vec<String> = ["E", "A", "alpha"].map(str::to_owned).to_vec();
         if data {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Noise, figure};
-use kbit_laws::{At, Fit, FitOptions, Fits, LAWS, Law, PredictError, fit_all, pareto, recommend};
+use kbit_laws::{At, Fit, FitOptions, Fits, LAWS, Law, PredictError, fit_all, pareto};
 use kbit_results::Measurement;
 
 fn fit<'a>(fits: &'a Fits, law: &str, family: &str) -> &'a Fit {
@@ -183,23 +183,6 @@ fn the_front_holds_what_nothing_beats() {
     assert_eq!(front, [(400.0, 3.0), (800.0, 2.5)]);
 }
 
-#[test]
-fn a_recommendation_keeps_the_budget_and_says_how_sure_it_is() {
-    let mut data = vec![
-        figure(100, "int", 4.0, "nll", 3.0),
-        figure(100, "int", 8.0, "nll", 2.5),
-        figure(200, "int", 3.0, "nll", 2.505),
-    ];
-    let chosen = recommend(&data, 100);
-    assert_eq!(chosen.choice.as_ref().map(|choice| choice.bytes), Some(100));
-    assert!(chosen.close, "5 thousandths apart with errors of a hundredth");
-    assert_eq!(recommend(&data, 60).choice.map(|choice| choice.bytes), Some(50));
-    let none = recommend(&data, 10);
-    assert!(none.choice.is_none() && none.smallest.is_some_and(|smallest| smallest.bytes == 50));
-    data.retain(|measurement| measurement.metric != "nll");
-    assert!(recommend(&data, 100).reason.contains("measure perplexity first"));
-}
-
 /// Losses of twelve models after Hoffmann et al., each with its own N and D.
 fn scaling_data() -> Vec<Measurement> {
     let mut data = Vec::new();
@@ -294,5 +277,60 @@ fn every_law_declares_its_constants_needs_and_source_once() {
     for law in LAWS {
         assert!(!law.constants.is_empty() && !law.needs.is_empty() && !law.source.is_empty(), "{}", law.name);
         assert_eq!(LAWS.iter().filter(|other| other.name == law.name).count(), 1, "{}", law.name);
+    }
+}
+
+/// Losses of four sizes under one scheme whose true bits differ a little by model, and of the unquantized models.
+fn one_width() -> Vec<Measurement> {
+    let mut noise = Noise(5);
+    let mut data = Vec::new();
+    for (params, bits) in [(1u64 << 20, 4.54), (1 << 22, 4.53), (1 << 24, 4.51), (1 << 26, 4.505f64)] {
+        let base = 2.0 + 30.0 * (params as f64).powf(-0.2);
+        data.push(figure(params, "none", 16.0, "nll", base));
+        let added = 5.0 * (params as f64).powf(-0.2) * (0.05 * noise.next()).exp();
+        data.push(figure(params, "int", bits, "nll", base + added));
+    }
+    // Tokens follow N in `figure`.
+    data.iter_mut().for_each(|one| one.model.tokens = None);
+    data
+}
+
+#[test]
+fn an_exponent_of_bits_takes_several_bit_widths() {
+    let refused = |data: &[Measurement], law: &str| {
+        let options = FitOptions { laws: vec![law.to_owned()], ..FitOptions::default() };
+        let fits = fit_all(data, &options);
+        assert!(fits.fits.is_empty(), "{:?}", fits.fits[0].estimates);
+        fits.refusals.iter().map(|refusal| refusal.reason.clone()).collect::<Vec<_>>().join("\n")
+    };
+    let mut data = one_width();
+    let reason = refused(&data, "ouyang");
+    assert!(
+        reason.contains("one bit width") && reason.contains("gamma") && reason.contains("infinite"),
+        "{reason}"
+    );
+    // With another width of each the law is fitted.
+    for one in data.clone() {
+        if one.scheme.family == "int" {
+            let mut more = figure(one.model.params, "int", one.bpw.file - 1.0, "nll", one.value + 0.3);
+            more.model.tokens = None;
+            data.push(more);
+        }
+    }
+    let options = FitOptions { laws: vec!["ouyang".to_owned()], ..FitOptions::default() };
+    let fits = fit_all(&data, &options);
+    let gamma = fit(&fits, "ouyang", "int").estimate("gamma").expect("gamma");
+    assert!(gamma.low.is_some_and(f64::is_finite) && gamma.high.is_some_and(f64::is_finite), "{gamma:?}");
+}
+
+#[test]
+fn no_fit_reports_a_number_that_is_none() {
+    for data in [one_width(), one_width().into_iter().take(4).collect(), one_width().split_off(3)] {
+        for fit in fit_all(&data, &FitOptions::default()).fits {
+            for estimate in &fit.estimates {
+                let ends = [Some(estimate.value), estimate.low, estimate.high];
+                assert!(ends.into_iter().flatten().all(f64::is_finite), "{} {estimate:?}", fit.law);
+            }
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! kbit beside llama.cpp, run as `cargo xtask peers`, `fuzz-peers`, `compare-peers` and `bench-peers`.
+//! kbit beside llama.cpp, run as `cargo xtask peers`, `fuzz-peers`, `compare-peers`, `bench-peers`
+//! and `sweep-peers`.
 //!
 //! A crate of its own, because it needs the rooms that it tests and a C library's symbols, while `xtask` has no dependencies.
 //! No test of the repository needs the peers, and continuous integration does not fetch them.
@@ -14,6 +15,7 @@ mod models;
 mod peers;
 mod process;
 mod random;
+mod sweep;
 mod table;
 mod yardstick;
 
@@ -43,6 +45,8 @@ enum Command {
     ComparePeers(compare::Args),
     /// Measure kbit against llama-quantize, convert_hf_to_gguf.py, llama-perplexity and llama-bench
     BenchPeers(bench::Args),
+    /// Run configs/sweep40.yaml, and the same as a loop of llama-quantize and llama-perplexity
+    SweepPeers(sweep::Args),
     /// Print the rate of copying memory, in bytes of source a second
     #[command(hide = true)]
     MemoryCopy {
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Command::FuzzPeers(args) => fuzz::fuzz(&peers, &args),
         Command::ComparePeers(args) => compare::compare(&peers, &args),
         Command::BenchPeers(args) => bench::bench(&peers, &args),
+        Command::SweepPeers(args) => sweep::sweep(&peers, &args),
         Command::MemoryCopy { threads } => {
             println!("{}", yardstick::memory_copy_rate(threads));
             Ok(())

@@ -5,6 +5,7 @@
 use crate::edit::{Edits, SetMetadata};
 use crate::mix::MixOptions;
 use crate::schema;
+use crate::sensitivity::By;
 use crate::task::{self, TaskEvaluation};
 use kbit_calibrate::{EmptyExperts, OnMissing, Policy};
 use kbit_engine::{CacheTypes, Mode};
@@ -147,6 +148,8 @@ pub struct Evaluation {
     pub modes: Vec<Mode>,
     /// Types of the KV cache to measure with.
     pub caches: Vec<CacheTypes>,
+    /// Parts whose sensitivity is measured.
+    pub sensitivity: Vec<By>,
     /// Where it stands.
     pub place: Place,
 }
@@ -428,6 +431,7 @@ impl Reader<'_> {
             chunks: size("chunks"),
             modes: named(node, "mode"),
             caches: named(node, "cache_type"),
+            sensitivity: node.get("sensitivity").map_or_else(Vec::new, all_named),
             place: node.place,
             text,
         }
@@ -444,7 +448,11 @@ fn words(node: &Node) -> Vec<String> {
 
 /// What the words of a key name, each once; the default where there are none.
 fn named<T: FromStr + Default + PartialEq>(node: &Node, key: &str) -> Vec<T> {
-    let Some(node) = node.get(key) else { return vec![T::default()] };
+    node.get(key).map_or_else(|| vec![T::default()], all_named)
+}
+
+/// What the words of a value name, each once.
+fn all_named<T: FromStr + PartialEq>(node: &Node) -> Vec<T> {
     let mut found = Vec::new();
     for value in words(node).iter().filter_map(|word| word.parse().ok()) {
         if !found.contains(&value) {

@@ -22,6 +22,7 @@ pub mod recipe;
 pub mod report;
 pub mod run;
 pub mod schema;
+pub mod sensitivity;
 pub mod statistics;
 pub mod task;
 

@@ -6,11 +6,12 @@ use crate::open::OpenModel;
 use crate::plan::FilePlan;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
+use crate::sensitivity::Part;
 use crate::statistics::TensorError;
-use kbit_engine::{CacheTypes, Mode};
-use kbit_eval::{Divergence, Windows};
-use kbit_formats::Checkpoint;
+use kbit_engine::{CacheTypes, Mode, Model};
+use kbit_eval::{Divergence, Reference, Windows};
 use kbit_formats::hash::Sha256;
+use kbit_formats::{Checkpoint, EnergyMeter};
 use kbit_models::{Conversion, Role, TrainingInfo};
 use kbit_results::{Bpw, Cost, DataInfo, Difference, Items, Measurement, ModelInfo, SchemeInfo};
 use kbit_tokenizers::Tokenizer;
@@ -292,6 +293,7 @@ impl Subject {
             seconds,
             tokens_per_second,
             peak_rss_bytes,
+            joules: None,
         }
     }
 
@@ -399,6 +401,32 @@ impl Subject {
     }
 }
 
+/// The divergence of models that are unquantized but for one part, each as a record of its part under `sensitivity_kld`; in order.
+///
+/// # Errors
+/// As [`measure`].
+pub fn measure_parts(
+    reference: &Reference<'_>,
+    candidates: &[(&Part, Model)],
+    subject: &Subject,
+    data: &DataSet,
+    progress: &Progress,
+    what: &str,
+) -> Result<Vec<Measurement>, PipelineError> {
+    let bar = progress.items(what, data.windows.count(data.tokens.len())? as u64);
+    let tick = |done: usize, _total: usize| {
+        bar.set(done as u64);
+    };
+    let models: Vec<_> = candidates.iter().map(|(_, model)| model).collect();
+    let found = kbit_eval::kl_divergence(reference, &models, &tick)?;
+    let records = candidates.iter().zip(&found).map(|((part, _), found)| Measurement {
+        tensor: Some(part.name.clone()),
+        data: Some(data.info(found.chunks)),
+        ..subject.record("sensitivity_kld", found.mean_kld, Some(found.stderr), found.tokens)
+    });
+    Ok(records.collect())
+}
+
 /// A model to measure: quantized, or the unquantized one in another arithmetic.
 pub struct Candidate<'a> {
     /// The model.
@@ -418,13 +446,13 @@ pub struct Measured {
     pub costs: Vec<Cost>,
 }
 
-/// Measures `candidates` against `reference`, which runs once for all of them; one entry each, in order. The unquantized model as
+/// Measures `candidates` against `reference`, which is the unquantized model on `data`; one entry each, in order. The unquantized model as
 /// a candidate gives the noise floor: what its divergence is from itself in the candidates' arithmetic.
 ///
 /// # Errors
 /// When the text is too short, a codec fails, or the run was cancelled.
 pub fn measure(
-    reference: &OpenModel,
+    reference: &Reference<'_>,
     candidates: &[Candidate<'_>],
     data: &DataSet,
     progress: &Progress,
@@ -432,24 +460,32 @@ pub fn measure(
 ) -> Result<Vec<Measured>, PipelineError> {
     let windows = data.windows.count(data.tokens.len())?;
     let bar = progress.items(what, windows as u64);
+    let energy = EnergyMeter::start();
     let tick = |done: usize, _total: usize| {
         bar.set(done as u64);
+        // Read often, since its counters begin anew.
+        let _ = energy.joules();
     };
     let started = Instant::now();
     let models: Vec<_> = candidates.iter().map(|candidate| &candidate.model.model).collect();
-    let found = kbit_eval::kl_divergence(&reference.model, &models, &data.tokens, &data.windows, &tick)?;
+    let found = kbit_eval::kl_divergence(reference, &models, &tick)?;
     #[expect(clippy::cast_precision_loss, reason = "seconds and a rate for people")]
     let (seconds, tokens) = (
         started.elapsed().as_secs_f64() / candidates.len().max(1) as f64,
         (windows * data.windows.context) as f64,
     );
+    #[expect(clippy::cast_precision_loss, reason = "a share for people")]
+    let joules = energy.joules().map(|joules| joules / candidates.len().max(1) as f64);
     let stage = if data.wants("kl_divergence") { "kl_divergence" } else { "perplexity" };
     let measured = candidates.iter().zip(&found).map(|(candidate, found)| {
         let rate = Some(tokens / seconds.max(1e-9));
         Measured {
             measurements: candidate.subject.records(data, found),
             items: candidate.subject.items(data, found),
-            costs: vec![candidate.subject.cost(stage, seconds, rate, kbit_formats::peak_rss_bytes())],
+            costs: vec![Cost {
+                joules,
+                ..candidate.subject.cost(stage, seconds, rate, kbit_formats::peak_rss_bytes())
+            }],
         }
     });
     Ok(measured.collect())

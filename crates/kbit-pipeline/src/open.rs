@@ -38,6 +38,8 @@ pub struct OpenModel {
     pub decoder_bits_per_weight: f64,
     /// What is known of its training.
     pub training: Option<TrainingInfo>,
+    /// The tensors that the model is made of, by their GGUF names.
+    codecs: HashMap<String, Codecs>,
 }
 
 impl OpenModel {
@@ -51,6 +53,18 @@ impl OpenModel {
     #[must_use]
     pub fn with_cache(self, cache: kbit_engine::CacheTypes) -> Self {
         Self { model: self.model.with_cache(cache), ..self }
+    }
+
+    /// This model with the tensors `of` taken from `other`, which is the same model in another file. Nothing is copied.
+    ///
+    /// # Errors
+    /// When `other` lacks one of them, or has it in another shape.
+    pub fn with_tensors_of(&self, other: &Self, of: &HashSet<String>) -> Result<Model, PipelineError> {
+        let model = Model::new(self.model.description().clone(), &mut |name| {
+            let from = if of.contains(name) { other } else { self };
+            Ok(from.codecs.get(name).cloned())
+        })?;
+        Ok(model)
     }
 
     /// Opens `path`. `registry` provides the schemes of packed files; `options` say how a folder is read, which may always
@@ -91,13 +105,13 @@ impl OpenModel {
         let has = |name: &str| names.iter().any(|known| known == name);
         let description = kbit_models::describe(gguf.metadata(), &has)?;
         let further = kbit_models::further_blocks(gguf.metadata())?;
-        let mut used = HashSet::new();
+        let mut used = HashMap::new();
         let model = Model::new(description, &mut |name| {
-            used.insert(name.to_owned());
-            if let Some(codecs) = packed.codecs(name)? {
-                return Ok(Some(codecs));
-            }
-            gguf.tensor(name).map(|tensor| block_codecs(tensor, map.of(tensor))).transpose()
+            let codecs = match packed.codecs(name)? {
+                Some(codecs) => Some(codecs),
+                None => gguf.tensor(name).map(|tensor| block_codecs(tensor, map.of(tensor))).transpose()?,
+            };
+            Ok(remembered(&mut used, name, codecs))
         })?;
         let sizes = stored_sizes(gguf, &packed);
         let layers = model.description().layers;
@@ -106,7 +120,9 @@ impl OpenModel {
             kbit_models::is_other_modality(name)
                 || (layers..layers + further).any(|layer| name.starts_with(&format!("blk.{layer}.")))
         };
-        if let Some((tensor, ..)) = sizes.iter().find(|(name, ..)| !used.contains(name) && !is_apart(name)) {
+        if let Some((tensor, ..)) =
+            sizes.iter().find(|(name, ..)| !used.contains_key(name) && !is_apart(name))
+        {
             return Err(PipelineError::UnknownTensor {
                 path: gguf.path().to_owned(),
                 tensor: tensor.clone(),
@@ -123,6 +139,7 @@ impl OpenModel {
             tensor_bytes: sizes.iter().map(|(_, _, bytes)| bytes).sum(),
             decoder_bits_per_weight: decoder_bits(&sizes),
             training: None,
+            codecs: used,
         })
     }
 
@@ -137,8 +154,10 @@ impl OpenModel {
             path: checkpoint.path().to_owned(),
             architecture: conversion.architecture.clone(),
         })?;
+        let mut used = HashMap::new();
         let model = Model::new(description, &mut |name| {
-            by_name.get(name).map(|tensor| SourceCodec::open(&checkpoint, tensor, resident)).transpose()
+            let codecs = by_name.get(name).map(|tensor| SourceCodec::open(&checkpoint, tensor, resident));
+            Ok(remembered(&mut used, name, codecs.transpose()?))
         })?;
         let sizes: Vec<_> = conversion
             .tensors
@@ -162,8 +181,16 @@ impl OpenModel {
                 .folder()
                 .and_then(|folder| TrainingInfo::read(folder).transpose())
                 .transpose()?,
+            codecs: used,
         })
     }
+}
+
+/// Notes what a model was given under `name`.
+fn remembered(all: &mut HashMap<String, Codecs>, name: &str, codecs: Option<Codecs>) -> Option<Codecs> {
+    let codecs = codecs?;
+    all.insert(name.to_owned(), codecs.clone());
+    Some(codecs)
 }
 
 fn elements(tensor: &OutputTensor) -> u64 {

@@ -78,7 +78,10 @@ pub fn write_report(runs: &[PathBuf], out: &Path, formats: &[String]) -> Result<
     };
     let merged = kbit_results::merge(data.iter().map(|run| run.measurements.clone()));
     let fits = kbit_laws::fit_all(&merged, &options);
-    let report = Report::new(&data, &fits, &[]);
+    // Findings that all lack what they take are no news.
+    let findings = kbit_laws::findings(&merged, options.seed);
+    let told = findings.iter().any(|finding| finding.verdict != kbit_laws::Verdict::NotMeasured);
+    let report = Report::new(&data, &fits, if told { &findings } else { &[] });
     let mut paths = Vec::new();
     let mut put = |path: PathBuf, text: &str| -> Result<(), PipelineError> {
         if let Some(folder) = path.parent() {

@@ -7,20 +7,23 @@ use crate::config::{Config, Evaluation, ModelEntry};
 use crate::convert::{self, RunOptions};
 use crate::error::PipelineError;
 use crate::importance::ImportanceUse;
-use crate::measure::{Candidate, DataSet, Measured, Subject, measure};
+use crate::measure::{Candidate, DataSet, Measured, Subject, measure, measure_parts};
 use crate::open::OpenModel;
-use crate::plan::{Fallback, FilePlan, PlanOptions, SplitBy};
+use crate::plan::{Fallback, FilePlan, PlanOptions, SplitBy, Store};
 use crate::progress::Progress;
 use crate::recipe::{Recipe, recipes};
 use crate::report::write_report;
+use crate::sensitivity::{self, By, Part};
 use crate::statistics::TensorError;
 use kbit_calibrate::{Importance, ImportanceMatrix};
 use kbit_engine::{CacheTypes, Mode};
+use kbit_eval::Reference;
 use kbit_formats::Checkpoint;
 use kbit_host::{Isolation, Registry};
 use kbit_models::{Conversion, TrainingInfo};
 use kbit_results::{Cost, Items, Measurement, Sample};
 use serde::{Deserialize, Serialize};
+use std::cell::OnceCell;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -360,6 +363,37 @@ impl Step<'_, '_> {
     }
 }
 
+/// The unquantized model in f32 on one text, opened where something is to be measured.
+struct Unquantized<'m> {
+    opened: &'m OnceCell<OpenModel>,
+    data: &'m DataSet,
+    reference: OnceCell<Reference<'m>>,
+}
+
+impl<'m> Unquantized<'m> {
+    /// The model, and what others are compared with; `open` is called once.
+    fn get(
+        &self,
+        open: impl FnOnce() -> Result<OpenModel, PipelineError>,
+    ) -> Result<(&'m OpenModel, &Reference<'m>), PipelineError> {
+        let opened = match self.opened.get() {
+            Some(opened) => opened,
+            None => {
+                let opened = open()?;
+                self.opened.get_or_init(|| opened)
+            }
+        };
+        let reference = match self.reference.get() {
+            Some(reference) => reference,
+            None => {
+                let reference = Reference::new(&opened.model, &self.data.tokens, &self.data.windows)?;
+                self.reference.get_or_init(|| reference)
+            }
+        };
+        Ok((opened, reference))
+    }
+}
+
 impl<'a> Execution<'a> {
     fn check_disk(&self) -> Result<(), PipelineError> {
         let free = kbit_formats::disk_free(&self.plan.out)?;
@@ -512,25 +546,30 @@ impl<'a> Execution<'a> {
         ready: &[Ready<'a>],
     ) -> Result<(), PipelineError> {
         let data = DataSet::read(evaluation, &model.conversion)?;
-        let mut reference = None;
+        let opened = OnceCell::new();
+        let unquantized = Unquantized { opened: &opened, data: &data, reference: OnceCell::new() };
         for &mode in &evaluation.modes {
             for &cache in &evaluation.caches {
                 let step = Step { model, data: &data, source, mode, cache, ready };
                 let subjects: Vec<Subject> =
                     subjects.iter().map(|subject| subject.computed(mode, cache)).collect();
-                self.evaluate_in(&step, &base.computed(mode, cache), &subjects, &mut reference)?;
+                self.evaluate_in(&step, &base.computed(mode, cache), &subjects, &unquantized)?;
+                for &by in &evaluation.sensitivity {
+                    for (subject, ready) in subjects.iter().zip(ready) {
+                        self.parts(&step, by, subject, ready, &unquantized)?;
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// `reference` is the unquantized model in f32, once it has been opened.
     fn evaluate_in(
         &mut self,
         step: &Step<'_, 'a>,
         base: &Subject,
         subjects: &[Subject],
-        reference: &mut Option<OpenModel>,
+        unquantized: &Unquantized<'_>,
     ) -> Result<(), PipelineError> {
         let key = |file: Option<&str>| {
             key_of(&serde_json::json!({
@@ -553,15 +592,11 @@ impl<'a> Execution<'a> {
         let pending: Vec<usize> = (0..records.len()).filter(|index| records[*index].is_none()).collect();
         if !pending.is_empty() {
             let entry = step.model.entry;
-            let opened = match reference.take() {
-                Some(opened) => opened,
-                None => {
-                    OpenModel::open(&entry.path, self.plan.registry, Isolation::InProcess, &entry.options)?
-                }
-            };
-            let opened = &*reference.insert(opened);
+            let (_, reference) = unquantized.get(|| {
+                OpenModel::open(&entry.path, self.plan.registry, Isolation::InProcess, &entry.options)
+            })?;
             for batch in pending.chunks(CANDIDATES_A_PASS) {
-                for (index, measured) in self.measure_batch(step, opened, base, subjects, batch)? {
+                for (index, measured) in self.measure_batch(step, reference, base, subjects, batch)? {
                     records[index] = Some(self.remember(&keys[index], measured)?);
                 }
             }
@@ -572,6 +607,92 @@ impl<'a> Execution<'a> {
             self.costs.extend(record.costs);
         }
         Ok(())
+    }
+
+    /// Measures what the file does to the unquantized model part by part.
+    fn parts(
+        &mut self,
+        step: &Step<'_, 'a>,
+        by: By,
+        subject: &Subject,
+        ready: &Ready<'a>,
+        unquantized: &Unquantized<'_>,
+    ) -> Result<(), PipelineError> {
+        let model = step.model;
+        let quantized =
+            ready.file.plan.tensors.iter().filter(|tensor| matches!(tensor.store, Store::Scheme { .. }));
+        let names = quantized.map(|tensor| model.conversion.tensors[tensor.source].name.as_str());
+        let parts: Vec<(Part, String)> = sensitivity::parts(by, names)
+            .into_iter()
+            .map(|part| {
+                let key = key_of(&serde_json::json!({
+                    "source": step.source,
+                    "file": &ready.key,
+                    "part": [by.word(), &part.name],
+                    "data": step.data.key(),
+                    "mode": step.mode.to_string(),
+                    "cache_type": step.cache.to_string(),
+                    "subject": subject.model,
+                    "kbit": env!("CARGO_PKG_VERSION"),
+                }));
+                (part, key)
+            })
+            .collect();
+        let mut records: Vec<Option<Measurement>> =
+            parts.iter().map(|(_, key)| self.cache.get::<Measurement>("sensitivity", key)).collect();
+        self.reused += records.iter().flatten().count();
+        let pending: Vec<usize> = (0..records.len()).filter(|index| records[*index].is_none()).collect();
+        if !pending.is_empty() {
+            let what = format!("{}, {} one by one", subject.scheme.label, by.word());
+            let measured = self.pending_parts(step, subject, ready, unquantized, &what, &parts, &pending);
+            match measured {
+                Ok(found) => {
+                    for (index, record) in found {
+                        records[index] = Some(record);
+                    }
+                }
+                Err(PipelineError::Cancelled) => return Err(PipelineError::Cancelled),
+                Err(error) => self.fail(model, &what, &error),
+            }
+        }
+        self.measurements.extend(records.into_iter().flatten());
+        Ok(())
+    }
+
+    /// Measures those of `parts` whose numbers are `pending`, and remembers each.
+    #[expect(clippy::too_many_arguments, reason = "one call, which has them all at hand")]
+    fn pending_parts(
+        &self,
+        step: &Step<'_, 'a>,
+        subject: &Subject,
+        ready: &Ready<'a>,
+        unquantized: &Unquantized<'_>,
+        what: &str,
+        parts: &[(Part, String)],
+        pending: &[usize],
+    ) -> Result<Vec<(usize, Measurement)>, PipelineError> {
+        let entry = step.model.entry;
+        let open =
+            |path: &Path, isolation| OpenModel::open(path, self.plan.registry, isolation, &entry.options);
+        let (base, reference) = unquantized.get(|| open(&entry.path, Isolation::InProcess))?;
+        let file = open(&ready.file.first(), ready.file.recipe.main.isolation())?;
+        let mut records = Vec::new();
+        for batch in pending.chunks(CANDIDATES_A_PASS) {
+            let candidate = |index: &usize| {
+                let part = &parts[*index].0;
+                let model = base.with_tensors_of(&file, &part.tensors)?;
+                Ok((part, model.with_mode(step.mode).with_cache(step.cache)))
+            };
+            let candidates = batch.iter().map(candidate).collect::<Result<Vec<_>, PipelineError>>()?;
+            let names: Vec<&str> = candidates.iter().map(|(part, _)| part.name.as_str()).collect();
+            let what = format!("{} {what}: {}", entry.name, names.join(" "));
+            let found = measure_parts(reference, &candidates, subject, step.data, self.progress, &what)?;
+            for (&index, record) in batch.iter().zip(found) {
+                self.cache.put("sensitivity", &parts[index].1, &record)?;
+                records.push((index, record));
+            }
+        }
+        Ok(records)
     }
 
     fn remember(&self, key: &str, found: Measured) -> Result<MeasureRecord, PipelineError> {
@@ -586,7 +707,7 @@ impl<'a> Execution<'a> {
     fn measure_batch(
         &mut self,
         step: &Step<'_, 'a>,
-        reference: &OpenModel,
+        reference: &Reference<'_>,
         base: &Subject,
         subjects: &[Subject],
         batch: &[usize],

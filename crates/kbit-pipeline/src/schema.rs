@@ -15,6 +15,8 @@ pub const EMPTY_EXPERTS: &[&str] = &["ones", "mean"];
 /// Quality metrics.
 pub const METRICS: &[&str] =
     &["perplexity", "kl_divergence", "true_token", "flips", "bits_per_token", "bits_per_byte"];
+/// Parts of a model whose sensitivity is measured.
+pub const PARTS: &[&str] = &["tensors", "layers", "kinds"];
 /// Report formats.
 pub const FORMATS: &[&str] = &["html", "md", "csv", "json", "svg", "cards"];
 /// Computing modes of the engine.
@@ -233,6 +235,13 @@ static EVALUATION: Object = Object {
             Kind::Many(&Kind::Choice(CACHE_TYPES)),
             "f32",
             "How the engine's KV cache keeps keys and values; a list measures with each.",
+        ),
+        optional(
+            "sensitivity",
+            Kind::Many(&Kind::Choice(PARTS)),
+            "none",
+            "Also measure, for each file, the KL divergence of the unquantized model with one part taken from the file: each tensor, \
+             each layer, or each kind of tensor in all layers.",
         ),
     ],
 };

@@ -128,6 +128,15 @@ impl Context {
             format!("{}, {}", self.data, self.arithmetic)
         }
     }
+
+    /// The same in a sentence: "on prose, in f32".
+    pub fn place(&self) -> String {
+        if self.data.is_empty() {
+            format!("in {}", self.arithmetic)
+        } else {
+            format!("on the text {}, in {}", self.data, self.arithmetic)
+        }
+    }
 }
 
 /// True for a task: a text has windows.

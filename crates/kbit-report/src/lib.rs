@@ -8,6 +8,7 @@
 mod answer;
 mod cards;
 pub mod chart;
+mod curves;
 mod data;
 mod figures;
 mod heat;
@@ -18,9 +19,8 @@ mod view;
 pub use cards::Card;
 pub use data::{Contradiction, RunData, contradictions};
 
-use kbit_laws::Fits;
+use kbit_laws::{Finding, Fits};
 use minijinja::Environment;
-use serde::Serialize;
 use std::fmt::Write as _;
 
 /// A report that could not be made.
@@ -32,27 +32,6 @@ pub enum ReportError {
     /// A figure that JSON cannot hold.
     #[error("the report cannot be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
-}
-
-/// What somebody claimed, and whether it holds in these measurements.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Finding {
-    /// The claim, in a sentence.
-    pub claim: String,
-    /// Where it was made.
-    pub source: String,
-    /// `holds`, `does not hold` or `cannot be told`.
-    pub verdict: String,
-    /// What was computed to tell, in words.
-    pub statistic: String,
-    /// Its value.
-    pub value: Option<f64>,
-    /// Its 95 % interval.
-    pub interval: Option<(f64, f64)>,
-    /// The smallest effect that this much data could have shown.
-    pub smallest_effect: Option<f64>,
-    /// What else to know.
-    pub note: String,
 }
 
 /// A report.
@@ -145,10 +124,16 @@ impl<'a> Report<'a> {
         self.view.drawings().map(|(id, svg)| (format!("{id}.svg"), chart::standalone(svg))).collect()
     }
 
-    /// Every table as a CSV file: name and content.
+    /// Every table as a CSV file, and the fitted curves with their bands: name and content.
     #[must_use]
     pub fn table_files(&self) -> Vec<(String, String)> {
-        self.view.tables().iter().map(|table| (format!("{}.csv", table.id), table.csv())).collect()
+        let curves = Some(&self.view.curves).filter(|curves| !curves.rows.is_empty());
+        self.view
+            .tables()
+            .into_iter()
+            .chain(curves)
+            .map(|table| (format!("{}.csv", table.id), table.csv()))
+            .collect()
     }
 
     /// A model card for every quantized model for which `file` knows the name of the packed file, by model and scheme.

@@ -3,9 +3,9 @@
 use crate::data::{
     Context, Entry, RunData, SENSITIVITY, error, family_name, figure, is_task, scheme_name, size, verdict,
 };
+use crate::heat;
 use crate::table::{Cell, Column, Table};
-use crate::{Finding, heat};
-use kbit_laws::Fits;
+use kbit_laws::{Finding, Fits};
 use kbit_results::{Cost, Measurement};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -278,6 +278,8 @@ pub fn findings(findings: &[Finding]) -> Table {
         Column::number("value", "value"),
         Column::text("interval", "95 % interval"),
         Column::number("smallest_effect", "smallest effect to be seen"),
+        Column::number("comparisons", "comparisons"),
+        Column::number("models", "models"),
         Column::text("note", "note").wrap(),
     ];
     let mut table = Table::new("findings", "Findings", columns);
@@ -289,11 +291,13 @@ pub fn findings(findings: &[Finding]) -> Table {
             vec![
                 Cell::text(&finding.claim),
                 Cell::text(&finding.source),
-                Cell::text(&finding.verdict),
+                Cell::text(finding.verdict.words()),
                 Cell::text(&finding.statistic),
                 number(finding.value),
                 Cell::text(interval.unwrap_or_default()),
                 number(finding.smallest_effect),
+                Cell::count(finding.comparisons as u64),
+                Cell::count(finding.models as u64),
                 Cell::text(&finding.note),
             ]
         })
@@ -308,6 +312,7 @@ pub fn costs(runs: &[RunData], entries: &[Entry<'_>]) -> Table {
         .iter()
         .map(|entry| ((entry.about.model.id.as_str(), entry.about.scheme.label.as_str()), entry.about))
         .collect();
+    let has_energy = runs.iter().flat_map(|run| &run.costs).any(|cost| cost.joules.is_some());
     let columns = vec![
         Column::text("run", "run").facet().hidden_if(runs.len() < 2),
         Column::text("model", "model").facet(),
@@ -319,6 +324,7 @@ pub fn costs(runs: &[RunData], entries: &[Entry<'_>]) -> Table {
         Column::number("seconds", "seconds"),
         Column::number("tokens_per_second", "tokens/s"),
         Column::number("peak_rss_bytes", "peak memory so far"),
+        Column::number("joules", "energy, J").hidden_if(!has_energy),
     ];
     let mut table = Table::new("costs", "Costs", columns);
     for run in runs {
@@ -337,6 +343,7 @@ pub fn costs(runs: &[RunData], entries: &[Entry<'_>]) -> Table {
                 cost.tokens_per_second
                     .map_or(Cell::Empty, |rate| Cell::Number(rate, format!("{rate:.0}"), None)),
                 cost.peak_rss_bytes.map_or(Cell::Empty, bytes),
+                cost.joules.map_or(Cell::Empty, |joules| Cell::figure(joules, None)),
             ]);
         }
     }

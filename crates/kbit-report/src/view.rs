@@ -4,8 +4,8 @@ use crate::chart::{COLOURS, HEAT, PALETTE};
 use crate::data::{RunData, SENSITIVITY, entries, family_name, front};
 use crate::figures::Figure;
 use crate::table::Table;
-use crate::{Finding, answer, figures, heat, tables};
-use kbit_laws::Fits;
+use crate::{answer, curves, figures, heat, tables};
+use kbit_laws::{Finding, Fits};
 use minijinja::value::Value;
 use serde::{Serialize, Serializer};
 use std::fmt::Write as _;
@@ -33,6 +33,9 @@ pub struct View {
     pub tasks: Table,
     #[serde(serialize_with = "element")]
     pub laws: Table,
+    /// In a file of its own alone.
+    #[serde(skip)]
+    pub curves: Table,
     #[serde(serialize_with = "element")]
     pub tensors: Table,
     #[serde(serialize_with = "element")]
@@ -135,10 +138,12 @@ impl View {
                 count(&|index| entries[index].scheme().to_owned(), "scheme", "schemes"),
                 count(&|index| entries[index].data().to_owned(), "text", "texts"),
             );
-            let places: Vec<String> = contexts.iter().map(crate::data::Context::name).collect();
+            let places: Vec<String> = contexts.iter().map(crate::data::Context::place).collect();
             let _ = match places.as_slice() {
-                [only] => write!(about, "; all measured on and in: {only}"),
-                [first, ..] => write!(about, "; answers, laws and the first figures are about: {first}"),
+                [only] => write!(about, "; measured {only}"),
+                [first, ..] => {
+                    write!(about, "; answers, laws and the first figures are of what was measured {first}")
+                }
                 [] => Ok(()),
             };
             about
@@ -153,6 +158,7 @@ impl View {
             results: tables::results(&entries, &contexts, runs, &fronts),
             pareto: tables::pareto(&entries, first_front),
             laws: tables::laws(fits),
+            curves: curves::curves(&entries, fits),
             tensors: tables::tensors(runs),
             sensitivity: tables::sensitivity(runs),
             plugins: tables::plugins(runs),

@@ -1,7 +1,7 @@
 //! What a report says of a small run, in every format.
 
-use kbit_laws::{FitOptions, Fits, fit_all};
-use kbit_report::{Finding, Report, RunData, contradictions};
+use kbit_laws::{Finding, FitOptions, Fits, Verdict, fit_all};
+use kbit_report::{Report, RunData, contradictions};
 use kbit_results::{Bpw, DataInfo, Measurement, ModelInfo, SCHEMA, SchemeInfo};
 use std::collections::BTreeMap;
 
@@ -248,16 +248,58 @@ fn findings_say_what_was_found_here() {
     let runs = run(&measurements, serde_json::json!({}));
     let finding = Finding {
         claim: "4 bits are best".into(),
-        verdict: "cannot be told".into(),
+        source: "a paper".into(),
+        verdict: Verdict::NotDistinguishable,
+        statistic: "loss".into(),
+        value: Some(0.125),
         interval: Some((-0.5, 0.25)),
+        comparisons: 12,
+        models: 4,
         smallest_effect: Some(0.7),
-        ..Finding::default()
+        note: String::new(),
     };
     let findings = [finding];
     let report = Report::new(&runs, &fits, &findings);
     let text = report.markdown().expect("text");
-    assert!(text.contains("| 4 bits are best | cannot be told | -0.5000 to 0.2500 | 0.7000 |"), "{text}");
+    let row = "| 4 bits are best | a paper | not distinguishable | loss | 0.1250 | -0.5000 to 0.2500 | 0.7000 | 12 | 4 |";
+    assert!(text.contains(row), "{text}");
+    assert!(report.json().expect("JSON").contains("\"verdict\": \"not distinguishable\""));
+    let (_, csv) =
+        report.table_files().into_iter().find(|(name, _)| name == "findings.csv").expect("a table");
+    assert!(csv.contains("4 bits are best,a paper,not distinguishable"), "{csv}");
     assert!(report.html().expect("a page").contains("4 bits are best"));
+}
+
+#[test]
+fn fitted_curves_have_bands_in_page_drawing_and_table() {
+    let (measurements, fits) = small_run();
+    let runs = run(&measurements, serde_json::json!({}));
+    let report = Report::new(&runs, &fits, &[]);
+    let plots = report.plots();
+    let (_, scaling) = plots.iter().find(|(name, _)| name == "scaling.svg").expect("a drawing");
+    assert!(scaling.matches("class=\"band").count() >= 4, "{scaling}");
+    assert!(report.html().expect("a page").contains("95 % confidence band"));
+    let tables = report.table_files();
+    let (_, csv) = tables.iter().find(|(name, _)| name == "curves.csv").expect("a table");
+    let rows: Vec<Vec<&str>> = csv.lines().skip(1).map(|line| line.split(',').collect()).collect();
+    assert_eq!(csv.lines().next(), Some("law,family,width,quantity,x,value,low,high"));
+    let fit = fits.fits.iter().find(|fit| fit.law == "base-curve").expect("a fit");
+    let number = |text: &str| text.parse::<f64>().expect("a number");
+    let mut seen = 0;
+    for row in rows.iter().filter(|row| row[0] == "base-curve") {
+        let (x, value, low, high) = (number(row[4]), number(row[5]), number(row[6]), number(row[7]));
+        assert!(low <= value && value <= high, "{row:?}");
+        let at = kbit_laws::At {
+            total_bits: Some(x.exp2()),
+            nominal_bits: Some(number(row[2])),
+            ..kbit_laws::At::default()
+        };
+        let predicted = fit.predict(&at).expect("within the range");
+        assert!((predicted.value - value).abs() < 1e-9, "{row:?} {predicted:?}");
+        seen += 1;
+    }
+    assert!(seen >= 4 * 2, "{csv}");
+    assert!(rows.iter().any(|row| row[0] == "exponential"));
 }
 
 #[test]
@@ -267,7 +309,7 @@ fn every_table_and_figure_is_a_file() {
     let report = Report::new(&runs, &fits, &[]);
     let names = |files: Vec<(String, String)>| files.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     let tables = names(report.table_files());
-    assert_eq!(tables, ["choices.csv", "results.csv", "pareto.csv", "laws.csv", "tensors.csv"]);
+    assert_eq!(tables, ["choices.csv", "results.csv", "pareto.csv", "laws.csv", "tensors.csv", "curves.csv"]);
     let plots = names(report.plots());
     assert_eq!(plots[..4], ["quality.svg", "divergence.svg", "pareto.svg", "scaling.svg"]);
     assert!(plots.iter().any(|name| name.starts_with("tensor_relative_mse-")), "{plots:?}");

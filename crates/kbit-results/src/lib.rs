@@ -142,6 +142,20 @@ impl Measurement {
     pub fn arithmetic(&self) -> String {
         arithmetic(&self.mode, &self.cache_type)
     }
+
+    /// What was measured, in words: metric, tensor, model, scheme, text and arithmetic.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let tensor = self.tensor.as_ref().map_or_else(String::new, |tensor| format!(" of {tensor}"));
+        let text = self.data.as_ref().map_or_else(String::new, |data| format!(" on {}", data.name));
+        format!(
+            "{}{tensor} of {} {}{text} in {}",
+            self.metric,
+            self.model.id,
+            self.scheme.label,
+            self.arithmetic()
+        )
+    }
 }
 
 fn arithmetic(mode: &str, cache_type: &str) -> String {
@@ -172,6 +186,9 @@ pub struct Cost {
     pub tokens_per_second: Option<f64>,
     /// Peak resident memory of the process so far (VmHWM), in bytes.
     pub peak_rss_bytes: Option<u64>,
+    /// Energy of the machine's processors meanwhile, in joules, where the system tells it; of measurements only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joules: Option<f64>,
 }
 
 impl Cost {
@@ -227,6 +244,28 @@ pub enum ResultsError {
         /// What is wrong.
         message: String,
     },
+    /// A file without a record.
+    #[error(
+        "{}: no measurement is in it; `kbit run` with `evaluate:` in its configuration writes some to results.jsonl and items.jsonl",
+        path.display()
+    )]
+    Empty {
+        /// File.
+        path: PathBuf,
+    },
+    /// Two measurements of the same thing that differ.
+    #[error(
+        "{what} is {} in {} and {} in {}: one of them is of other files or of another kbit; measure again, or leave one out",
+        values[0], places[0], values[1], places[1]
+    )]
+    Contradiction {
+        /// What was measured, in words.
+        what: String,
+        /// The two values.
+        values: [f64; 2],
+        /// Files with lines.
+        places: [String; 2],
+    },
 }
 
 /// Reads all records of `path`; empty lines are skipped.
@@ -234,6 +273,14 @@ pub enum ResultsError {
 /// # Errors
 /// The first line that is not a record of this version.
 pub fn read<T: Record>(path: &Path) -> Result<Vec<T>, ResultsError> {
+    Ok(read_numbered(path)?.into_iter().map(|(_, record)| record).collect())
+}
+
+/// As [`read`], each record with its line, from 1.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_numbered<T: Record>(path: &Path) -> Result<Vec<(usize, T)>, ResultsError> {
     let io = |error| ResultsError::Io { path: path.to_owned(), error };
     let file = File::open(path).map_err(io)?;
     let mut records = Vec::new();
@@ -243,13 +290,68 @@ pub fn read<T: Record>(path: &Path) -> Result<Vec<T>, ResultsError> {
             continue;
         }
         let fail = |message: String| ResultsError::Line { path: path.to_owned(), line: index + 1, message };
-        let record: T = serde_json::from_str(&line).map_err(|error| fail(error.to_string()))?;
+        let record: T = serde_json::from_str(&line).map_err(|error| fail(why(&line, &error)))?;
         if record.schema() != SCHEMA {
-            return Err(fail(format!("schema {} where this kbit reads {SCHEMA}", record.schema())));
+            return Err(fail(other_schema(record.schema().into())));
         }
-        records.push(record);
+        records.push((index + 1, record));
     }
     Ok(records)
+}
+
+fn other_schema(found: u64) -> String {
+    format!("schema {found} where this kbit reads {SCHEMA}: read it with the kbit that wrote it")
+}
+
+/// Why a line is no record: cut off, of another version (whose fields may differ), or wrong.
+fn why(line: &str, error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        return "the line is cut off, as by an interruption or a full disk".to_owned();
+    }
+    let schema =
+        serde_json::from_str::<serde_json::Value>(line).ok().and_then(|value| value.get("schema")?.as_u64());
+    match schema {
+        Some(found) if found != u64::from(SCHEMA) => other_schema(found),
+        _ => error.to_string(),
+    }
+}
+
+/// Figures repeat for any thread count and CPU; what differs by more than this share is not the same measurement.
+const NOISE: f64 = 1e-6;
+
+/// True where two figures of the same thing differ beyond rounding.
+#[must_use]
+pub fn contradict(one: f64, other: f64) -> bool {
+    (one - other).abs() > NOISE * one.abs().max(other.abs())
+}
+
+/// Measurements of several files, put together as [`merge`] does.
+///
+/// # Errors
+/// As [`read`]; a file without any measurement; and two measurements of the same thing whose values differ beyond rounding.
+pub fn read_all(paths: &[PathBuf]) -> Result<Vec<Measurement>, ResultsError> {
+    let mut seen: HashMap<Key, (String, f64)> = HashMap::new();
+    let mut sets = Vec::new();
+    for path in paths {
+        let found = read_numbered::<Measurement>(path)?;
+        if found.is_empty() {
+            return Err(ResultsError::Empty { path: path.clone() });
+        }
+        for (line, measurement) in &found {
+            let place = format!("{}:{line}", path.display());
+            let (first, value) =
+                seen.entry(key(measurement)).or_insert_with(|| (place.clone(), measurement.value));
+            if contradict(*value, measurement.value) {
+                return Err(ResultsError::Contradiction {
+                    what: measurement.describe(),
+                    values: [*value, measurement.value],
+                    places: [first.clone(), place],
+                });
+            }
+        }
+        sets.push(found.into_iter().map(|(_, measurement)| measurement).collect());
+    }
+    Ok(merge(sets))
 }
 
 /// Writes `records` to `path`, one a line; the file appears whole.
@@ -384,6 +486,43 @@ mod tests {
             std::fs::write(&path, format!("{good}\n{bad}\n")).unwrap();
             let message = read::<Measurement>(&path).unwrap_err().to_string();
             assert!(message.contains("results.jsonl:3:"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_or_is_of_another_version_is_called_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.jsonl");
+        write(&path, &[measurement("a", 1.0)]).unwrap();
+        let good = std::fs::read_to_string(&path).unwrap();
+        let later = good.trim().replace("\"schema\":1", "\"schema\":3").replace("\"value\"", "\"figure\"");
+        for (bad, wanted) in
+            [(&good[..good.len() / 2], "cut off"), (later.as_str(), "schema 3 where this kbit reads 1")]
+        {
+            std::fs::write(&path, format!("{good}{bad}")).unwrap();
+            let message = read::<Measurement>(&path).unwrap_err().to_string();
+            assert!(message.contains("results.jsonl:2:") && message.contains(wanted), "{message}");
+            assert!(message.contains("remove the line"), "{message}");
+        }
+    }
+
+    #[test]
+    fn files_that_are_empty_or_contradict_each_other_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other, empty] =
+            ["one.jsonl", "other.jsonl", "empty.jsonl"].map(|name| folder.path().join(name));
+        write(&one, &[measurement("a", 1.0), measurement("b", 2.0)]).unwrap();
+        write(&other, &[measurement("c", 7.0), measurement("b", 2.0 + 1e-9)]).unwrap();
+        std::fs::write(&empty, "\n\n").unwrap();
+        assert_eq!(read_all(&[one.clone(), other.clone()]).unwrap().len(), 3, "rounding is no contradiction");
+        let message = read_all(&[one.clone(), empty]).unwrap_err().to_string();
+        assert!(message.contains("empty.jsonl: no measurement") && message.contains("kbit run"), "{message}");
+        write(&other, &[measurement("c", 7.0), measurement("b", 2.1)]).unwrap();
+        let message = read_all(&[one, other]).unwrap_err().to_string();
+        for wanted in
+            ["perplexity of m b in f32 is 2 in", "one.jsonl:2", "2.1 in", "other.jsonl:2", "measure again"]
+        {
+            assert!(message.contains(wanted), "no {wanted} in {message}");
         }
     }
 

@@ -59,6 +59,8 @@ pub struct IntegerLayout {
     pub part: usize,
     /// What is added to levels so that they have no sign.
     pub offset: u8,
+    /// The greatest level without sign.
+    pub most: u8,
     /// What a block adds to a product.
     pub terms: Terms,
 }
@@ -77,6 +79,8 @@ pub enum Terms {
     /// As `Parts`; less `m * (minimum scale of the weights * scale of the activations)`, where `m` is the sum, as integers, of the sums
     /// of the activations of the parts multiplied with their integer minimums. There is an even number of parts in a block.
     PartsAndMinimums,
+    /// As `Scales`; plus the minimum scale of the weights times the second scale of the activations, which is their sum.
+    ScalesAndMinimums,
 }
 
 impl Terms {
@@ -91,6 +95,18 @@ impl Terms {
     pub const fn has_minimums(self) -> bool {
         matches!(self, Self::PartsAndMinimums)
     }
+
+    /// True where blocks have a scale of minimums.
+    #[must_use]
+    pub const fn has_minimum_scales(self) -> bool {
+        matches!(self, Self::PartsAndMinimums | Self::ScalesAndMinimums)
+    }
+
+    /// Scales of a block of activations.
+    #[must_use]
+    pub const fn activation_scales(self) -> usize {
+        if matches!(self, Self::ScalesAndMinimums) { 2 } else { 1 }
+    }
 }
 
 /// Weights of some rows and columns, a lane a row.
@@ -102,7 +118,7 @@ pub struct IntegerPanel<'p> {
     pub scales: &'p mut [f32],
     /// `[cols / part, ROWS]`; empty where parts have no scales.
     pub part_scales: &'p mut [i32],
-    /// `[cols / block, ROWS]`; empty where there are no minimums.
+    /// `[cols / block, ROWS]`; empty where there are none.
     pub minimum_scales: &'p mut [f32],
     /// `[cols / part / 2, ROWS]`: those of two neighbouring parts, the first in the low half; empty where there are none.
     pub minimums: &'p mut [u32],
@@ -118,13 +134,13 @@ impl IntegerPanel<'_> {
     /// If it is not.
     pub fn check(&self, layout: IntegerLayout, cols: usize) {
         let parts = if layout.terms.has_parts() { cols / layout.part } else { 0 };
-        let minimums = layout.terms.has_minimums();
+        let (minimum_scales, minimums) = (layout.terms.has_minimum_scales(), layout.terms.has_minimums());
         let blocks = cols / layout.block;
         let expected = [
             cols / 4,
             blocks,
             parts,
-            if minimums { blocks } else { 0 },
+            if minimum_scales { blocks } else { 0 },
             if minimums { parts / 2 } else { 0 },
         ];
         let found = [
@@ -143,7 +159,7 @@ impl IntegerPanel<'_> {
 pub struct IntegerActivations<'a> {
     /// `[cols]`.
     pub levels: &'a mut [i8],
-    /// `[cols / block]`.
+    /// `[cols / block, activation_scales]`.
     pub scales: &'a mut [f32],
 }
 
@@ -152,7 +168,7 @@ pub struct IntegerActivations<'a> {
 pub struct PackedActivation<'a> {
     /// `[cols / 4]`: four neighbouring levels, the first in the lowest byte.
     pub levels: &'a [u32],
-    /// `[cols / block]`.
+    /// `[cols / block, activation_scales]`.
     pub scales: &'a [f32],
     /// `[cols / part]`: sum of the levels of a part times the offset of the weights, times -1.
     pub corrections: &'a [i32],

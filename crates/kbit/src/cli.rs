@@ -73,7 +73,7 @@ pub enum Command {
     Verify(Verify),
     /// Measure quality on a text
     #[command(
-        after_help = "Examples:\n  kbit eval model.gguf --metric perplexity --text wiki.txt --chunks 20\n  kbit eval q4.gguf --metric kl --reference model.gguf --text wiki.txt --json"
+        after_help = "Examples:\n  kbit eval model.gguf --metric perplexity --text wiki.txt --chunks 20\n  kbit eval q4.gguf --metric kl --reference model.gguf --text wiki.txt --json\n  kbit eval model.gguf --metric information --text wiki.txt --baseline-text books.txt --generate"
     )]
     Eval(Eval),
     /// Write the logits of a token sequence as safetensors
@@ -103,8 +103,20 @@ pub enum Command {
     /// Fit laws of quality against bits and size to measurements
     #[command(after_help = "Example:\n  kbit fit kbit-runs/quickstart/results.jsonl")]
     Fit(Fit),
-    /// Choose a model and a bit width for a memory budget, from measurements
-    #[command(after_help = "Example:\n  kbit recommend kbit-runs/quickstart/results.jsonl --budget 2MiB")]
+    /// Say which of several models and schemes is better, or that it cannot be told, by paired tests
+    ///
+    /// Without names, all pairs that differ in model or scheme alone; with one, that one against all others; with several, those.
+    /// A name is a model, a scheme as results call it, or MODEL/SCHEME. Differences are taken window by window, or document by document.
+    #[command(
+        after_help = "Examples:\n  kbit compare kbit-runs/quickstart ggml:q4_0 int:bits=4\n  kbit compare kbit-runs/quickstart s1/none --json\n  kbit compare kbit-runs/monday --with kbit-runs/tuesday --metric kl_divergence"
+    )]
+    Compare(Compare),
+    /// Choose a model and a bit width for a budget, from measurements, and say how sure that is
+    ///
+    /// The choice has the lowest loss of the runs within the budget; where only quality is limited, it is the smallest file.
+    #[command(
+        after_help = "Examples:\n  kbit recommend kbit-runs/quickstart/results.jsonl --budget 2MiB\n  kbit recommend kbit-runs/quickstart/results.jsonl --bits-per-weight 5 --tokens-per-second 20\n  kbit recommend kbit-runs/quickstart/results.jsonl --perplexity-increase 5%"
+    )]
     Recommend(Recommend),
     /// Make the report of one or several runs anew
     #[command(
@@ -333,6 +345,8 @@ pub enum MetricArg {
     Kl,
     /// A task, scored as lm-evaluation-harness scores it
     Task,
+    /// Bits that the model knows of the text beyond counts of tokens and pairs in a baseline text
+    Information,
 }
 
 /// `kbit eval`.
@@ -365,6 +379,36 @@ pub struct Eval {
     /// Unquantized model, for `kl`
     #[arg(long, value_name = "BASE", value_hint = ValueHint::AnyPath, required_if_eq("metric", "kl"))]
     pub reference: Option<PathBuf>,
+    /// Another text, for `information`, whose tokens and pairs are counted
+    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath, required_if_eq("metric", "information"))]
+    pub baseline_text: Option<PathBuf>,
+    /// For `information`: have the model itself write what is scored of each window, and measure that too
+    #[arg(long, requires = "baseline_text", conflicts_with = "stride")]
+    pub generate: bool,
+    /// Temperature of what is generated; 0 takes the likeliest token
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 1.0,
+        allow_negative_numbers = true,
+        requires = "generate"
+    )]
+    pub temperature: f32,
+    /// Choose among this many likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0, requires = "generate")]
+    pub top_k: u32,
+    /// Choose among the likeliest tokens that have this share of probability together; 1 for all
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        allow_negative_numbers = true,
+        requires = "generate"
+    )]
+    pub top_p: f32,
+    /// Seed of what is generated; window N draws with the seed + N
+    #[arg(long, value_name = "S", default_value_t = 1, requires = "generate")]
+    pub seed: u64,
     /// Tokens in a window
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     pub context: u32,
@@ -549,15 +593,60 @@ pub struct Fit {
     pub seed: u64,
 }
 
+/// `kbit compare`.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// Folder of a run, or its items.jsonl
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub results: PathBuf,
+    /// What to compare: MODEL, SCHEME or MODEL/SCHEME; `none` is the unquantized model
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Another run; may be given more than once
+    #[arg(long, value_name = "RUN", value_hint = ValueHint::AnyPath)]
+    pub with: Vec<PathBuf>,
+    /// What to compare in, as items.jsonl calls it
+    #[arg(long, value_name = "NAME", default_value = "nll")]
+    pub metric: String,
+    /// A difference counts where p, corrected for the number of pairs, is below this
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = parse_share)]
+    pub alpha: f64,
+    /// Draws of the bootstrap and of the permutation test
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
+    pub resamples: u32,
+    /// Seed of the draws
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub seed: u64,
+}
+
 /// `kbit recommend`.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("limit").required(true).multiple(true).args(["budget", "bits_per_weight", "tokens_per_second", "kl_divergence", "perplexity_increase"]))]
 pub struct Recommend {
     /// results.jsonl files
     #[arg(required = true, value_hint = ValueHint::FilePath)]
     pub results: Vec<PathBuf>,
     /// Memory for the weights, as 6GiB, 700MiB, 2GB or a number of bytes
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub budget: u64,
+    pub budget: Option<u64>,
+    /// True bits a weight of the file, at most
+    #[arg(long, value_name = "BITS", value_parser = parse_positive)]
+    pub bits_per_weight: Option<f64>,
+    /// Tokens a second, at least: the fastest step that costs.jsonl beside the results has of it
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub tokens_per_second: Option<f64>,
+    /// KL divergence from the unquantized model, at most, in nats
+    #[arg(long, value_name = "NATS", value_parser = parse_positive)]
+    pub kl_divergence: Option<f64>,
+    /// Perplexity above that of the unquantized model, at most, as 1% or 0.01
+    #[arg(long, value_name = "SHARE", value_parser = parse_increase)]
+    pub perplexity_increase: Option<f64>,
+    /// Draws of the text's windows that say how sure the choice is
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    pub resamples: u32,
+    /// Seed of the draws
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub seed: u64,
 }
 
 /// `kbit report`.
@@ -789,6 +878,31 @@ fn parse_variable(text: &str) -> Result<(String, serde_json::Value), String> {
 fn parse_type(text: &str) -> Result<GgmlType, String> {
     let names: Vec<_> = GgmlType::ALL.iter().map(|ty| ty.name()).collect();
     GgmlType::from_name(text).ok_or_else(|| kbit_yaml::suggestion(text, &names))
+}
+
+/// Reads a share between 0 and 1.
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
+        _ => Err("write a number between 0 and 1, as 0.05".to_owned()),
+    }
+}
+
+/// Reads a number above 0.
+fn parse_positive(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err("write a number above 0".to_owned()),
+    }
+}
+
+/// Reads `1%` or `0.01`.
+fn parse_increase(text: &str) -> Result<f64, String> {
+    let trimmed = text.trim();
+    match trimmed.strip_suffix('%') {
+        Some(percent) => Ok(parse_positive(percent)? / 100.0),
+        None => parse_positive(trimmed),
+    }
 }
 
 /// Reads `6GiB`, `1.5GB`, `700MiB`, `4096`.

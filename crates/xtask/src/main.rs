@@ -28,6 +28,7 @@ cargo xtask COMMAND
   fuzz-peers     block encoders and decoders against ggml's, on generated blocks
   compare-peers  files against llama-quantize's, for every file type
   bench-peers    speed and memory beside llama-quantize and convert_hf_to_gguf.py (needs 6 GB of disk)
+  sweep-peers    forty schemes in one run, beside a loop of llama-quantize and llama-perplexity (needs 8 GB of disk)
 ";
 
 /// Files that `kbit reference` writes, and the arguments that write them.
@@ -51,7 +52,9 @@ fn main() -> ExitCode {
         Some("check") => generate(true),
         Some("ci") => ci(),
         Some("bench-convert") => bench_convert::bench_convert(8),
-        Some(name @ ("peers" | "fuzz-peers" | "compare-peers" | "bench-peers")) => peers(name),
+        Some(name @ ("peers" | "fuzz-peers" | "compare-peers" | "bench-peers" | "sweep-peers")) => {
+            peers(name)
+        }
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);
@@ -69,8 +72,8 @@ fn main() -> ExitCode {
 /// Hands a command on to the crate `kbit-peers`, built like the rest of the release where it runs kbit.
 fn peers(name: &str) -> Outcome {
     let rest: Vec<_> = env::args_os().skip(2).collect();
-    let runs_kbit =
-        matches!(name, "compare-peers" | "bench-peers") && !rest.iter().any(|word| word == "--help");
+    let runs_kbit = matches!(name, "compare-peers" | "bench-peers" | "sweep-peers")
+        && !rest.iter().any(|word| word == "--help");
     if runs_kbit && env::var_os("KBIT_BIN").is_none() {
         build("release")?;
     } else {

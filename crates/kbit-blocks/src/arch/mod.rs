@@ -219,7 +219,9 @@ macro_rules! for_kernels {
             [(source: Source<'_>, panel: IntegerPanel<'_>)] {
                 unpack_q8_0 shared own;
                 unpack_q4_0 shared own;
+                unpack_q4_1 shared shared;
                 unpack_q5_0 shared own;
+                unpack_q5_1 shared shared;
                 unpack_iq4_nl shared own;
                 unpack_mxfp4 shared own;
                 unpack_q2_k shared shared;

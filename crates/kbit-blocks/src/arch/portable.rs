@@ -148,7 +148,9 @@ of_blocks! {
     unpack: {
         unpack_q8_0 Q8_0,
         unpack_q4_0 Q4_0,
+        unpack_q4_1 Q4_1,
         unpack_q5_0 Q5_0,
+        unpack_q5_1 Q5_1,
         unpack_iq4_nl IQ4_NL,
         unpack_mxfp4 MXFP4,
         unpack_q2_k Q2_K,

@@ -17,6 +17,7 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2(());
 
+mod integers;
 mod tile;
 
 shared_kernels!(Avx2, "avx2,fma", Fused);

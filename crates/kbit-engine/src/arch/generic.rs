@@ -94,6 +94,7 @@ pub(crate) fn multiply_integers(product: &mut IntegerProduct<'_, '_>) {
     let w = product.w();
     let (all, rows) = (product.out().rows(), product.out().cols());
     let (units, parts) = (layout.part / 4, layout.block / layout.part);
+    let each = layout.terms.activation_scales();
     let row = |index: usize| index * PANEL..(index + 1) * PANEL;
     for index in 0..all {
         let (first, token) = (index / INTEGER_TOKENS * INTEGER_TOKENS, index % INTEGER_TOKENS);
@@ -139,15 +140,18 @@ pub(crate) fn multiply_integers(product: &mut IntegerProduct<'_, '_>) {
                     }
                 }
             }
-            let y = x.scales[block * tokens + token];
+            let y = |which| x.scales[(block * each + which) * tokens + token];
             for (lane, sum) in sums.iter_mut().enumerate() {
                 let (total, scale) = (totals[lane] as f32, w.scales[block * PANEL + lane]);
                 *sum += match layout.terms {
-                    Terms::ScalesInTurn => total * scale * y,
-                    Terms::Scales | Terms::Parts => total * (scale * y),
+                    Terms::ScalesInTurn => total * scale * y(0),
+                    Terms::Scales | Terms::Parts => total * (scale * y(0)),
                     Terms::PartsAndMinimums => {
-                        total * (scale * y)
-                            - least[lane] as f32 * (w.minimum_scales[block * PANEL + lane] * y)
+                        total * (scale * y(0))
+                            - least[lane] as f32 * (w.minimum_scales[block * PANEL + lane] * y(0))
+                    }
+                    Terms::ScalesAndMinimums => {
+                        total * (scale * y(0)) + w.minimum_scales[block * PANEL + lane] * y(1)
                     }
                 };
             }

@@ -160,6 +160,20 @@ impl<C: Curve> Huber<'_, C> {
         condition(&self.gradients(constants).0)
     }
 
+    /// The constants without any one of which the others would be determined: those that trade off against each other.
+    #[must_use]
+    pub fn dependent(&self, constants: &[f64]) -> Vec<usize> {
+        let (gradients, _) = self.gradients(constants);
+        let without = |constant: usize| {
+            let rest = gradients.iter().map(|row| {
+                let kept = row.iter().enumerate().filter(|(index, _)| *index != constant);
+                kept.map(|(_, slope)| *slope).collect::<Vec<f64>>()
+            });
+            condition(&rest.collect::<Vec<_>>())
+        };
+        (0..constants.len()).filter(|constant| without(*constant) <= super::MAX_CONDITION).collect()
+    }
+
     /// Gradients and values at all points.
     fn gradients(&self, constants: &[f64]) -> (Vec<Vec<f64>>, Vec<f64>) {
         let n = self.values.len();
@@ -225,6 +239,22 @@ mod tests {
             gradient.copy_from_slice(&[1.0, self.0[point]]);
             constants[0] + constants[1] * self.0[point]
         }
+    }
+
+    #[test]
+    fn constants_that_trade_off_are_found() {
+        /// The second and third constant are of one feature.
+        struct Twice;
+        impl Curve for Twice {
+            fn value(&self, constants: &[f64], point: usize, gradient: &mut [f64]) -> f64 {
+                let x = point as f64;
+                gradient.copy_from_slice(&[1.0, x, 2.0 * x]);
+                constants[0] + (constants[1] + 2.0 * constants[2]) * x
+            }
+        }
+        let problem = Huber { curve: &Twice, values: &[0.0; 6], delta: 1.0 };
+        assert!(problem.condition(&[0.0; 3]) > 1e4);
+        assert_eq!(problem.dependent(&[0.0; 3]), [1, 2]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub use huber::{Curve, Huber};
 pub use linear::{Linear, MAX_CONDITION};
 pub use nonnegative::{NonNegative, nonnegative};
 pub use random::Random;
-pub use sample::{central, student_factor};
+pub use sample::{NORMAL, central, student, student_factor};
 
 /// What a solver found.
 #[derive(Clone, Debug)]

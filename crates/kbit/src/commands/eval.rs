@@ -34,6 +34,7 @@ pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
             perplexity(&found, data.bytes_per_token())
         }
         (MetricArg::Task, _) => return Err(Failure::usage("the metric task needs --task FILE.yaml")),
+        (MetricArg::Information, _) => super::information::measure(arguments, &model, &data, &tick)?,
         (MetricArg::Kl, None) => return Err(Failure::usage("the metric kl needs --reference BASE")),
         (MetricArg::Kl, Some(path)) => {
             let reference =
@@ -47,13 +48,8 @@ pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
                     arguments.model.display()
                 )));
             }
-            let found = kbit_eval::kl_divergence(
-                &reference.model,
-                &[&model.model],
-                &data.tokens,
-                &data.windows,
-                &tick,
-            )?;
+            let reference = kbit_eval::Reference::new(&reference.model, &data.tokens, &data.windows)?;
+            let found = kbit_eval::kl_divergence(&reference, &[&model.model], &tick)?;
             let Some(found) = found.first() else { return Err(Failure::failed("nothing was measured")) };
             divergence(found, data.bytes_per_token())
         }

@@ -4,15 +4,9 @@ use crate::cli::{Fit, Recommend};
 use crate::failure::{DONE, FAILED, Failure};
 use crate::output::{self, Table};
 use crate::session::Session;
-use kbit_laws::{FitOptions, LAWS};
-use kbit_results::Measurement;
+use kbit_laws::{Budget, Evidence, FitOptions, LAWS, Recommendation};
+use kbit_results::{Cost, Items, Record};
 use std::path::PathBuf;
-
-fn read(paths: &[PathBuf]) -> Result<Vec<Measurement>, Failure> {
-    let sets =
-        paths.iter().map(|path| kbit_results::read::<Measurement>(path)).collect::<Result<Vec<_>, _>>()?;
-    Ok(kbit_results::merge(sets))
-}
 
 /// A constant for people: five digits, whatever its size.
 fn figure(value: f64) -> String {
@@ -31,7 +25,7 @@ pub fn fit(session: &Session, arguments: &Fit) -> Result<u8, Failure> {
             return Err(Failure::usage(format!("unknown law `{law}`; known: {}", known.join(", "))));
         }
     }
-    let measurements = read(&arguments.results)?;
+    let measurements = kbit_results::read_all(&arguments.results)?;
     let options = FitOptions {
         bootstrap: usize::try_from(arguments.bootstrap).unwrap_or(500),
         seed: arguments.seed,
@@ -93,27 +87,72 @@ pub fn fit(session: &Session, arguments: &Fit) -> Result<u8, Failure> {
 
 /// Chooses the best measured run within a budget.
 pub fn recommend(session: &Session, arguments: &Recommend) -> Result<u8, Failure> {
-    let measurements = read(&arguments.results)?;
-    let found = kbit_laws::recommend(&measurements, arguments.budget);
+    let measurements = kbit_results::read_all(&arguments.results)?;
+    let items: Vec<Items> = beside(&arguments.results, "items.jsonl")?;
+    let costs: Vec<Cost> = beside(&arguments.results, "costs.jsonl")?;
+    let budget = Budget {
+        bytes: arguments.budget,
+        bits_per_weight: arguments.bits_per_weight,
+        tokens_per_second: arguments.tokens_per_second,
+        kl_divergence: arguments.kl_divergence,
+        perplexity_increase: arguments.perplexity_increase,
+    };
+    let evidence = Evidence { measurements: &measurements, items: &items, costs: &costs };
+    let draws = usize::try_from(arguments.resamples).map_err(Failure::usage)?;
+    let found = kbit_laws::recommend(&evidence, &budget, draws, arguments.seed);
     if session.global.json {
         output::json(&found)?;
     } else {
-        let mut text = format!("{}\n", found.reason);
-        let mut table = Table::new(&["model", "scheme", ">size", ">bpw", ">perplexity", ">KL divergence"]);
-        for candidate in found.choice.iter().chain(&found.runners_up) {
-            table.row(vec![
-                candidate.model.clone(),
-                candidate.scheme.clone(),
-                output::bytes(candidate.bytes),
-                format!("{:.3}", candidate.bits_per_weight),
-                format!("{:.3}", candidate.perplexity),
-                candidate.kl_divergence.map_or_else(|| "-".to_owned(), |kld| format!("{kld:.5}")),
-            ]);
-        }
-        if found.choice.is_some() {
-            text.push_str(&table.render());
-        }
-        output::text(&text)?;
+        output::text(&recommendation(&found))?;
     }
     Ok(if found.choice.is_some() { DONE } else { FAILED })
+}
+
+/// Records of the files called `name` beside `results`, where there are some.
+fn beside<T: Record>(results: &[PathBuf], name: &str) -> Result<Vec<T>, Failure> {
+    let mut all = Vec::new();
+    for path in results.iter().map(|path| path.with_file_name(name)).filter(|path| path.exists()) {
+        all.extend(kbit_results::read::<T>(&path)?);
+    }
+    Ok(all)
+}
+
+fn recommendation(found: &Recommendation) -> String {
+    let mut text = format!("{}\n", found.reason);
+    if let Some(settle) = &found.settle {
+        text += &format!("to settle it: {settle}\n");
+    }
+    let columns = [
+        "model",
+        "scheme",
+        ">size",
+        ">bpw",
+        ">perplexity",
+        ">increase",
+        ">KL divergence",
+        ">tokens/s",
+        ">best with",
+    ];
+    let mut table = Table::new(&columns);
+    let shown = |value: Option<f64>, words: fn(f64) -> String| value.map_or_else(|| "-".to_owned(), words);
+    for candidate in found.choice.iter().chain(&found.runners_up) {
+        table.row(vec![
+            candidate.model.clone(),
+            candidate.scheme.clone(),
+            output::bytes(candidate.bytes),
+            format!("{:.3}", candidate.bits_per_weight),
+            format!("{:.3}", candidate.perplexity),
+            shown(candidate.perplexity_increase, |share| format!("{:+.2} %", share * 100.0)),
+            shown(candidate.kl_divergence, |kld| format!("{kld:.5}")),
+            shown(candidate.tokens_per_second, |rate| format!("{rate:.0}")),
+            format!("{:.0} %", candidate.probability * 100.0),
+        ]);
+    }
+    if found.choice.is_some() {
+        text += &table.render();
+    }
+    for note in &found.notes {
+        text += &format!("{note}\n");
+    }
+    text
 }

@@ -2,12 +2,14 @@
 
 mod bench;
 mod chat;
+mod compare;
 mod config;
 mod convert;
 mod eval;
 mod export;
 mod generate;
 mod gguf;
+mod information;
 mod inspect;
 mod laws;
 mod logits;
@@ -55,6 +57,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Chat(arguments) => chat::chat(&session, &arguments)?,
         Command::Bench(arguments) => bench::bench(&session, &arguments)?,
         Command::Fit(arguments) => laws::fit(&session, &arguments)?,
+        Command::Compare(arguments) => compare::compare(&session, &arguments)?,
         Command::Recommend(arguments) => laws::recommend(&session, &arguments)?,
         Command::Report(arguments) => report::report(&session, &arguments)?,
         Command::Export(arguments) => export::export(&session, &arguments)?,

@@ -3,7 +3,7 @@
 
 use super::Avx2;
 use crate::arch::generic;
-use crate::packed::{IntegerProduct, PANEL, Tile, Units};
+use crate::packed::{PANEL, Tile, Units};
 use std::arch::x86_64::*;
 
 /// Lanes of a vector.
@@ -22,16 +22,6 @@ impl Avx2 {
     pub(crate) fn tile_f32(self, mut tile: Tile<'_, '_>) {
         // SAFETY: the CPU has the features.
         unsafe { tiles_f32(&mut tile) }
-    }
-
-    /// See [`generic::multiply_integers`].
-    pub(crate) fn multiply_integers(self, product: &mut IntegerProduct<'_, '_>) {
-        #[target_feature(enable = "avx2,fma")]
-        fn run(product: &mut IntegerProduct<'_, '_>) {
-            generic::multiply_integers(product);
-        }
-        // SAFETY: the CPU has the features.
-        unsafe { run(product) }
     }
 
     /// See [`Kernels::tile_bf16`](crate::Kernels::tile_bf16).

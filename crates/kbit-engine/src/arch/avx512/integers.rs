@@ -3,7 +3,7 @@
 //! That instruction multiplies bytes without sign with signed ones. Weights are the former; what their offset adds is taken off
 //! beforehand.
 
-use super::{Avx512, LANES, first as lanes};
+use super::{Avx2, Avx512, LANES, first as lanes};
 use crate::packed::{INTEGER_TOKENS, IntegerProduct, IntegerTokens, PANEL};
 use kbit_types::Terms;
 use std::arch::x86_64::*;
@@ -13,7 +13,7 @@ impl Avx512 {
     pub(crate) fn multiply_integers(self, product: &mut IntegerProduct<'_, '_>) {
         if self.vnni {
             // SAFETY: the CPU has the features.
-            unsafe { multiply(product) }
+            unsafe { multiply(product, self.avx2) }
         } else {
             self.avx2.multiply_integers(product);
         }
@@ -24,7 +24,7 @@ impl Avx512 {
 type Pairs<T, const M: usize> = [[T; 2]; M];
 
 #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-fn multiply(product: &mut IntegerProduct<'_, '_>) {
+fn multiply(product: &mut IntegerProduct<'_, '_>, avx2: Avx2) {
     macro_rules! of {
         ($units:literal, $terms:ident: $($count:literal)*) => {
             for first in (0..product.out().rows()).step_by(INTEGER_TOKENS) {
@@ -46,7 +46,8 @@ fn multiply(product: &mut IntegerProduct<'_, '_>) {
         (32, Terms::PartsAndMinimums) => of!(8, PartsAndMinimums),
         (16, Terms::Parts) => of!(4, Parts),
         (16, Terms::PartsAndMinimums) => of!(4, PartsAndMinimums),
-        _ => crate::arch::generic::multiply_integers(product),
+        // AVX2 has all of them.
+        _ => avx2.multiply_integers(product),
     }
 }
 
