@@ -391,7 +391,10 @@ impl<'m> Session<'m> {
             if sequences.len() <= piece.sequence {
                 sequences.resize_with(piece.sequence + 1, Sequence::default);
             }
-            sequences[piece.sequence].layers.resize_with(d.layers, LayerCache::default);
+        }
+        // Also of those that nothing is appended to: a session that holds nothing may branch.
+        for sequence in sequences.iter_mut() {
+            sequence.layers.resize_with(d.layers, LayerCache::default);
         }
         let all: Vec<Span> = pieces
             .iter()

@@ -369,15 +369,17 @@ fn branches_give_what_whole_texts_give() {
         let model = model(&d, &random_tensors(&d, 1, true));
         let mut session = model.session(400);
         let mut states = Vec::new();
-        // One block of the cache, the first place of the second, and nothing in common.
-        for shared in [100, 129, 0] {
+        // Nothing in common, in a session that never held a token; one block of the cache, the first place of the second; nothing.
+        for shared in [0, 100, 129, 0] {
             let prefix = tokens(&d, shared, 7);
             let tails: Vec<Vec<u32>> =
                 [40, 1, 200, 130].iter().enumerate().map(|(i, &len)| tokens(&d, len, i as u64)).collect();
             let texts: Vec<(&[u32], usize)> =
                 tails.iter().map(|tail| (tail.as_slice(), tail.len() / 2)).collect();
             session.clear();
-            session.forward(&prefix, shared, &mut Vec::new()).unwrap();
+            if shared > 0 {
+                session.forward(&prefix, shared, &mut Vec::new()).unwrap();
+            }
             // Twice: branches leave the session as it was.
             for _ in 0..2 {
                 session.branches(&texts, &mut states).unwrap();

@@ -6,6 +6,7 @@ use crate::edit::{Edits, SetMetadata};
 use crate::mix::MixOptions;
 use crate::schema;
 use crate::sensitivity::By;
+use crate::task::{self, TaskEvaluation};
 use kbit_calibrate::{EmptyExperts, OnMissing, Policy};
 use kbit_engine::{CacheTypes, Mode};
 use kbit_formats::gguf::shards::parse_split_size;
@@ -37,6 +38,8 @@ pub struct Config {
     pub rules: Vec<RuleEntry>,
     /// Texts to measure on.
     pub evaluations: Vec<Evaluation>,
+    /// Tasks to measure on.
+    pub tasks: Vec<TaskEvaluation>,
     /// Plugin files to load beside the installed ones.
     pub plugins: Vec<PathBuf>,
     /// Where plugins run.
@@ -199,6 +202,16 @@ impl Reader<'_> {
             file.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
         let importance = root.get("importance").map(|node| self.importance(node));
         let models = many(root, "models").iter().map(|node| self.model(node, importance.as_ref())).collect();
+        let mut tasks = Vec::new();
+        let mut evaluations = Vec::new();
+        for node in many(root, "evaluate") {
+            if task::is_task(node, self.mistakes) {
+                let (modes, caches) = (named(node, "mode"), named(node, "cache_type"));
+                tasks.extend(task::read(node, self.folder, modes, caches, self.mistakes));
+            } else if node.get("text").is_some() {
+                evaluations.push(self.evaluation(node));
+            }
+        }
         let laws = root.get("laws");
         let whole = |key: &str, default: i64| {
             laws.and_then(|laws| laws.get(key)).and_then(Node::as_int).unwrap_or(default)
@@ -215,7 +228,8 @@ impl Reader<'_> {
             models,
             schemes: many(root, "schemes").iter().map(|node| self.scheme_entry(node)).collect(),
             rules: root.get("rules").map(rules).unwrap_or_default(),
-            evaluations: many(root, "evaluate").iter().map(|node| self.evaluation(node)).collect(),
+            evaluations,
+            tasks,
             plugins: many(root, "plugins")
                 .iter()
                 .filter_map(Node::as_str)
@@ -249,14 +263,13 @@ impl Reader<'_> {
                 self.mistakes.push(Mistake::new(model.place, message, "give one of them another `name:`"));
             }
         }
-        for (index, evaluation) in config.evaluations.iter().enumerate() {
-            if config.evaluations[..index].iter().any(|earlier| earlier.name == evaluation.name) {
-                let message = format!("two texts are named `{}`", evaluation.name);
-                self.mistakes.push(Mistake::new(
-                    evaluation.place,
-                    message,
-                    "give one of them another `name:`",
-                ));
+        let texts = config.evaluations.iter().map(|text| (text.name.as_str(), text.place));
+        let tasks = config.tasks.iter().map(|task| (task.name.as_str(), task.place));
+        let names: Vec<(&str, Place)> = texts.chain(tasks).collect();
+        for (index, (name, place)) in names.iter().enumerate() {
+            if names[..index].iter().any(|(earlier, _)| earlier == name) {
+                let message = format!("two texts or tasks are named `{name}`");
+                self.mistakes.push(Mistake::new(*place, message, "give one of them another `name:`"));
             }
         }
     }
@@ -509,6 +522,21 @@ mod tests {
         let error = parse(&format!("models: src\nschemes: [int]\nevaluate: {{text: Cargo.toml{lists}}}\n"));
         assert!(error.is_err(), "two equal types are one word");
         assert_eq!(read(&lists.replace(", 'q4,q4'", "")), text("f32 act:4", "q8 q8,f16"));
+    }
+
+    #[test]
+    fn an_evaluation_is_a_text_or_a_task() {
+        for (evaluation, told) in [
+            ("{name: a}", "needs `text` or `task`"),
+            ("{text: Cargo.toml, task: t.yaml}", "cannot stand together"),
+            ("{text: Cargo.toml, limit: 3}", "a text has no `limit`"),
+            ("{task: nowhere.yaml, context: 3}", "a task has no `context`"),
+            ("{task: nowhere.yaml}", "nowhere.yaml"),
+        ] {
+            let error = parse(&format!("models: src\nschemes: [int]\nevaluate: {evaluation}\n")).unwrap_err();
+            assert!(error.to_string().contains(told), "{error}");
+            assert!(error.mistakes.iter().all(|mistake| mistake.place.line == 3), "{error}");
+        }
     }
 
     #[test]

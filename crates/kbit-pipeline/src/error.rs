@@ -28,6 +28,9 @@ pub enum PipelineError {
     /// A metric could not be computed.
     #[error(transparent)]
     Eval(#[from] kbit_eval::EvalError),
+    /// A task could not be asked.
+    #[error(transparent)]
+    Task(#[from] kbit_eval::tasks::TaskError),
     /// Measurements could not be read or written.
     #[error(transparent)]
     Results(#[from] kbit_results::ResultsError),

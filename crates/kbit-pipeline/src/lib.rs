@@ -24,5 +24,6 @@ pub mod run;
 pub mod schema;
 pub mod sensitivity;
 pub mod statistics;
+pub mod task;
 
 pub use error::PipelineError;

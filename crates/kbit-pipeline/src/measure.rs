@@ -230,7 +230,7 @@ impl Subject {
         }
     }
 
-    fn record(&self, metric: &str, value: f64, stderr: Option<f64>, count: u64) -> Measurement {
+    pub(crate) fn record(&self, metric: &str, value: f64, stderr: Option<f64>, count: u64) -> Measurement {
         Measurement {
             schema: kbit_results::SCHEMA,
             model: self.model.clone(),
@@ -250,6 +250,11 @@ impl Subject {
             data: None,
             file_sha256: self.file_sha256.clone(),
         }
+    }
+
+    /// Names of the mode and of the types of the KV cache.
+    pub(crate) fn arithmetic(&self) -> (String, String) {
+        (self.mode.to_string(), self.cache.to_string())
     }
 
     /// One record a tensor and figure.

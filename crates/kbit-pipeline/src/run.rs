@@ -1,5 +1,7 @@
 //! A whole run: plan every file, write what is missing, measure what was not measured, fit, report.
 
+mod tasks;
+
 use crate::cache::{Cache, ContentHashes, Stamp, key_of};
 use crate::config::{Config, Evaluation, ModelEntry};
 use crate::convert::{self, RunOptions};
@@ -19,7 +21,7 @@ use kbit_eval::Reference;
 use kbit_formats::Checkpoint;
 use kbit_host::{Isolation, Registry};
 use kbit_models::{Conversion, TrainingInfo};
-use kbit_results::{Cost, Items, Measurement};
+use kbit_results::{Cost, Items, Measurement, Sample};
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
 use std::fs::File;
@@ -180,7 +182,8 @@ impl<'a> RunPlan<'a> {
                 None if config.keep_split => SplitBy::keep(&checkpoint, &mut conversion)?,
                 None => None,
             };
-            if !config.evaluations.is_empty() && conversion.metadata.get("tokenizer.ggml.model").is_none() {
+            let measured = !(config.evaluations.is_empty() && config.tasks.is_empty());
+            if measured && conversion.metadata.get("tokenizer.ggml.model").is_none() {
                 return Err(PipelineError::NoTokenizer { path: entry.path.clone() });
             }
             let importance = match &entry.importance {
@@ -277,6 +280,7 @@ impl<'a> RunPlan<'a> {
             failures: Vec::new(),
             measurements: Vec::new(),
             items: Vec::new(),
+            samples: Vec::new(),
             costs: Vec::new(),
             files_written: 0,
             reused: 0,
@@ -327,6 +331,7 @@ struct Execution<'a> {
     failures: Vec<Failure>,
     measurements: Vec<Measurement>,
     items: Vec<Items>,
+    samples: Vec<Sample>,
     costs: Vec<Cost>,
     files_written: usize,
     reused: usize,
@@ -523,6 +528,9 @@ impl<'a> Execution<'a> {
         }
         for evaluation in &self.plan.config.evaluations {
             self.evaluate_on(model, evaluation, source, &base, &subjects, ready)?;
+        }
+        for task in &self.plan.config.tasks {
+            self.ask(model, task, source, &base, &subjects, ready)?;
         }
         Ok(())
     }
@@ -753,6 +761,7 @@ impl<'a> Execution<'a> {
         let out = &self.plan.out;
         kbit_results::write(&out.join("results.jsonl"), &self.measurements)?;
         kbit_results::write(&out.join("items.jsonl"), &self.items)?;
+        kbit_results::write(&out.join("samples.jsonl"), &self.samples)?;
         kbit_results::write(&out.join("costs.jsonl"), &self.costs)?;
         let provenance = serde_json::json!({
             "name": self.plan.config.name,

@@ -187,10 +187,29 @@ static SCHEME: Object = Object {
 
 static EVALUATION: Object = Object {
     name: "evaluation",
-    doc: "A text to measure quality on.",
+    doc: "A text or a task to measure quality on.",
     keys: &[
-        required("text", Kind::Path, "UTF-8 text file."),
-        optional("name", Kind::Text, "the file's name", "Name in tables."),
+        optional("text", Kind::Path, "none; `text` or `task` is needed", "UTF-8 text file."),
+        optional(
+            "task",
+            Kind::Path,
+            "none; `text` or `task` is needed",
+            "Task file, as those in `configs/tasks`.",
+        ),
+        optional("data", Kind::Path, "the file that the task names", "Documents of a task, JSONL."),
+        optional(
+            "few_shot",
+            Kind::Int { min: 0, max: 1000 },
+            "as many as the task says",
+            "Answered examples before each question of a task.",
+        ),
+        optional(
+            "limit",
+            Kind::Int { min: 1, max: 1 << 32 },
+            "all",
+            "Number of documents of a task, from the first on.",
+        ),
+        optional("name", Kind::Text, "the file's name; the task's", "Name in tables."),
         optional("metrics", Kind::Many(&Kind::Choice(METRICS)), "all", "What to measure."),
         optional(
             "context",
@@ -270,7 +289,7 @@ pub static CONFIG: Object = Object {
             "evaluate",
             Kind::Many(&Kind::Object(&EVALUATION)),
             "nothing is measured",
-            "Texts to measure quality on.",
+            "Texts and tasks to measure quality on.",
         ),
         optional(
             "plugins",

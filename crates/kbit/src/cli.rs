@@ -345,6 +345,8 @@ pub enum MetricArg {
     Perplexity,
     /// KL divergence from a reference model, and how often both agree on the likeliest token
     Kl,
+    /// A task, scored as lm-evaluation-harness scores it
+    Task,
     /// Bits that the model knows of the text beyond counts of tokens and pairs in a baseline text
     Information,
 }
@@ -358,9 +360,24 @@ pub struct Eval {
     /// What to measure
     #[arg(long, value_enum)]
     pub metric: MetricArg,
-    /// UTF-8 text
-    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath)]
-    pub text: PathBuf,
+    /// UTF-8 text, for `perplexity` and `kl`
+    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath, required_if_eq_any([("metric", "perplexity"), ("metric", "kl")]))]
+    pub text: Option<PathBuf>,
+    /// Task file, for `task`
+    #[arg(long, value_name = "FILE.yaml", value_hint = ValueHint::FilePath, required_if_eq("metric", "task"))]
+    pub task: Option<PathBuf>,
+    /// Documents of the task, JSONL [default: the file that the task names]
+    #[arg(long, value_name = "FILE.jsonl", value_hint = ValueHint::FilePath, requires = "task")]
+    pub data: Option<PathBuf>,
+    /// Number of documents, from the first on [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), requires = "task")]
+    pub limit: Option<u32>,
+    /// Answered examples before each question [default: as many as the task says]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(0..=1000), requires = "task")]
+    pub few_shot: Option<u32>,
+    /// Where to write the answer to each document, JSON lines
+    #[arg(long, value_name = "OUT.jsonl", value_hint = ValueHint::FilePath, requires = "task")]
+    pub items: Option<PathBuf>,
     /// Unquantized model, for `kl`
     #[arg(long, value_name = "BASE", value_hint = ValueHint::AnyPath, required_if_eq("metric", "kl"))]
     pub reference: Option<PathBuf>,

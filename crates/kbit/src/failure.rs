@@ -68,6 +68,15 @@ impl From<kbit_engine::EngineError> for Failure {
     }
 }
 
+impl From<kbit_eval::tasks::TaskError> for Failure {
+    fn from(error: kbit_eval::tasks::TaskError) -> Self {
+        match error {
+            kbit_eval::tasks::TaskError::Definition(_) => Self::usage(error),
+            other => Self::failed(other),
+        }
+    }
+}
+
 macro_rules! failed {
     ($($error:ty),*) => {
         $(impl From<$error> for Failure {

@@ -143,6 +143,12 @@ impl Task {
         Self::parse(file, &text)
     }
 
+    /// True where `text` is meant as a task rather than as a configuration: it says what `kind` it is and names no models.
+    #[must_use]
+    pub fn is_meant(text: &str) -> bool {
+        Node::parse(text).is_ok_and(|root| root.get("kind").is_some() && root.get("models").is_none())
+    }
+
     /// Reads the task `text`, which stands in `file`.
     ///
     /// # Errors
@@ -448,6 +454,12 @@ mod tests {
     }
 
     #[test]
+    fn tasks_are_told_from_configurations() {
+        assert!(Task::is_meant("kind: cloze\ndoc_to_target: a\n"));
+        assert!(!Task::is_meant("models: a\nschemes: int\n") && !Task::is_meant("kind: [\n"));
+    }
+
+    #[test]
     fn what_a_kind_needs_is_asked_for() {
         let message = mistakes("kind: multiple_choice\n");
         assert!(
@@ -467,6 +479,12 @@ mod tests {
             message.contains("t.yaml:3:17: `doc_to_choice[0]` is text, found true or false"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn an_empty_list_of_choices_is_told_its_place() {
+        let message = mistakes("kind: multiple_choice\ndoc_to_target: 0\ndoc_to_choice: []\n");
+        assert!(message.contains("t.yaml:3:16: `doc_to_choice` is at least one item"), "{message}");
     }
 
     #[test]

@@ -75,6 +75,22 @@ pub enum TaskError {
         /// Number of choices.
         choices: usize,
     },
+    /// A document gives too few choices to choose among.
+    #[error(
+        "{}:{line}: `doc_to_choice` of the task `{task}` gives {choices} choices, where two or more are needed: mend the document, \
+         or the template",
+        path.display()
+    )]
+    Choices {
+        /// Data.
+        path: PathBuf,
+        /// Line of the document.
+        line: usize,
+        /// Name of the task.
+        task: String,
+        /// Number of choices.
+        choices: usize,
+    },
     /// Too few documents for the examples.
     #[error(
         "{count} few-shot examples were asked for, but {} has only {had} documents to take them from: ask for fewer",

@@ -325,6 +325,14 @@ impl<'t> Maker<'t> {
             },
             TaskKind::MultipleChoice | TaskKind::MinimalPair | TaskKind::Classification => {
                 let choices = self.choices(document, fields)?;
+                if choices.len() < 2 {
+                    return Err(TaskError::Choices {
+                        path: self.path.to_owned(),
+                        line: document.line,
+                        task: task.name.clone(),
+                        choices: choices.len(),
+                    });
+                }
                 let gold = self.gold(document, fields, &choices, &task.target)?;
                 let (contexts, continuations) = match &task.continuation {
                     Some(continuation) => {
@@ -464,8 +472,19 @@ mod tests {
     }
 
     #[test]
+    fn one_choice_or_none_is_no_choice() {
+        for choices in [json!([]), json!(["x"])] {
+            let documents =
+                [json!({"q": "?", "c": ["x", "y"], "a": 0}), json!({"q": "?", "c": choices, "a": 0})];
+            let message = ask(TRIVIA, &documents, None).unwrap_err().to_string();
+            assert!(message.contains("d.jsonl:2: `doc_to_choice` of the task `t` gives"), "{message}");
+            assert!(message.contains("two or more"), "{message}");
+        }
+    }
+
+    #[test]
     fn missing_fields_are_told_with_line_and_template() {
-        let documents = [json!({"q": "?", "c": ["x"], "a": 0}), json!({"c": ["x"], "a": 0})];
+        let documents = [json!({"q": "?", "c": ["x", "y"], "a": 0}), json!({"c": ["x", "y"], "a": 0})];
         let message = ask(TRIVIA, &documents, None).unwrap_err().to_string();
         assert!(message.contains("d.jsonl:2: `doc_to_text` of the task `t`"), "{message}");
         assert!(message.contains("no field `q`: its fields are c, a"), "{message}");

@@ -4,8 +4,10 @@ use crate::cli::Config as Arguments;
 use crate::failure::{DONE, Failure};
 use crate::output;
 use crate::session::Session;
+use kbit_eval::tasks::Task;
 use kbit_pipeline::config::Config;
 use kbit_pipeline::recipe::recipes;
+use std::path::Path;
 
 /// Prints the JSON Schema, or checks a file.
 pub fn config(session: &Session, arguments: &Arguments) -> Result<u8, Failure> {
@@ -20,6 +22,17 @@ pub fn config(session: &Session, arguments: &Arguments) -> Result<u8, Failure> {
                 output::json(&serde_json::json!({ "valid": true, "table": table.file }))?;
             } else {
                 output::text(&format!("{}: valid; a table in {}", file.display(), table.file.display()))?;
+            }
+        }
+        Arguments::Check { file } if is_task(file) => {
+            let task = Task::read(file)?;
+            let metrics = task.metrics.join(" ");
+            if session.global.json {
+                output::json(
+                    &serde_json::json!({ "valid": true, "task": task.name, "metrics": task.metrics }),
+                )?;
+            } else {
+                output::text(&format!("{}: valid; task {}: {metrics}", file.display(), task.name))?;
             }
         }
         Arguments::Check { file } => {
@@ -43,4 +56,9 @@ pub fn config(session: &Session, arguments: &Arguments) -> Result<u8, Failure> {
         }
     }
     Ok(DONE)
+}
+
+/// True of a file that is meant as a task; one that cannot be read is told of as a configuration.
+fn is_task(file: &Path) -> bool {
+    kbit_yaml::read_text(file, "the configuration").is_ok_and(|text| Task::is_meant(&text))
 }

@@ -11,13 +11,17 @@ use kbit_pipeline::measure::DataSet;
 use kbit_pipeline::open::OpenModel;
 use std::time::Instant;
 
-/// Measures a model on a text.
+/// Measures a model on a text or a task.
 pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
+    if let (MetricArg::Task, Some(task)) = (arguments.metric, &arguments.task) {
+        return super::task::eval(session, arguments, task);
+    }
+    let text = arguments.text.as_ref().ok_or_else(|| Failure::usage("this metric needs --text F"))?;
     let registry = session.registry(&[], None)?;
     let model = super::open_model(&arguments.model, &registry, arguments.computing)?;
     let context = usize::try_from(arguments.context).map_err(Failure::usage)?;
     let chunks = arguments.chunks.and_then(|chunks| usize::try_from(chunks).ok());
-    let mut data = DataSet::tokenize(&arguments.text, model.tokenizer()?, context, chunks)?;
+    let mut data = DataSet::tokenize(text, model.tokenizer()?, context, chunks)?;
     data.windows.stride = arguments.stride.and_then(|stride| usize::try_from(stride).ok());
     let bar = session.progress().items("windows", data.windows.count(data.tokens.len())? as u64);
     let tick = |done: usize, _total: usize| {
@@ -29,12 +33,13 @@ pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
             let found = kbit_eval::perplexity(&model.model, &data.tokens, &data.windows, &tick)?;
             perplexity(&found, data.bytes_per_token())
         }
+        (MetricArg::Task, _) => return Err(Failure::usage("the metric task needs --task FILE.yaml")),
         (MetricArg::Information, _) => super::information::measure(arguments, &model, &data, &tick)?,
         (MetricArg::Kl, None) => return Err(Failure::usage("the metric kl needs --reference BASE")),
         (MetricArg::Kl, Some(path)) => {
             let reference =
                 OpenModel::open(path, &registry, Isolation::InProcess, &ConvertOptions::default())?;
-            let others = DataSet::tokenize(&arguments.text, reference.tokenizer()?, context, chunks)?;
+            let others = DataSet::tokenize(text, reference.tokenizer()?, context, chunks)?;
             if let Some(place) = first_difference(&data, &others) {
                 return Err(Failure::failed(format!(
                     "{} splits the text into other tokens than {}, from token {place} on: the reference must be a model with the \

@@ -16,6 +16,7 @@ mod logits;
 mod plugin;
 mod report;
 mod run;
+mod task;
 mod text;
 mod tokenize;
 
