@@ -72,7 +72,8 @@ fn points_that_lack_a_part_of_the_average_are_left_out() {
 
 #[test]
 fn quantized_models_have_what_quantization_added() {
-    let yaml = "table: {file: a.csv, model: m, scheme: s, family: f, params: size, bits: {column: b}, loss: l}";
+    let yaml =
+        "table: {file: a.csv, model: m, scheme: s, family: f, params: size, bits: {column: b}, loss: l}";
     let csv = "m,s,f,size,b,l\nx,none,-,1000,16,3.0\nx,q4,q,1000,4.5,3.25\n";
     let read = parse(yaml).observations(csv).expect("observations");
     let [whole, quantized] = read.observations.as_slice() else { panic!("{:?}", read.observations) };

@@ -360,8 +360,8 @@ pub struct Eval {
     /// What to measure
     #[arg(long, value_enum)]
     pub metric: MetricArg,
-    /// UTF-8 text, for `perplexity` and `kl`
-    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath, required_if_eq_any([("metric", "perplexity"), ("metric", "kl")]))]
+    /// UTF-8 text, for `perplexity`, `kl` and `information`
+    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath, required_if_eq_any([("metric", "perplexity"), ("metric", "kl"), ("metric", "information")]))]
     pub text: Option<PathBuf>,
     /// Task file, for `task`
     #[arg(long, value_name = "FILE.yaml", value_hint = ValueHint::FilePath, required_if_eq("metric", "task"))]
