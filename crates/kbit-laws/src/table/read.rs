@@ -166,14 +166,12 @@ impl Table {
 
 impl Point {
     fn observation(self) -> Observation {
-        let mean = |of: fn(&(Option<f64>, Option<f64>)) -> Option<f64>| {
-            let values: Option<Vec<f64>> = self.figures.values().map(of).collect();
-            #[expect(clippy::cast_precision_loss, reason = "a count of lines")]
-            values.map(|values| values.iter().sum::<f64>() / values.len() as f64)
-        };
+        #[expect(clippy::cast_precision_loss, reason = "a count of lines")]
+        let mean =
+            |values: Option<Vec<f64>>| values.map(|values| values.iter().sum::<f64>() / values.len() as f64);
         Observation {
-            loss: mean(|figures| figures.0),
-            divergence: mean(|figures| figures.1),
+            loss: mean(self.figures.values().map(|figures| figures.0).collect()),
+            divergence: mean(self.figures.values().map(|figures| figures.1).collect()),
             scheme_id: self.at.scheme.clone(),
             at: self.at,
             family: self.family,
