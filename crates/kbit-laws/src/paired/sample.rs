@@ -162,7 +162,7 @@ impl Sample {
         0.5f64.powi(i32::try_from(self.items()).unwrap_or(i32::MAX).saturating_sub(1)).min(1.0)
     }
 
-    /// Two-sided p value of the permutation test: by all signs up to [`ALL_SIGNS`] items, else by `draws` random ones. `None` of a
+    /// Two-sided p value of the permutation test: by all signs up to 16 items, else by `draws` random ones. `None` of a
     /// single item.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
