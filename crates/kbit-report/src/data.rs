@@ -31,9 +31,6 @@ pub struct Contradiction {
     pub values: [f64; 2],
 }
 
-/// Figures repeat for any thread count and CPU; what differs by more than this share is not the same measurement.
-const NOISE: f64 = 1e-6;
-
 /// Results of the same model, scheme, metric, text and arithmetic whose values differ beyond rounding.
 #[must_use]
 pub fn contradictions(runs: &[RunData]) -> Vec<Contradiction> {
@@ -43,21 +40,10 @@ pub fn contradictions(runs: &[RunData]) -> Vec<Contradiction> {
         for measurement in &data.measurements {
             let (first, value) =
                 *seen.entry(kbit_results::key(measurement)).or_insert((run, measurement.value));
-            let scale = value.abs().max(measurement.value.abs());
-            if (value - measurement.value).abs() > NOISE * scale {
-                let tensor =
-                    measurement.tensor.as_ref().map_or_else(String::new, |tensor| format!(" of {tensor}"));
-                let text =
-                    measurement.data.as_ref().map_or_else(String::new, |data| format!(" on {}", data.name));
+            if kbit_results::contradict(value, measurement.value) {
                 found.push(Contradiction {
                     runs: [runs[first].name.clone(), data.name.clone()],
-                    what: format!(
-                        "{}{tensor} of {} {}{text} in {}",
-                        measurement.metric,
-                        measurement.model.id,
-                        measurement.scheme.label,
-                        measurement.arithmetic()
-                    ),
+                    what: measurement.describe(),
                     values: [value, measurement.value],
                 });
             }
