@@ -628,7 +628,8 @@ impl<'a> Execution<'a> {
                 let key = key_of(&serde_json::json!({
                     "source": step.source,
                     "file": &ready.key,
-                    "part": [by.word(), &part.name],
+                    // A tensor outside of blocks is a part of its own by all names, and measured once.
+                    "part": &part.name,
                     "data": step.data.key(),
                     "mode": step.mode.to_string(),
                     "cache_type": step.cache.to_string(),

@@ -1,6 +1,7 @@
 //! The configuration's keys, declared once: checking, the JSON Schema for editors and the reference page all read
 //! the tables of this module.
 
+use crate::sensitivity::By;
 use kbit_yaml::{Kind, Object, optional, reference_tables, required};
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ pub const EMPTY_EXPERTS: &[&str] = &["ones", "mean"];
 pub const METRICS: &[&str] =
     &["perplexity", "kl_divergence", "true_token", "flips", "bits_per_token", "bits_per_byte"];
 /// Parts of a model whose sensitivity is measured.
-pub const PARTS: &[&str] = &["tensors", "layers", "kinds"];
+pub const PARTS: &[&str] = &[By::Tensors.word(), By::Layers.word(), By::Kinds.word()];
 /// Report formats.
 pub const FORMATS: &[&str] = &["html", "md", "csv", "json", "svg", "cards"];
 /// Computing modes of the engine.
