@@ -531,6 +531,7 @@ mod tests {
             ("{text: Cargo.toml, task: t.yaml}", "cannot stand together"),
             ("{text: Cargo.toml, limit: 3}", "a text has no `limit`"),
             ("{task: nowhere.yaml, context: 3}", "a task has no `context`"),
+            ("{task: nowhere.yaml, sensitivity: layers}", "a task has no `sensitivity`"),
             ("{task: nowhere.yaml}", "nowhere.yaml"),
         ] {
             let error = parse(&format!("models: src\nschemes: [int]\nevaluate: {evaluation}\n")).unwrap_err();
