@@ -278,7 +278,8 @@ pub fn measure(case: &Case, files: &mut Files<'_>, rounds: u32, threads: u32) ->
     })
 }
 
-fn text() -> PathBuf {
+/// What both read, where no text is named.
+pub fn text() -> PathBuf {
     peers::root().join("assets/text/prose.txt")
 }
 

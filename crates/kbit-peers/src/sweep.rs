@@ -5,7 +5,8 @@
 
 use crate::bench::succeeded;
 use crate::compare::{self, Pair};
-use crate::peers::{self, Peers};
+use crate::engine;
+use crate::peers::Peers;
 use crate::process;
 use crate::table::Table;
 use crate::{Result, in_context, print, say};
@@ -113,7 +114,7 @@ pub fn sweep(peers: &Peers, args: &Args) -> Result<()> {
                 .to_owned()
         })?,
     };
-    let text = args.text.clone().unwrap_or_else(|| peers::root().join("assets/text/prose.txt"));
+    let text = args.text.clone().unwrap_or_else(engine::text);
     let absolute = |path: &Path| fs::canonicalize(path).map_err(in_context(path.display()));
     let (model, text) = (absolute(&model)?, absolute(&text)?);
 
