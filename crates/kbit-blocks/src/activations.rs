@@ -17,25 +17,31 @@ impl Q8_1 {
 }
 
 impl Q8_K {
+    /// A block of these integers, with their sums.
+    #[inline(always)]
+    pub(crate) fn new(scale: f32, q: [i8; 256]) -> Self {
+        let mut sums = [[0; 2]; 16];
+        for (q, sum) in q.as_chunks::<16>().0.iter().zip(&mut sums) {
+            *sum = q.iter().map(|q| i16::from(*q)).sum::<i16>().to_le_bytes();
+        }
+        Self { d: scale.to_le_bytes(), q, sums }
+    }
+
     /// Integers -127 to 127, a scale in single precision, and the sums of 16 integers each. A block of zeros has zeros
     /// everywhere (ggml leaves the sums as they were, which changes no product).
     #[inline(always)]
     pub(crate) fn encode(x: &[f32; 256]) -> Self {
         let extreme = extreme(x);
-        let mut block = Self { d: [0; 4], q: [0; 256], sums: [[0; 2]; 16] };
+        let mut levels = [0; 256];
         if extreme == 0.0 {
-            return block;
+            return Self::new(0.0, levels);
         }
         let inverse = -127.0 / extreme;
-        for (x, q) in x.iter().zip(&mut block.q) {
+        for (x, q) in x.iter().zip(&mut levels) {
             // Where the inverse is infinite, products are too, or NaN, and the low byte of what comes of them is zero.
             *q = nearest(inverse * x).min(127).to_le_bytes()[0].cast_signed();
         }
-        for (q, sum) in block.q.as_chunks::<16>().0.iter().zip(&mut block.sums) {
-            *sum = q.iter().map(|q| i16::from(*q)).sum::<i16>().to_le_bytes();
-        }
-        block.d = (1.0 / inverse).to_le_bytes();
-        block
+        Self::new(1.0 / inverse, levels)
     }
 
     #[inline(always)]

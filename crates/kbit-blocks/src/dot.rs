@@ -349,37 +349,23 @@ single_sums! {
     };
     Q1_0 [Q8_0; 4]: |x, y, sum| {
         let mut inner = 0.0;
-        for (q, y) in x.q.as_chunks::<4>().0.iter().zip(y) {
-            let bits = u32::from_le_bytes(*q);
-            let mut levels = [-1; 32];
-            for (j, level) in levels.iter_mut().enumerate() {
-                *level = if bits >> j & 1 != 0 { 1 } else { -1 };
-            }
-            inner += y.d.get() * float(integers(&levels, &y.q));
+        for (levels, y) in x.levels().as_chunks::<32>().0.iter().zip(y) {
+            inner += y.d.get() * float(integers(levels, &y.q));
         }
         *sum += x.d.get() * inner;
     };
     Q2_0 [Q8_0; 2]: |x, y, sum| {
         let mut inner = 0.0;
-        for (q, y) in x.q.as_chunks::<8>().0.iter().zip(y) {
-            let mut levels = [0; 32];
-            for (j, level) in levels.iter_mut().enumerate() {
-                *level = (q[j / 4] >> (j % 4 * 2) & 3).cast_signed() - 1;
-            }
-            inner += y.d.get() * float(integers(&levels, &y.q));
+        for (levels, y) in x.levels().as_chunks::<32>().0.iter().zip(y) {
+            inner += y.d.get() * float(integers(levels, &y.q));
         }
         *sum += x.d.get() * inner;
     };
     TQ1_0 Q8_K: |x, y, sum| {
-        let mut levels = [0; 256];
-        trits(&x.first, &mut levels[..160]);
-        trits(&x.second, &mut levels[160..240]);
-        trits(&x.third, &mut levels[240..]);
-        *sum += float(integers(&levels, &y.q)) * (x.d.get() * y.scale());
+        *sum += float(integers(&x.levels(), &y.q)) * (x.d.get() * y.scale());
     };
     TQ2_0 Q8_K: |x, y, sum| {
-        let levels = pairs_of_bits(&x.q).map(|q| q.cast_signed() - 1);
-        *sum += float(integers(&levels, &y.q)) * (y.scale() * x.d.get());
+        *sum += float(integers(&x.levels(), &y.q)) * (y.scale() * x.d.get());
     };
     Q2_K Q8_K: |x, y, sum| {
         let levels = pairs_of_bits(&x.q).map(u8::cast_signed);
@@ -392,6 +378,46 @@ single_sums! {
         let (d, dmin) = (y.scale() * x.d.get(), y.scale() * x.dmin.get());
         *sum += d * float(product) - dmin * float(minimums);
     };
+}
+
+impl Q1_0 {
+    #[inline(always)]
+    pub(crate) fn levels(&self) -> [i8; 128] {
+        let mut out = [-1; 128];
+        for (j, level) in out.iter_mut().enumerate() {
+            *level = if self.q[j / 8] >> (j % 8) & 1 != 0 { 1 } else { -1 };
+        }
+        out
+    }
+}
+
+impl Q2_0 {
+    #[inline(always)]
+    pub(crate) fn levels(&self) -> [i8; 64] {
+        let mut out = [0; 64];
+        for (j, level) in out.iter_mut().enumerate() {
+            *level = (self.q[j / 4] >> (j % 4 * 2) & 3).cast_signed() - 1;
+        }
+        out
+    }
+}
+
+impl TQ1_0 {
+    #[inline(always)]
+    pub(crate) fn levels(&self) -> [i8; 256] {
+        let mut out = [0; 256];
+        trits(&self.first, &mut out[..160]);
+        trits(&self.second, &mut out[160..240]);
+        trits(&self.third, &mut out[240..]);
+        out
+    }
+}
+
+impl TQ2_0 {
+    #[inline(always)]
+    pub(crate) fn levels(&self) -> [i8; 256] {
+        pairs_of_bits(&self.q).map(|q| q.cast_signed() - 1)
+    }
 }
 
 impl IQ4_XS {

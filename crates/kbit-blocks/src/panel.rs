@@ -2,10 +2,12 @@
 //!
 //! Levels, scales and minimums are those of [`dot`](crate::dot). Where ggml's generic code sums floats from block to block one by one,
 //! so does [`Terms`], and products have its bits. For Q3_K to Q6_K it sums in eight lanes, and for IQ4_XS it sums parts; there the
-//! integers of a super-block are the same, but are added up before they become one float ([`Terms::Parts`]), which rounds less often.
+//! integers of a super-block are the same, but are added up before they become one float ([`Terms::Parts`]), which rounds less often
+//! ([`sums_as_ggml`]).
 
 use crate::block::{
-    Half, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K,
+    Half, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS, MXFP4, Q1_0, Q2_0, Q2_K, Q3_K, Q4_0, Q4_1,
+    Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K, TQ1_0, TQ2_0,
 };
 use crate::dot::{fifth, nibbles, pairs_of_bits, scales_and_minimums};
 use crate::fp4::{half_e8m0, level};
@@ -60,6 +62,15 @@ layouts! {
     Q5_K: unpack_q5_k;
     Q6_K: unpack_q6_k;
     IQ4_XS: unpack_iq4_xs;
+    IQ2_XXS: unpack_iq2_xxs;
+    IQ2_XS: unpack_iq2_xs;
+    IQ2_S: unpack_iq2_s;
+    IQ3_XXS: unpack_iq3_xxs;
+    IQ3_S: unpack_iq3_s;
+    TQ1_0: unpack_tq1_0;
+    TQ2_0: unpack_tq2_0;
+    Q1_0: unpack_q1_0;
+    Q2_0: unpack_q2_0;
 }
 
 /// Shape of the integers of a type; `None` where its blocks cannot be unpacked to integers.
@@ -103,7 +114,7 @@ impl Kernels {
         out: &mut [f32],
     ) -> bool {
         let Some(layout) = layout(ty) else { return false };
-        let (rows, blocks) = (bytes.len() / row_bytes, x.scales.len() / layout.terms.activation_scales());
+        let (rows, blocks) = (bytes.len() / row_bytes, x.scales.len() / layout.activation_scales());
         assert_eq!(rows, out.len(), "a product for each row");
         assert!(ty.bytes_for((blocks * layout.block) as u64) == Some(row_bytes as u64), "blocks of a row");
         let parts = blocks * (layout.block / layout.part);
@@ -114,28 +125,21 @@ impl Kernels {
             "an activation of {blocks} blocks"
         );
         self.dot_rows_of_integers(ty, Source { bytes, row_bytes, rows, first: 0, blocks }, x, out)
-            || (layout.part == layout.block && self.dot_of_blocks(ty, layout, bytes, x, out))
+            || (sums_as_ggml(ty) && self.dot_of_blocks(ty, bytes, x, out))
     }
 }
 
+/// True where products of panels have the bits of [`dot`](crate::dot).
+fn sums_as_ggml(ty: GgmlType) -> bool {
+    use GgmlType::{IQ4_XS, Q3_K, Q4_K, Q5_K, Q6_K};
+    !matches!(ty, Q3_K | Q4_K | Q5_K | Q6_K | IQ4_XS)
+}
+
 impl Kernels {
-    /// The same for types whose blocks are parts, whose products with activations put together again have the same bits.
-    fn dot_of_blocks(
-        self,
-        ty: GgmlType,
-        layout: IntegerLayout,
-        bytes: &[u8],
-        x: PackedActivation<'_>,
-        out: &mut [f32],
-    ) -> bool {
-        let mut activation = Vec::new();
-        let levels = x.levels.chunks_exact(layout.block / 4);
-        for (levels, scales) in levels.zip(x.scales.chunks_exact(layout.terms.activation_scales())) {
-            for scale in scales {
-                activation.extend_from_slice(&Half::new(*scale).0);
-            }
-            activation.extend(levels.iter().flat_map(|unit| unit.to_le_bytes()));
-        }
+    /// The same for types that [`sums_as_ggml`]: products with activations put together again.
+    fn dot_of_blocks(self, ty: GgmlType, bytes: &[u8], x: PackedActivation<'_>, out: &mut [f32]) -> bool {
+        let levels: &[i8] = bytemuck::cast_slice(x.levels);
+        let activation = join(crate::activation_type(ty), levels, x.scales);
         let cols = x.levels.len() * 4;
         let rows = out.len();
         self.dot_rows(ty, bytes, &activation, cols, out, rows.max(1)).is_ok()
@@ -165,6 +169,29 @@ pub(crate) fn split(ty: Option<GgmlType>, packed: &[u8], out: IntegerActivations
             each::<Q8_1, 2>(packed, out, |block| (&block.q, [block.d.get(), block.sum.get()]));
         }
         Some(GgmlType::Q8_K) => each::<Q8_K, 1>(packed, out, |block| (&block.q, [block.scale()])),
+        other => unreachable!("no layout has activations of type {other:?}"),
+    }
+}
+
+/// Blocks of activations put together again from what [`split`] takes apart.
+fn join(ty: Option<GgmlType>, levels: &[i8], scales: &[f32]) -> Vec<u8> {
+    fn each<A: Pod, const SIZE: usize, const N: usize>(
+        levels: &[i8],
+        scales: &[f32],
+        block: impl Fn([i8; SIZE], [f32; N]) -> A,
+    ) -> Vec<u8> {
+        let mut out = Vec::with_capacity(levels.len() / SIZE * size_of::<A>());
+        for (levels, scales) in levels.as_chunks::<SIZE>().0.iter().zip(scales.as_chunks::<N>().0) {
+            out.extend_from_slice(bytemuck::bytes_of(&block(*levels, *scales)));
+        }
+        out
+    }
+    match ty {
+        Some(GgmlType::Q8_0) => each(levels, scales, |q, [d]| Q8_0 { d: Half::new(d), q }),
+        Some(GgmlType::Q8_1) => {
+            each(levels, scales, |q, [d, sum]| Q8_1 { d: Half::new(d), sum: Half::new(sum), q })
+        }
+        Some(GgmlType::Q8_K) => each(levels, scales, |q, [d]| Q8_K::new(d, q)),
         other => unreachable!("no layout has activations of type {other:?}"),
     }
 }
@@ -408,6 +435,90 @@ impl Integers for IQ4_XS {
     }
 }
 
+/// Points of grids with signs. What the sum of a row is multiplied by at the end is a power of two, so that of its scales are products of
+/// the same bits.
+macro_rules! grids {
+    ($($block:ident $part:literal $largest:literal $factor:literal;)*) => {
+        $(impl Integers for $block {
+            const LAYOUT: IntegerLayout = parts($part, $largest, 2 * $largest, Terms::Parts);
+            type Levels = [u8; 256];
+
+            #[inline(always)]
+            fn scale(&self) -> f32 {
+                self.d.get() * $factor
+            }
+
+            #[inline(always)]
+            fn levels(&self) -> [u8; 256] {
+                Self::levels(self).map(|level| level.wrapping_add($largest).cast_unsigned())
+            }
+
+            #[inline(always)]
+            fn part_scale(&self, part: usize) -> i32 {
+                i32::from(Self::scale_of_sixteen(self, part * $part / 16))
+            }
+        })*
+    };
+}
+
+grids! {
+    IQ2_XXS 32 43 0.125;
+    IQ2_XS 16 43 0.125;
+    IQ2_S 16 43 0.125;
+    IQ3_XXS 32 62 0.25;
+    IQ3_S 32 15 1.0;
+}
+
+/// Trits with one scale for the super-block; as parts, which have a scale of 1, they need no kernel of their own.
+macro_rules! trits {
+    ($($block:ident)*) => {
+        $(impl Integers for $block {
+            const LAYOUT: IntegerLayout = parts(32, 1, 3, Terms::Parts);
+            type Levels = [u8; 256];
+
+            #[inline(always)]
+            fn scale(&self) -> f32 {
+                self.d.get()
+            }
+
+            #[inline(always)]
+            fn levels(&self) -> [u8; 256] {
+                Self::levels(self).map(|level| level.wrapping_add(1).cast_unsigned())
+            }
+        })*
+    };
+}
+
+trits! { TQ1_0 TQ2_0 }
+
+/// Blocks that meet several blocks of activations.
+macro_rules! longer_blocks {
+    ($($block:ident $size:literal $most:literal)*) => {
+        $(impl Integers for $block {
+            const LAYOUT: IntegerLayout = IntegerLayout {
+                block: $size,
+                part: 32,
+                offset: 1,
+                most: $most,
+                terms: Terms::ScalesOfActivationParts,
+            };
+            type Levels = [u8; $size];
+
+            #[inline(always)]
+            fn scale(&self) -> f32 {
+                self.d.get()
+            }
+
+            #[inline(always)]
+            fn levels(&self) -> [u8; $size] {
+                Self::levels(self).map(|level| level.wrapping_add(1).cast_unsigned())
+            }
+        })*
+    };
+}
+
+longer_blocks! { Q1_0 128 2 Q2_0 64 3 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -459,7 +570,7 @@ mod tests {
             (0..rows * cols).map(|i| ((i * 7919 + i / 31) % 1009) as f32 * 0.002 - 1.0).collect();
         let row_bytes = crate::row_bytes(ty, cols).unwrap();
         let mut bytes = vec![0; rows * row_bytes];
-        crate::encode_row_range(ty, &weights, cols, None, &mut bytes).unwrap();
+        crate::encode_row_range(ty, &weights, cols, Some(&vec![1.0; cols]), &mut bytes).unwrap();
         (bytes, row_bytes)
     }
 
@@ -515,11 +626,15 @@ mod tests {
     fn every_type_of_integers_has_activations_that_can_be_taken_apart() {
         for (ty, layout, _) in LAYOUTS {
             let activations = activation_type(*ty).expect("a product");
-            assert_eq!(activations.block_elements(), layout.block as u64, "{ty}");
+            let scaled = match layout.terms {
+                Terms::ScalesOfActivationParts => layout.part,
+                _ => layout.block,
+            };
+            assert_eq!(activations.block_elements(), scaled as u64, "{ty}");
             let x: Vec<f32> = (0..512).map(|i| (i % 37) as f32 - 18.0).collect();
             let mut packed = vec![0; crate::row_bytes(activations, 512).unwrap()];
             Kernels::best().encode_activations(activations, &x, 512, &mut packed).unwrap();
-            let each = layout.terms.activation_scales();
+            let each = layout.activation_scales();
             let (mut levels, mut scales) = (vec![0; 512], vec![0.0; 512 / layout.block * each]);
             split(
                 Some(activations),
@@ -527,7 +642,11 @@ mod tests {
                 IntegerActivations { levels: &mut levels, scales: &mut scales },
             );
             for (i, x) in x.iter().enumerate() {
-                let value = f32::from(levels[i]) * scales[i / layout.block * each];
+                let scale = match layout.terms {
+                    Terms::ScalesOfActivationParts => i / layout.part,
+                    _ => i / layout.block * each,
+                };
+                let value = f32::from(levels[i]) * scales[scale];
                 assert!((value - x).abs() < 0.08, "{ty}: {value} {x}");
             }
         }
@@ -537,8 +656,8 @@ mod tests {
     fn product(layout: IntegerLayout, numbers: &Numbers, lane: usize, x: PackedActivation<'_>) -> f32 {
         let (units, parts) = (layout.part / 4, layout.block / layout.part);
         let mut product = 0.0;
-        for (block, y) in x.scales.chunks_exact(layout.terms.activation_scales()).enumerate() {
-            let (mut total, mut least) = (0, 0);
+        for (block, y) in x.scales.chunks_exact(layout.activation_scales()).enumerate() {
+            let (mut total, mut least, mut inner) = (0, 0, 0.0);
             for part in block * parts..(block + 1) * parts {
                 let mut sum = x.corrections[part];
                 for unit in part * units..(part + 1) * units {
@@ -552,6 +671,9 @@ mod tests {
                 } else {
                     sum
                 };
+                if layout.terms == Terms::ScalesOfActivationParts {
+                    inner += y[part % parts] * sum as f32;
+                }
                 if layout.terms.has_minimums() {
                     let half = |pair: u32| i32::from((pair >> (16 * (part % 2))) as u16 as i16);
                     least += half(numbers.minimums[part / 2 * ROWS + lane]) * half(x.sums[part / 2]);
@@ -565,6 +687,7 @@ mod tests {
                     let least = least as f32 * (numbers.minimum_scales[block * ROWS + lane] * y[0]);
                     total * (scale * y[0]) - least
                 }
+                Terms::ScalesOfActivationParts => scale * inner,
                 Terms::ScalesAndMinimums => {
                     total * (scale * y[0]) + numbers.minimum_scales[block * ROWS + lane] * y[1]
                 }
@@ -586,7 +709,7 @@ mod tests {
                     (0..cols).map(|i| ((i * 37 + i / 91) % 255) as i16 - 127).map(|x| x as i8).collect();
                 let sums: Vec<i16> =
                     levels.chunks(layout.part).map(|part| part.iter().map(|x| i16::from(*x)).sum()).collect();
-                let scales: Vec<f32> = (0..cols / layout.block * layout.terms.activation_scales())
+                let scales: Vec<f32> = (0..cols / layout.block * layout.activation_scales())
                     .map(|i| (10 + 3 * (i % 7)) as f32 / 1024.0)
                     .collect();
                 let corrections: Vec<i32> =
@@ -628,6 +751,6 @@ mod tests {
             }
         }
         #[cfg(target_arch = "x86_64")]
-        assert!(seen > 40 || !std::is_x86_feature_detected!("avx512vnni"), "{seen} products");
+        assert!(seen > 70 || !std::is_x86_feature_detected!("avx512vnni"), "{seen} products");
     }
 }

@@ -170,7 +170,7 @@ impl IntegerCols {
 
     /// Numbers of an activation: levels, scales, corrections, sums of pairs of parts.
     pub(crate) fn activation(&self) -> [usize; 4] {
-        let scales = self.blocks * self.layout.terms.activation_scales();
+        let scales = self.blocks * self.layout.activation_scales();
         [self.units, scales, self.parts, self.parts.div_ceil(2)]
     }
 

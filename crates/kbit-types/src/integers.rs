@@ -65,6 +65,18 @@ pub struct IntegerLayout {
     pub terms: Terms,
 }
 
+impl IntegerLayout {
+    /// Scales of a block of activations.
+    #[must_use]
+    pub const fn activation_scales(self) -> usize {
+        match self.terms {
+            Terms::ScalesAndMinimums => 2,
+            Terms::ScalesOfActivationParts => self.block / self.part,
+            _ => 1,
+        }
+    }
+}
+
 /// What a block adds to the product of a row with an activation, from the first block to the last. `sum` is the sum of the products of
 /// integers, exact; no multiplication is fused with an addition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,6 +93,9 @@ pub enum Terms {
     PartsAndMinimums,
     /// As `Scales`; plus the minimum scale of the weights times the second scale of the activations, which is their sum.
     ScalesAndMinimums,
+    /// `scale of the weights * t`, where `t` is the sum of `scale of the activations * sum` of the parts, from the first to the last: each
+    /// part of the activations has a scale.
+    ScalesOfActivationParts,
 }
 
 impl Terms {
@@ -100,12 +115,6 @@ impl Terms {
     #[must_use]
     pub const fn has_minimum_scales(self) -> bool {
         matches!(self, Self::PartsAndMinimums | Self::ScalesAndMinimums)
-    }
-
-    /// Scales of a block of activations.
-    #[must_use]
-    pub const fn activation_scales(self) -> usize {
-        if matches!(self, Self::ScalesAndMinimums) { 2 } else { 1 }
     }
 }
 

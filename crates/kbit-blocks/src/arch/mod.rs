@@ -230,6 +230,15 @@ macro_rules! for_kernels {
                 unpack_q5_k shared own;
                 unpack_q6_k shared own;
                 unpack_iq4_xs shared own;
+                unpack_iq2_xxs shared shared;
+                unpack_iq2_xs shared shared;
+                unpack_iq2_s shared shared;
+                unpack_iq3_xxs shared shared;
+                unpack_iq3_s shared shared;
+                unpack_tq1_0 shared shared;
+                unpack_tq2_0 shared shared;
+                unpack_q1_0 shared shared;
+                unpack_q2_0 shared shared;
             }
         }
     };

@@ -159,6 +159,15 @@ of_blocks! {
         unpack_q5_k Q5_K,
         unpack_q6_k Q6_K,
         unpack_iq4_xs IQ4_XS,
+        unpack_iq2_xxs IQ2_XXS,
+        unpack_iq2_xs IQ2_XS,
+        unpack_iq2_s IQ2_S,
+        unpack_iq3_xxs IQ3_XXS,
+        unpack_iq3_s IQ3_S,
+        unpack_tq1_0 TQ1_0,
+        unpack_tq2_0 TQ2_0,
+        unpack_q1_0 Q1_0,
+        unpack_q2_0 Q2_0,
     }
 }
 

@@ -42,15 +42,30 @@ fn odd(byte: u8, part: usize) -> u8 {
 /// Types with magnitudes and signs: the levels, the scale of 16 weights, and what the sum over the row is multiplied by.
 macro_rules! grids {
     ($($block:ident $factor:literal: |$x:ident, $part:ident| $levels:expr, $scale:expr;)*) => {
-        $(impl Dot for $block {
+        $(impl $block {
+            /// Magnitudes of points with their signs.
+            #[inline(always)]
+            pub(crate) fn levels(&self) -> Levels {
+                let $x = self;
+                $levels
+            }
+
+            /// The scale of 16 weights, as an integer.
+            #[inline(always)]
+            pub(crate) fn scale_of_sixteen(&self, $part: usize) -> u8 {
+                let $x = self;
+                $scale
+            }
+        }
+
+        impl Dot for $block {
             type Activations = Q8_K;
             type Sums = f32;
 
             #[inline(always)]
             fn add(&self, y: &Q8_K, sum: &mut f32) {
-                let $x = self;
-                let product = scaled(&$levels, y, |$part| $scale);
-                *sum += $x.d.get() * y.scale() * float(product);
+                let product = scaled(&self.levels(), y, |part| self.scale_of_sixteen(part));
+                *sum += self.d.get() * y.scale() * float(product);
             }
 
             #[inline(always)]

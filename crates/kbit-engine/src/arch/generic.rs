@@ -94,7 +94,7 @@ pub(crate) fn multiply_integers(product: &mut IntegerProduct<'_, '_>) {
     let w = product.w();
     let (all, rows) = (product.out().rows(), product.out().cols());
     let (units, parts) = (layout.part / 4, layout.block / layout.part);
-    let each = layout.terms.activation_scales();
+    let each = layout.activation_scales();
     let row = |index: usize| index * PANEL..(index + 1) * PANEL;
     for index in 0..all {
         let (first, token) = (index / INTEGER_TOKENS * INTEGER_TOKENS, index % INTEGER_TOKENS);
@@ -105,7 +105,7 @@ pub(crate) fn multiply_integers(product: &mut IntegerProduct<'_, '_>) {
             sums[..rows].copy_from_slice(product.out().row_mut(index));
         }
         for block in 0..blocks {
-            let mut totals = [0_i32; PANEL];
+            let (mut totals, mut scaled) = ([0_i32; PANEL], [0.0_f32; PANEL]);
             for part in block * parts..(block + 1) * parts {
                 let mut products = [x.corrections[part * tokens + token]; PANEL];
                 for unit in part * units..(part + 1) * units {
@@ -122,6 +122,11 @@ pub(crate) fn multiply_integers(product: &mut IntegerProduct<'_, '_>) {
                         totals.iter_mut().zip(products).zip(&w.part_scales[row(part)])
                     {
                         *total += product * scale;
+                    }
+                } else if layout.terms == Terms::ScalesOfActivationParts {
+                    let y = x.scales[part * tokens + token];
+                    for (scaled, product) in scaled.iter_mut().zip(products) {
+                        *scaled += y * product as f32;
                     }
                 } else {
                     totals = products;
@@ -153,6 +158,7 @@ pub(crate) fn multiply_integers(product: &mut IntegerProduct<'_, '_>) {
                     Terms::ScalesAndMinimums => {
                         total * (scale * y(0)) + w.minimum_scales[block * PANEL + lane] * y(1)
                     }
+                    Terms::ScalesOfActivationParts => scale * scaled[lane],
                 };
             }
         }

@@ -63,12 +63,16 @@ fn multiply(product: &mut IntegerProduct<'_, '_>) {
         (32, 8, Terms::ScalesInTurn) => of!(8, 8, ScalesInTurn),
         (32, 8, Terms::ScalesAndMinimums) => of!(8, 8, ScalesAndMinimums),
         (32, 4, Terms::ScalesAndMinimums) => of!(8, 4, ScalesAndMinimums),
-        (32, 0, Terms::Parts) if layout.offset == 127 => of!(8, 1, Parts),
         (32, 8, Terms::PartsAndMinimums) => of!(8, 8, PartsAndMinimums),
         (32, 4, Terms::PartsAndMinimums) => of!(8, 4, PartsAndMinimums),
+        (32, 0, Terms::Parts) if layout.offset <= 127 => of!(8, 1, Parts),
+        (32, 8, Terms::Parts) => of!(8, 8, Parts),
+        (32, 4, Terms::Parts) => of!(8, 4, Parts),
+        (16, 0, Terms::Parts) if layout.offset <= 127 => of!(4, 1, Parts),
         (16, 8, Terms::Parts) => of!(4, 4, Parts),
         (16, 2, Terms::Parts) => of!(4, 2, Parts),
         (16, 8, Terms::PartsAndMinimums) => of!(4, 4, PartsAndMinimums),
+        (32, 8, Terms::ScalesOfActivationParts) => of!(8, 8, ScalesOfActivationParts),
         _ => generic::multiply_integers(product),
     }
 }
@@ -90,7 +94,8 @@ unsafe fn tile<const M: usize, const U: usize, const K: usize, const T: u8>(
     let scaled = const { T == Terms::Parts as u8 || T == Terms::PartsAndMinimums as u8 };
     let minimums = const { T == Terms::PartsAndMinimums as u8 };
     let second_scale = const { T == Terms::ScalesAndMinimums as u8 };
-    let parts = if scaled { layout.block / (4 * U) } else { 1 };
+    let scales_of_parts = const { T == Terms::ScalesOfActivationParts as u8 };
+    let parts = if scaled || scales_of_parts { layout.block / (4 * U) } else { 1 };
     let each = if second_scale { 2 } else { 1 };
     let (add, lanes) = (product.add(), LANES.min(product.out().cols() - lane));
     let offset = _mm256_set1_epi8(layout.offset.cast_signed());
@@ -110,6 +115,7 @@ unsafe fn tile<const M: usize, const U: usize, const K: usize, const T: u8>(
         let mut levels = (x.levels.as_ptr().cast::<i32>(), w.levels.as_ptr().add(lane).cast::<i32>());
         for block in 0..product.cols().blocks() {
             let mut totals = [_mm256_setzero_si256(); M];
+            let mut inner = [_mm256_setzero_ps(); M];
             for part in 0..parts {
                 let index = block * parts + part;
                 let mut products = [_mm256_setzero_si256(); M];
@@ -150,6 +156,11 @@ unsafe fn tile<const M: usize, const U: usize, const K: usize, const T: u8>(
                     for (total, product) in totals.iter_mut().zip(products) {
                         *total = _mm256_add_epi32(*total, _mm256_mullo_epi32(product, scale));
                     }
+                } else if scales_of_parts {
+                    for (m, (inner, product)) in inner.iter_mut().zip(products).enumerate() {
+                        let y = _mm256_broadcast_ss(&*x.scales.as_ptr().add(index * M + m));
+                        *inner = _mm256_add_ps(*inner, _mm256_mul_ps(y, _mm256_cvtepi32_ps(product)));
+                    }
                 } else {
                     totals = products;
                 }
@@ -165,6 +176,12 @@ unsafe fn tile<const M: usize, const U: usize, const K: usize, const T: u8>(
                 }
             }
             let scale = _mm256_loadu_ps(w.scales.as_ptr().add(block * PANEL + lane));
+            if scales_of_parts {
+                for (sum, inner) in sums.iter_mut().zip(inner) {
+                    *sum = _mm256_add_ps(*sum, _mm256_mul_ps(scale, inner));
+                }
+                continue;
+            }
             for (m, (sum, total)) in sums.iter_mut().zip(totals).enumerate() {
                 let y = |which| _mm256_broadcast_ss(&*x.scales.as_ptr().add((block * each + which) * M + m));
                 let total = _mm256_cvtepi32_ps(total);

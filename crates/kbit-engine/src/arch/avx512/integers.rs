@@ -46,6 +46,8 @@ fn multiply(product: &mut IntegerProduct<'_, '_>, avx2: Avx2) {
         (32, Terms::PartsAndMinimums) => of!(8, PartsAndMinimums),
         (16, Terms::Parts) => of!(4, Parts),
         (16, Terms::PartsAndMinimums) => of!(4, PartsAndMinimums),
+        (32, Terms::ScalesAndMinimums) => of!(8, ScalesAndMinimums),
+        (32, Terms::ScalesOfActivationParts) => of!(8, ScalesOfActivationParts),
         // AVX2 has all of them.
         _ => avx2.multiply_integers(product),
     }
@@ -62,7 +64,10 @@ unsafe fn tile<const M: usize, const U: usize, const T: u8>(
 ) {
     let w = product.w();
     let scaled = const { T == Terms::Parts as u8 || T == Terms::PartsAndMinimums as u8 };
-    let parts = if scaled { product.cols().layout().block / (4 * U) } else { 1 };
+    let scales_of_parts = const { T == Terms::ScalesOfActivationParts as u8 };
+    let parts = if scaled || scales_of_parts { product.cols().layout().block / (4 * U) } else { 1 };
+    let second_scale = const { T == Terms::ScalesAndMinimums as u8 };
+    let each = if second_scale { 2 } else { 1 };
     let minimums = const { T == Terms::PartsAndMinimums as u8 };
     let (rows, add) = (product.out().cols(), product.add());
     let masks = [lanes(rows), lanes(rows.saturating_sub(LANES))];
@@ -82,6 +87,7 @@ unsafe fn tile<const M: usize, const U: usize, const T: u8>(
         let mut levels = (x.levels.as_ptr().cast::<i32>(), w.levels.as_ptr().cast::<i32>());
         for block in 0..product.cols().blocks() {
             let mut totals: Pairs<__m512i, M> = [[_mm512_setzero_si512(); 2]; M];
+            let mut inner: Pairs<__m512, M> = [[_mm512_setzero_ps(); 2]; M];
             for part in 0..parts {
                 let index = block * parts + part;
                 let mut products: Pairs<__m512i, M> = [[_mm512_setzero_si512(); 2]; M];
@@ -105,6 +111,13 @@ unsafe fn tile<const M: usize, const U: usize, const T: u8>(
                             *total = _mm512_add_epi32(*total, _mm512_mullo_epi32(product, scale));
                         }
                     }
+                } else if scales_of_parts {
+                    for (m, (inner, products)) in inner.iter_mut().zip(products).enumerate() {
+                        let y = _mm512_set1_ps(*x.scales.as_ptr().add(index * M + m));
+                        for (inner, product) in inner.iter_mut().zip(products) {
+                            *inner = _mm512_add_ps(*inner, _mm512_mul_ps(y, _mm512_cvtepi32_ps(product)));
+                        }
+                    }
                 } else {
                     totals = products;
                 }
@@ -122,8 +135,16 @@ unsafe fn tile<const M: usize, const U: usize, const T: u8>(
                 }
             }
             let scales = floats(w.scales.as_ptr().add(block * PANEL));
+            if scales_of_parts {
+                for (sums, inner) in sums.iter_mut().zip(inner) {
+                    for ((sum, inner), scale) in sums.iter_mut().zip(inner).zip(scales) {
+                        *sum = _mm512_add_ps(*sum, _mm512_mul_ps(scale, inner));
+                    }
+                }
+                continue;
+            }
             for (m, (sums, totals)) in sums.iter_mut().zip(totals).enumerate() {
-                let y = _mm512_set1_ps(*x.scales.as_ptr().add(block * M + m));
+                let y = _mm512_set1_ps(*x.scales.as_ptr().add(block * each * M + m));
                 for (v, (sum, total)) in sums.iter_mut().zip(totals).enumerate() {
                     let total = _mm512_cvtepi32_ps(total);
                     let mut term = if T == Terms::ScalesInTurn as u8 {
@@ -135,6 +156,11 @@ unsafe fn tile<const M: usize, const U: usize, const T: u8>(
                         let scale = floats(w.minimum_scales.as_ptr().add(block * PANEL))[v];
                         let least = _mm512_cvtepi32_ps(least[m][v]);
                         term = _mm512_sub_ps(term, _mm512_mul_ps(least, _mm512_mul_ps(scale, y)));
+                    }
+                    if second_scale {
+                        let scale = floats(w.minimum_scales.as_ptr().add(block * PANEL))[v];
+                        let y = _mm512_set1_ps(*x.scales.as_ptr().add((block * each + 1) * M + m));
+                        term = _mm512_add_ps(term, _mm512_mul_ps(scale, y));
                     }
                     *sum = _mm512_add_ps(*sum, term);
                 }
