@@ -80,6 +80,60 @@ impl Baselines {
         let count = self.pairs.get(&(before, token)).copied().unwrap_or(0) as f64;
         (count + kinds as f64 * self.unigram(token)) / (all + kinds) as f64
     }
+
+    /// What the baselines leave unknown of a text.
+    ///
+    /// # Errors
+    /// When the text has no window, or none of the tokens that are scored stands in the baseline text.
+    pub fn unknown(&self, tokens: &[u32], windows: &Windows) -> Result<Unknown, EvalError> {
+        let mut sums = Unknown::default();
+        let mut known = false;
+        for window in 0..windows.count(tokens.len())? {
+            let pairs = windows.target_places(window).map(|place| (tokens[place - 1], tokens[place]));
+            let pairs: Vec<(u32, u32)> = pairs.collect();
+            known |= pairs.iter().any(|(_, token)| self.counts.contains_key(token));
+            sums.add(self, &pairs);
+        }
+        if known { Ok(sums) } else { Err(EvalError::BaselineForeign) }
+    }
+}
+
+/// What each baseline leaves unknown of each window of a text: bits, the sum over its scored tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Unknown {
+    /// Where any token is as likely as any other.
+    pub uniform: Vec<f64>,
+    /// Where tokens come as often as in the baseline text.
+    pub unigram: Vec<f64>,
+    /// Where pairs come as often as there.
+    pub bigram: Vec<f64>,
+}
+
+impl Unknown {
+    /// Of windows of `scored` tokens each; `pairs` are those tokens, each behind the one before it.
+    #[must_use]
+    pub fn of_pairs(baselines: &Baselines, pairs: &[(u32, u32)], scored: usize) -> Self {
+        let mut sums = Self::default();
+        for window in pairs.chunks(scored) {
+            sums.add(baselines, window);
+        }
+        sums
+    }
+
+    fn add(&mut self, baselines: &Baselines, window: &[(u32, u32)]) {
+        let bits = |probability: &dyn Fn(u32, u32) -> f64| -> f64 {
+            window.iter().map(|&(before, token)| -probability(before, token).log2()).sum()
+        };
+        self.uniform.push(bits(&|_, _| baselines.uniform()));
+        self.unigram.push(bits(&|_, token| baselines.unigram(token)));
+        self.bigram.push(bits(&|before, token| baselines.bigram(before, token)));
+    }
+
+    /// The baselines by their names.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, &[f64]); 3] {
+        [("uniform", &self.uniform), ("unigram", &self.unigram), ("bigram", &self.bigram)]
+    }
 }
 
 /// What a baseline leaves unknown of a text, and what the model knows beyond it.
@@ -121,29 +175,19 @@ pub struct Information {
 }
 
 impl Information {
-    /// Of the negative log-likelihoods of scored tokens under the model, in nats; `pairs` are those tokens, each behind the one
-    /// before it; `scored` of them are of each window. `bytes_per_token` is the text's.
+    /// Of the bits of each window under the model, the sum over its `scored` tokens, and under baselines. `bytes_per_token` is the
+    /// text's.
     ///
     /// Standard errors are over windows, since neighbouring tokens are not independent: with the sum `s` of a window and the mean
     /// window `m` of `n`, `sqrt(n / (n - 1) * sum((s - m)^2)) / tokens`.
     ///
     /// # Panics
-    /// When there are not as many pairs as likelihoods, or `scored` is 0.
+    /// When model and baselines are of different numbers of windows.
     #[must_use]
-    pub fn new(
-        nlls: &[f64],
-        pairs: &[(u32, u32)],
-        scored: usize,
-        baselines: &Baselines,
-        bytes_per_token: f64,
-    ) -> Self {
-        assert_eq!(nlls.len(), pairs.len(), "one likelihood a token");
-        let against = |probability: &dyn Fn(u32, u32) -> f64| {
-            let bits: Vec<f64> =
-                pairs.iter().map(|&(before, token)| -probability(before, token).log2()).collect();
-            let beyond: Vec<f64> = bits.iter().zip(nlls).map(|(bits, nll)| bits - nll / LN_2).collect();
-            let (bits_per_token, _) = mean_over_windows(&bits, scored);
-            let (reduction, stderr) = mean_over_windows(&beyond, scored);
+    pub fn new(window_bits: &[f64], scored: usize, unknown: &Unknown, bytes_per_token: f64) -> Self {
+        let against = |unknown: &[f64]| {
+            let (bits_per_token, _) = mean_over_windows(unknown, scored);
+            let (reduction, stderr) = mean_over_windows(&beyond(unknown, window_bits), scored);
             Baseline {
                 bits_per_token,
                 reduction,
@@ -153,26 +197,35 @@ impl Information {
                 share: reduction / bits_per_token,
             }
         };
-        let bits: Vec<f64> = nlls.iter().map(|nll| nll / LN_2).collect();
-        let (bits_per_token, stderr) = mean_over_windows(&bits, scored);
+        let (bits_per_token, stderr) = mean_over_windows(window_bits, scored);
         Self {
             bits_per_token,
             stderr,
             bits_per_byte: bits_per_token / bytes_per_token,
-            uniform: against(&|_, _| baselines.uniform()),
-            unigram: against(&|_, token| baselines.unigram(token)),
-            bigram: against(&|before, token| baselines.bigram(before, token)),
-            tokens: nlls.len() as u64,
-            chunks: (nlls.len() / scored) as u64,
+            uniform: against(&unknown.uniform),
+            unigram: against(&unknown.unigram),
+            bigram: against(&unknown.bigram),
+            tokens: (window_bits.len() * scored) as u64,
+            chunks: window_bits.len() as u64,
         }
     }
 }
 
-/// Mean of the values and its standard error over windows of `scored` values.
+/// What the model knows of each window beyond a baseline: the bits that the baseline leaves unknown, less the model's.
+///
+/// # Panics
+/// When the numbers of windows differ.
+#[must_use]
+pub fn beyond(unknown: &[f64], window_bits: &[f64]) -> Vec<f64> {
+    assert_eq!(unknown.len(), window_bits.len(), "windows");
+    unknown.iter().zip(window_bits).map(|(unknown, bits)| unknown - bits).collect()
+}
+
+/// Mean of a scored token and its standard error over windows, from the sum of each, which has `scored` tokens.
+#[must_use]
 #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
-fn mean_over_windows(values: &[f64], scored: usize) -> (f64, Option<f64>) {
-    let sums: Vec<f64> = values.chunks(scored).map(|window| window.iter().sum()).collect();
-    let (count, total) = (sums.len() as f64, values.len() as f64);
+pub fn mean_over_windows(sums: &[f64], scored: usize) -> (f64, Option<f64>) {
+    let (count, total) = (sums.len() as f64, (sums.len() * scored) as f64);
     let sum: f64 = sums.iter().sum();
     let middle = sum / count;
     let squares: f64 = sums.iter().map(|sum| (sum - middle).powi(2)).sum();
@@ -195,13 +248,14 @@ pub fn information(
     if baselines.vocabulary != vocabulary {
         return Err(EvalError::BaselineVocabulary { found: baselines.vocabulary, wanted: vocabulary });
     }
-    let places = (0..windows.count(tokens.len())?).flat_map(|window| windows.target_places(window));
-    let pairs: Vec<(u32, u32)> = places.map(|place| (tokens[place - 1], tokens[place])).collect();
-    if !pairs.iter().any(|(_, token)| baselines.counts.contains_key(token)) {
-        return Err(EvalError::BaselineForeign);
-    }
+    let unknown = baselines.unknown(tokens, windows)?;
     let nlls = token_nlls(model, tokens, windows, progress)?;
-    Ok(Information::new(&nlls, &pairs, windows.scored(), baselines, bytes_per_token))
+    Ok(Information::new(&window_bits(&nlls, windows.scored()), windows.scored(), &unknown, bytes_per_token))
+}
+
+/// Sums of bits of windows of `scored` tokens, from nats of tokens.
+fn window_bits(nlls: &[f64], scored: usize) -> Vec<f64> {
+    nlls.chunks(scored).map(|window| window.iter().sum::<f64>() / LN_2).collect()
 }
 
 /// The text with what is scored of each window written by the model itself: it continues the beginning of each window, also past
@@ -276,7 +330,11 @@ mod tests {
         let pairs: Vec<(u32, u32)> = text.windows(2).map(|pair| (pair[0], pair[1])).collect();
         let nlls: Vec<f64> =
             pairs.iter().map(|&(before, token)| -baselines.bigram(before, token).ln()).collect();
-        let found = Information::new(&nlls, &pairs, 4, &baselines, 2.0);
+        let of = |scored: usize| {
+            let unknown = Unknown::of_pairs(&baselines, &pairs, scored);
+            Information::new(&window_bits(&nlls, scored), scored, &unknown, 2.0)
+        };
+        let found = of(4);
         assert!(found.bigram.reduction.abs() < 1e-12 && found.bigram.stderr.unwrap() < 1e-12);
         assert!((found.uniform.bits_per_token - 7f64.log2()).abs() < 1e-12);
         assert!(found.uniform.reduction > found.unigram.reduction && found.unigram.reduction > 0.0);
@@ -284,7 +342,7 @@ mod tests {
         assert!(
             (found.unigram.bits_per_token - found.bits_per_token - found.unigram.reduction).abs() < 1e-12
         );
-        assert_eq!((found.chunks, Information::new(&nlls, &pairs, 8, &baselines, 2.0).stderr), (2, None));
+        assert_eq!((found.chunks, of(8).stderr), (2, None));
     }
 
     #[test]

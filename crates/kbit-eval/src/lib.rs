@@ -23,7 +23,9 @@ mod windows;
 
 pub use divergence::{Divergence, Flips, ProbabilityChange, kl_divergence};
 pub use error::EvalError;
-pub use information::{Baseline, Baselines, Information, continued, diversity, information};
+pub use information::{
+    Baseline, Baselines, Information, Unknown, beyond, continued, diversity, information, mean_over_windows,
+};
 pub use perplexity::{Perplexity, perplexity};
 pub use reference::Reference;
 pub use statistics::Spread;

@@ -7,7 +7,8 @@ mod common;
 use common::{logits, model, random_tensors, small, tokens, with_threads};
 use kbit_engine::Sampling;
 use kbit_eval::{
-    Baseline, Baselines, EvalError, Information, Windows, continued, diversity, information, perplexity,
+    Baseline, Baselines, EvalError, Information, Unknown, Windows, continued, diversity, information,
+    perplexity,
 };
 use serde_json::Value;
 
@@ -54,7 +55,10 @@ fn figures_equal_those_of_dense_tables() {
         let pairs: Vec<(u32, u32)> =
             text.windows(2).take(nlls.len()).map(|pair| (pair[0], pair[1])).collect();
         let per_token = case["bytes_per_token"].as_f64().unwrap();
-        let found = Information::new(&nlls, &pairs, scored, &baselines, per_token);
+        let bits: Vec<f64> =
+            nlls.chunks(scored).map(|window| window.iter().sum::<f64>() / std::f64::consts::LN_2).collect();
+        let unknown = Unknown::of_pairs(&baselines, &pairs, scored);
+        let found = Information::new(&bits, scored, &unknown, per_token);
         close(found.bits_per_token, &case["bits_per_token"], &format!("case {number}"));
         error_close(found.stderr, &case["stderr"], &format!("case {number}"));
         let all: [(&str, Baseline); 3] =

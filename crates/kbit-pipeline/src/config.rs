@@ -138,6 +138,8 @@ pub struct Evaluation {
     pub name: String,
     /// Metrics, of [`schema::METRICS`].
     pub metrics: Vec<String>,
+    /// The text whose tokens the baselines of `information` count.
+    pub baseline: Option<PathBuf>,
     /// Tokens in a window; `None`: 512, or what the model takes.
     pub context: Option<usize>,
     /// Tokens from one window to the next; `None`: windows do not overlap.
@@ -421,7 +423,9 @@ impl Reader<'_> {
             text.file_stem().map_or_else(|| "text".to_owned(), |stem| stem.to_string_lossy().into_owned());
         let size =
             |key: &str| node.get(key).and_then(Node::as_int).and_then(|value| usize::try_from(value).ok());
+        let baseline = self.baseline(node, &text);
         Evaluation {
+            baseline,
             name: string(node, "name").unwrap_or(stem),
             metrics: node
                 .get("metrics")
@@ -435,6 +439,35 @@ impl Reader<'_> {
             place: node.place,
             text,
         }
+    }
+
+    /// The text of the baselines, which is another than `text`.
+    fn baseline(&mut self, node: &Node, text: &Path) -> Option<PathBuf> {
+        let Some(named) = node.get("baseline_text") else {
+            let metrics =
+                node.get("metrics").filter(|metrics| words(metrics).iter().any(|m| m == "information"));
+            if let Some(metrics) = metrics {
+                self.mistakes.push(Mistake::new(
+                    metrics.place,
+                    "`information` needs a text of baselines",
+                    "add `baseline_text:` with another text of the same kind",
+                ));
+            }
+            return None;
+        };
+        let path = self.folder.join(named.as_str().unwrap_or_default());
+        if !path.is_file() {
+            let message = format!("there is no text at `{}`", path.display());
+            let help = "give a UTF-8 text file; relative paths start at the configuration's folder";
+            self.mistakes.push(Mistake::new(named.place, message, help));
+        } else if std::fs::read(&path).ok() == std::fs::read(text).ok() {
+            self.mistakes.push(Mistake::new(
+                named.place,
+                "`baseline_text` is the measured text itself, of which counts know too much",
+                "give another text of the same kind",
+            ));
+        }
+        Some(path)
     }
 }
 

@@ -215,6 +215,14 @@ pub enum PipelineError {
         /// Offset of the first bad byte.
         offset: usize,
     },
+    /// A text of baselines from which nothing can be learned about the measured one.
+    #[error("{}: {error}", path.display())]
+    Baseline {
+        /// File.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: kbit_eval::EvalError,
+    },
     /// The engine does not know the architecture.
     #[error("{}: the engine cannot run the architecture {architecture} yet; it can be converted, not measured", path.display())]
     NotRunnable {

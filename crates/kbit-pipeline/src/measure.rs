@@ -9,7 +9,7 @@ use crate::recipe::Recipe;
 use crate::sensitivity::Part;
 use crate::statistics::TensorError;
 use kbit_engine::{CacheTypes, Mode, Model};
-use kbit_eval::{Divergence, Reference, Windows};
+use kbit_eval::{Baselines, Divergence, Reference, Unknown, Windows};
 use kbit_formats::hash::Sha256;
 use kbit_formats::{Checkpoint, EnergyMeter};
 use kbit_models::{Conversion, Role, TrainingInfo};
@@ -36,6 +36,8 @@ pub struct DataSet {
     pub windows: Windows,
     /// Metrics wanted.
     pub metrics: Vec<String>,
+    /// What baselines leave unknown of the text, with the SHA-256 of the text that they were counted on.
+    pub baselines: Option<(Unknown, String)>,
 }
 
 impl DataSet {
@@ -53,6 +55,18 @@ impl DataSet {
         data.windows.stride = evaluation.stride;
         data.name.clone_from(&evaluation.name);
         data.metrics.clone_from(&evaluation.metrics);
+        if let Some(path) = evaluation.baseline.as_deref().filter(|_| data.wants("information")) {
+            let text = read_text(path)?;
+            let tokens = tokenizer.encode(&text, false, false);
+            let vocabulary = conversion
+                .description
+                .as_ref()
+                .map_or(tokenizer.vocab_len(), |description| description.vocab);
+            let unknown = Baselines::count(vocabulary, &tokens)
+                .and_then(|baselines| baselines.unknown(&data.tokens, &data.windows))
+                .map_err(|error| PipelineError::Baseline { path: path.to_owned(), error })?;
+            data.baselines = Some((unknown, kbit_formats::hash::hex(text.as_bytes())));
+        }
         Ok(data)
     }
 
@@ -77,6 +91,7 @@ impl DataSet {
             tokens: tokenizer.encode(&text, true, false),
             windows: Windows { context, stride: None, chunks, bos },
             metrics: crate::schema::METRICS.iter().map(|metric| (*metric).to_owned()).collect(),
+            baselines: None,
         })
     }
 
@@ -89,7 +104,8 @@ impl DataSet {
             self.windows.context,
             self.windows.chunks,
             self.windows.bos,
-            self.windows.stride
+            self.windows.stride,
+            self.baselines.as_ref().map(|(_, sha256)| sha256),
         ])
     }
 
@@ -353,6 +369,13 @@ impl Subject {
             record("flips_to_wrong", flips.to_wrong, Some(flips.to_wrong_stderr));
             record("flips_to_right", flips.to_right, Some(flips.to_right_stderr));
         }
+        let scored = data.windows.scored();
+        for (metric, beyond) in information(data, found) {
+            let (value, stderr) = kbit_eval::mean_over_windows(&beyond, scored);
+            let per_byte = 1.0 / data.bytes_per_token();
+            record(&metric, value, stderr);
+            record(&format!("{metric}_per_byte"), value * per_byte, stderr.map(|stderr| stderr * per_byte));
+        }
         let difference = |metric: &str| {
             let scale = match metric {
                 "perplexity" => {
@@ -362,6 +385,9 @@ impl Subject {
                 "nll" => 1.0,
                 "bits_per_token" => per_token,
                 "bits_per_byte" => per_byte,
+                // What the model knows less is what it leaves unknown more.
+                _ if metric.starts_with("information_") && metric.ends_with("_per_byte") => -per_byte,
+                _ if metric.starts_with("information_") => -per_token,
                 _ => return None,
             };
             let (value, stderr) = (found.ln_ppl_ratio * scale, Some(found.ln_ppl_ratio_stderr * scale));
@@ -397,8 +423,20 @@ impl Subject {
         if data.wants("kl_divergence") {
             all.push(items("kl_divergence", &found.window_klds));
         }
+        for (metric, beyond) in information(data, found) {
+            all.push(items(&metric, &beyond));
+        }
         all
     }
+}
+
+/// What the model knows of each window beyond each baseline, in bits, by the name of the metric.
+fn information(data: &DataSet, found: &Divergence) -> Vec<(String, Vec<f64>)> {
+    let Some((unknown, _)) = &data.baselines else { return Vec::new() };
+    let bits: Vec<f64> =
+        found.perplexity.window_nlls.iter().map(|nats| nats / std::f64::consts::LN_2).collect();
+    let of = |(name, unknown)| (format!("information_{name}"), kbit_eval::beyond(unknown, &bits));
+    unknown.named().into_iter().map(of).collect()
 }
 
 /// The divergence of models that are unquantized but for one part, each as a record of its part under `sensitivity_kld`; in order.

@@ -15,7 +15,7 @@ pub const ON_MISSING: &[&str] = &["warn", "error"];
 pub const EMPTY_EXPERTS: &[&str] = &["ones", "mean"];
 /// Quality metrics.
 pub const METRICS: &[&str] =
-    &["perplexity", "kl_divergence", "true_token", "flips", "bits_per_token", "bits_per_byte"];
+    &["perplexity", "kl_divergence", "true_token", "flips", "bits_per_token", "bits_per_byte", "information"];
 /// Parts of a model whose sensitivity is measured.
 pub const PARTS: &[&str] = &[By::Tensors.word(), By::Layers.word(), By::Kinds.word()];
 /// Report formats.
@@ -211,7 +211,19 @@ static EVALUATION: Object = Object {
             "Number of documents of a task, from the first on.",
         ),
         optional("name", Kind::Text, "the file's name; the task's", "Name in tables."),
-        optional("metrics", Kind::Many(&Kind::Choice(METRICS)), "all", "What to measure."),
+        optional(
+            "metrics",
+            Kind::Many(&Kind::Choice(METRICS)),
+            "all; `information` where there is a `baseline_text`",
+            "What to measure.",
+        ),
+        optional(
+            "baseline_text",
+            Kind::Path,
+            "none",
+            "UTF-8 text of the same kind as `text`, but another one: what simpler models, which count its tokens, leave unknown of `text` \
+             is what `information` compares with.",
+        ),
         optional(
             "context",
             Kind::Int { min: 2, max: 1 << 20 },

@@ -23,7 +23,7 @@ pub struct TaskEvaluation {
 }
 
 /// Keys of texts, and keys of tasks.
-const OF_TEXTS: &[&str] = &["metrics", "context", "stride", "chunks", "sensitivity"];
+const OF_TEXTS: &[&str] = &["metrics", "baseline_text", "context", "stride", "chunks", "sensitivity"];
 const OF_TASKS: &[&str] = &["data", "few_shot", "limit"];
 
 /// Checks that `node` names a text or a task, with the keys of that; true where it is a task.

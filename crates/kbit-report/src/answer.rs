@@ -90,7 +90,7 @@ pub fn choices(entries: &[Entry<'_>], runs: &[RunData]) -> Table {
         Column::number("nll", "loss, nats").error(),
         Column::text("sure", "how sure").wrap(),
     ];
-    let mut table = Table::new("choices", "What to choose for which size", columns);
+    let mut table = Table::new("choices", "What to choose for which size", columns).stacked();
     let mut all: Vec<(&Entry<'_>, f64, Option<f64>)> = entries
         .iter()
         .filter(|entry| entry.context == 0)

@@ -146,7 +146,8 @@
       const row = el("tr", { class: front.has(index) ? "front" : null });
       for (const at of [...visible].sort((a, b) => a - b)) {
         const [cell, one] = [table.rows[index][at], table.columns[at]];
-        const node = el("td", { class: one.number ? "n" : one.wrap ? "wrap" : null }, shown(cell));
+        const label = table.stacked ? one.label : null;
+        const node = el("td", { class: one.number ? "n" : one.wrap ? "wrap" : null, "data-label": label }, shown(cell));
         if (Array.isArray(cell) && cell.length > 2) node.append(" ", el("span", { class: "err" }, `± ${cell[3]}`));
         row.append(node);
       }

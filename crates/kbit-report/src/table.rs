@@ -141,11 +141,25 @@ pub struct Table {
     pub rows: Vec<Vec<Cell>>,
     /// Rows on the Pareto front.
     pub front: Vec<usize>,
+    /// On narrow screens each row is a card, with a line a cell.
+    pub stacked: bool,
 }
 
 impl Table {
     pub fn new(id: &str, title: &str, columns: Vec<Column>) -> Self {
-        Self { id: id.to_owned(), title: title.to_owned(), columns, rows: Vec::new(), front: Vec::new() }
+        Self {
+            id: id.to_owned(),
+            title: title.to_owned(),
+            columns,
+            rows: Vec::new(),
+            front: Vec::new(),
+            stacked: false,
+        }
+    }
+
+    /// See the field.
+    pub fn stacked(self) -> Self {
+        Self { stacked: true, ..self }
     }
 
     /// Leaves out the columns in which nothing stands.
@@ -220,9 +234,10 @@ impl Table {
         let shown: Vec<usize> =
             (0..self.columns.len()).filter(|index| !self.columns[*index].hidden).collect();
         let mut html = format!(
-            "<div class=\"table\" data-table=\"{0}\"><div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{1}\"><table><caption class=\"hide\">{1}</caption><thead><tr>",
+            "<div class=\"table{2}\" data-table=\"{0}\"><div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{1}\"><table><caption class=\"hide\">{1}</caption><thead><tr>",
             escape(&self.id),
-            escape(&self.title)
+            escape(&self.title),
+            if self.stacked { " stacked" } else { "" }
         );
         for index in &shown {
             let column = &self.columns[*index];
@@ -239,7 +254,12 @@ impl Table {
                     (_, true) => " class=\"wrap\"",
                     _ => "",
                 };
-                let _ = write!(html, "<td{class}>{}", escape(row[*index].shown()));
+                // What stands above the column, for where the heading is not shown.
+                let label = match self.stacked {
+                    true => format!(" data-label=\"{}\"", escape(&column.label)),
+                    false => String::new(),
+                };
+                let _ = write!(html, "<td{class}{label}>{}", escape(row[*index].shown()));
                 if let Some(error) = row[*index].error_shown() {
                     let _ = write!(html, " <span class=\"err\">{error}</span>");
                 }

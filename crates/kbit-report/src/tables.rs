@@ -272,17 +272,17 @@ pub fn laws(fits: &Fits) -> Table {
 pub fn findings(findings: &[Finding]) -> Table {
     let columns = vec![
         Column::text("claim", "claim").wrap(),
-        Column::text("source", "source").wrap(),
+        Column::text("source", "source").wrap().hidden(),
         Column::text("verdict", "here").facet(),
-        Column::text("statistic", "statistic").wrap(),
+        Column::text("statistic", "statistic").wrap().hidden(),
         Column::number("value", "value"),
         Column::text("interval", "95 % interval"),
-        Column::number("smallest_effect", "smallest effect to be seen"),
+        Column::number("smallest_effect", "smallest effect"),
         Column::number("comparisons", "comparisons"),
         Column::number("models", "models"),
         Column::text("note", "note").wrap(),
     ];
-    let mut table = Table::new("findings", "Findings", columns);
+    let mut table = Table::new("findings", "Findings", columns).stacked();
     table.rows = findings
         .iter()
         .map(|finding| {

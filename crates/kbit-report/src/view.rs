@@ -288,6 +288,11 @@ const METHODS: &[(&str, &str)] = &[
         "Mean over scored tokens of the KL divergence of the next-token distribution from the unquantized model's, nats, over the whole \
          vocabulary.",
     ),
+    (
+        "information_bigram",
+        "What the model knows of the text beyond pairs of tokens as often as in a baseline text (`unigram`: tokens as often as there; `uniform`: \
+         any token as likely as any other): the baseline's cross-entropy less the model's, bits a token; more is better.",
+    ),
     ("same_top", "Share of scored tokens for which both models find the same token likeliest."),
     (
         "tensor_relative_mse",
