@@ -24,6 +24,7 @@ const SCHEMES: &[&str] = &[
     "quantile:bits=3,codebook=empirical",
     "dynamic:bits=6",
     "ternary",
+    "hqq:bits=3",
     "c-rtn",
 ];
 

@@ -40,6 +40,7 @@ fn every_command_shown_runs() {
     for page in [
         "README.md",
         "docs/guide/convert.md",
+        "docs/guide/calibrate.md",
         "docs/guide/mixes.md",
         "docs/guide/evaluate.md",
         "docs/guide/tasks.md",

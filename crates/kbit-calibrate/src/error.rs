@@ -19,11 +19,44 @@ pub enum CalibrateError {
         error: std::io::Error,
     },
     /// The file holds something else.
-    #[error("{}: not an importance matrix: {reason}; make one with llama-imatrix", path.display())]
+    #[error("{}: not an importance matrix: {reason}; make one with `kbit calibrate`", path.display())]
     NotAnImportanceMatrix {
         /// File.
         path: PathBuf,
         /// What is missing.
+        reason: String,
+    },
+    /// The engine cannot run the model.
+    #[error(transparent)]
+    Engine(#[from] kbit_engine::EngineError),
+    /// An activation is NaN or infinite.
+    #[error(
+        "{tensor}: an input of column {column} is not finite, so nothing can be gathered: the weights before it are damaged or too coarse; `kbit verify` names damaged tensors"
+    )]
+    NotFinite {
+        /// Tensor.
+        tensor: String,
+        /// Column.
+        column: usize,
+    },
+    /// Files that do not go together.
+    #[error("{}: entry {entry} {reason}; merge files of the same model that were gathered by kbit calibrate or llama-imatrix", path.display())]
+    Unmergeable {
+        /// File.
+        path: PathBuf,
+        /// Name of the tensor.
+        entry: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A file of what was gathered so far, from which nothing can go on.
+    #[error("{}: at byte {offset}: {reason}; remove it to begin anew", path.display())]
+    Unresumable {
+        /// File.
+        path: PathBuf,
+        /// Offset from the start of the file.
+        offset: u64,
+        /// What is wrong.
         reason: String,
     },
     /// The structure of the file is damaged or hostile.

@@ -3,7 +3,7 @@
 //!
 //! [`ImportanceMatrix`] reads llama.cpp's GGUF files and the older `.dat` files, checks every value once and hands out the
 //! means of one matrix at a time, so that memory does not grow with the file. [`Importance`] adds what holds for experts
-//! and tensors without data. [`write()`] makes a GGUF file as `llama-imatrix` does.
+//! and tensors without data. [`Gatherer`] gathers them with kbit's engine, and [`write()`] makes a GGUF file as `llama-imatrix` does.
 //!
 //! ```
 //! use kbit_calibrate::{Gathered, ImportanceMatrix, write};
@@ -22,12 +22,16 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod gather;
 mod importance;
 mod legacy;
 mod matrix;
+mod saved;
 mod write;
 
 pub use error::CalibrateError;
+pub use gather::{GatherOptions, Gatherer, Means, Moved, Starved, merge, starved};
 pub use importance::{Coverage, EmptyExperts, Importance, OnMissing, Policy};
 pub use matrix::{Entry, FileKind, ImportanceMatrix};
+pub use saved::Saved;
 pub use write::{Gathered, write};

@@ -13,8 +13,8 @@ pub struct Gathered {
     /// Tensor.
     pub name: String,
     /// Sums of squared inputs: columns of the first expert, of the second, and so on.
-    pub sums: Vec<f32>,
-    /// Tokens that each expert saw; one number for a plain matrix.
+    pub sums: Vec<f64>,
+    /// Tokens that each expert saw; one number for any other tensor.
     pub counts: Vec<u64>,
 }
 
@@ -56,7 +56,8 @@ pub fn write(
     let layout = GgufLayout::new(&metadata, &tensors, 32)?;
     let writer = GgufWriter::create(&layout, path, &WriteOptions { overwrite, keep_partial: false })?;
     for (index, entry) in entries.iter().enumerate() {
-        let sums: Vec<u8> = entry.sums.iter().flat_map(|value| value.to_le_bytes()).collect();
+        #[expect(clippy::cast_possible_truncation, reason = "the format has sums in single precision")]
+        let sums: Vec<u8> = entry.sums.iter().flat_map(|sum| (*sum as f32).to_le_bytes()).collect();
         #[expect(clippy::cast_precision_loss, reason = "the format has counts in single precision")]
         let counts: Vec<u8> = entry.counts.iter().flat_map(|count| (*count as f32).to_le_bytes()).collect();
         writer.write_at(2 * index, 0, &sums)?;

@@ -189,7 +189,7 @@ fn rejects_an_entry_that_stands_twice() {
 fn rejects_values_that_no_sum_of_squares_can_be() {
     for (value, words) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (-1.0, "-1")] {
         refused(&dat(&[("a", 1, &[1.0, value])], &[]), words);
-        refused_entry(Gathered { name: "a".into(), sums: vec![1.0, value], counts: vec![1] }, words);
+        refused_entry(Gathered { name: "a".into(), sums: vec![1.0, value.into()], counts: vec![1] }, words);
     }
 }
 

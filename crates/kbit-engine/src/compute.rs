@@ -11,6 +11,7 @@
 )]
 
 use crate::buffer::Aligned;
+use crate::observe::Observer;
 use crate::{EngineError, Kernels, Mode};
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -25,13 +26,22 @@ pub(crate) struct Compute {
     pub(crate) mode: Mode,
     /// True to share the work among the threads of rayon's current pool.
     pub(crate) parallel: bool,
+    /// Sees what matrices are multiplied with.
+    pub(crate) observer: Option<Arc<dyn Observer>>,
     scratch: ScratchPool,
     team: Arc<Team>,
 }
 
 impl Compute {
     pub(crate) fn new(kernels: Kernels, mode: Mode, parallel: bool) -> Self {
-        Self { kernels, mode, parallel, scratch: ScratchPool::default(), team: Arc::default() }
+        Self {
+            kernels,
+            mode,
+            parallel,
+            observer: None,
+            scratch: ScratchPool::default(),
+            team: Arc::default(),
+        }
     }
 
     /// Threads that share the work.

@@ -2,6 +2,7 @@
 
 use crate::cache::{Heads, slopes};
 use crate::error::Shape;
+use crate::observe::MatrixName;
 use crate::rope::RopeTensors;
 use crate::weight::Weight;
 use crate::{CacheTypes, EngineError, Kernels, Mode, Session};
@@ -97,7 +98,7 @@ pub(crate) enum LatentHeads {
 /// A feed-forward network.
 #[derive(Debug)]
 pub(crate) enum FeedForward {
-    Dense(Mlp),
+    Dense(Box<Mlp>),
     Experts(Box<ExpertLayer>),
 }
 
@@ -352,6 +353,10 @@ struct Loader<'d> {
     weights: u64,
 }
 
+fn matrix_name(tensor: &str, slice: usize, slices: usize) -> MatrixName {
+    MatrixName { tensor: tensor.to_owned(), slice, slices }
+}
+
 impl Loader<'_> {
     fn missing(&self, tensor: &str, wanted: Vec<u64>) -> EngineError {
         EngineError::MissingTensor {
@@ -387,7 +392,7 @@ impl Loader<'_> {
 
     fn weight(&self, tensor: &str, rows: usize, cols: usize) -> Result<Weight, EngineError> {
         match self.found.get(tensor).map(Vec::as_slice) {
-            Some([codec]) => Weight::new(tensor, Arc::clone(codec), rows, cols),
+            Some([codec]) => Weight::new(matrix_name(tensor, 0, 1), Arc::clone(codec), rows, cols),
             _ => Err(self.missing(tensor, vec![rows as u64, cols as u64])),
         }
     }
@@ -402,7 +407,10 @@ impl Loader<'_> {
     ) -> Result<Vec<Weight>, EngineError> {
         match self.found.get(tensor).filter(|codecs| codecs.len() == slices) {
             Some(codecs) => {
-                codecs.iter().map(|codec| Weight::new(tensor, Arc::clone(codec), rows, cols)).collect()
+                let weight = |(slice, codec): (usize, &Arc<dyn Codec>)| {
+                    Weight::new(matrix_name(tensor, slice, slices), Arc::clone(codec), rows, cols)
+                };
+                codecs.iter().enumerate().map(weight).collect()
             }
             None => Err(self.missing(tensor, vec![slices as u64, rows as u64, cols as u64])),
         }
@@ -527,7 +535,7 @@ impl Loader<'_> {
             feed_forward: if block.experts {
                 FeedForward::Experts(Box::new(self.experts(layer)?))
             } else {
-                FeedForward::Dense(self.mlp(&name(""), "", d.feed_forward)?)
+                FeedForward::Dense(Box::new(self.mlp(&name(""), "", d.feed_forward)?))
             },
         })
     }

@@ -9,9 +9,11 @@ use crate::model::{
     ExpertLayer, FeedForward, HeadsNorm, LatentHeads, LatentProjection, Layer, Linear, Mlp, Model, Norm,
     Projection, add,
 };
+use crate::observe::Observer;
 use crate::rope::{Angles, Rotation};
 use crate::weight::multiply_all;
 use kbit_models::description::{Activation, Description, Experts, Residual};
+use std::sync::Arc;
 
 /// A run of a model: the tokens so far, their keys and values, and the memory to compute with.
 ///
@@ -101,6 +103,13 @@ impl<'m> Session<'m> {
     #[must_use]
     pub fn on_one_thread(mut self) -> Self {
         self.compute.parallel = false;
+        self
+    }
+
+    /// The same session, but `observer` sees what matrices are multiplied with.
+    #[must_use]
+    pub fn observed(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.compute.observer = Some(observer);
         self
     }
 

@@ -10,6 +10,7 @@ use crate::compute::Compute;
 use crate::error::Shape;
 use crate::integer;
 use crate::mode::{Mode, Rounding};
+use crate::observe::MatrixName;
 use crate::packed::{BLOCK, IntegerCols, Line, PANEL, TOKENS, Tile, Units};
 use crate::{EngineError, Kernels};
 use kbit_types::{ActivationKind, Codec};
@@ -36,7 +37,8 @@ pub fn multiply(
     out: RowsMut<'_>,
 ) -> Result<(), EngineError> {
     let (rows, cols) = (out.cols(), x.cols());
-    let weight = Weight::new("weight", codec, rows, cols)?;
+    let name = MatrixName { tensor: "weight".to_owned(), slice: 0, slices: 1 };
+    let weight = Weight::new(name, codec, rows, cols)?;
     let compute = Compute::new(kernels, mode, true);
     let work = || weight.multiply(&compute, x, out);
     match compute.team() {
@@ -48,6 +50,7 @@ pub fn multiply(
 /// A matrix `[rows, cols]` that multiplies activations `[n, cols]` to `[n, rows]`.
 #[derive(Clone)]
 pub(crate) struct Weight {
+    name: Arc<MatrixName>,
     codec: Arc<dyn Codec>,
     rows: usize,
     cols: usize,
@@ -58,7 +61,7 @@ pub(crate) struct Weight {
 impl Weight {
     /// Checks the shape.
     pub(crate) fn new(
-        tensor: &str,
+        name: MatrixName,
         codec: Arc<dyn Codec>,
         rows: usize,
         cols: usize,
@@ -70,13 +73,13 @@ impl Weight {
                 slices => vec![slices, shape.rows, shape.cols],
             };
             return Err(EngineError::TensorShape {
-                tensor: tensor.to_owned(),
+                tensor: name.tensor,
                 found: Shape(found),
                 wanted: Shape(vec![rows as u64, cols as u64]),
             });
         }
         let group = usize::try_from(codec.row_group()).unwrap_or(usize::MAX).clamp(1, rows.max(1));
-        Ok(Self { codec, rows, cols, group })
+        Ok(Self { name: Arc::new(name), codec, rows, cols, group })
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -386,6 +389,9 @@ pub(crate) fn multiply_all<'w, 'o, const N: usize>(
     if x.rows() == 0 {
         return Ok(());
     }
+    if let Some(observer) = &compute.observer {
+        observer.inputs(&products.each_ref().map(|(weight, _)| &*weight.name), x);
+    }
     let floats = |operand: Operand| x.rows() * operand.floats(x.cols());
     for (weight, out) in products {
         assert_eq!((out.rows(), out.cols(), x.cols()), (x.rows(), weight.rows, weight.cols), "shapes");
@@ -522,6 +528,7 @@ fn multiply_tiles(
 
 impl std::fmt::Debug for Weight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Weight [{}, {}]", self.rows, self.cols)
+        let MatrixName { tensor, slice, .. } = &*self.name;
+        write!(f, "Weight {tensor}/{slice} [{}, {}]", self.rows, self.cols)
     }
 }

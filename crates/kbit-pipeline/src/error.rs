@@ -223,6 +223,16 @@ pub enum PipelineError {
         /// What is wrong with it.
         error: kbit_eval::EvalError,
     },
+    /// A text that has not one window.
+    #[error("{}: {had} tokens, and one window needs {needed}; give a longer text, or a smaller --context", path.display())]
+    ShortText {
+        /// File.
+        path: PathBuf,
+        /// Tokens of the text.
+        had: usize,
+        /// Tokens of a window.
+        needed: usize,
+    },
     /// The engine does not know the architecture.
     #[error("{}: the engine cannot run the architecture {architecture} yet; it can be converted, not measured", path.display())]
     NotRunnable {

@@ -1,11 +1,12 @@
 //! One YAML file to a plan, a run and a report: grids, cache, resume, progress, provenance.
 //!
 //! `config` reads what was written, `recipe` matches it with the loaded schemes, `plan` decides every byte of every
-//! file, `convert` writes one file, `measure` takes figures, `run` does it all and remembers what was done, and `report`
+//! file, `convert` writes one file, `measure` takes figures, `calibrate` gathers importance matrices, `run` does it all and remembers what was done, and `report`
 //! tells it.
 #![forbid(unsafe_code)]
 
 pub mod cache;
+pub mod calibrate;
 pub mod config;
 pub mod convert;
 pub mod edit;

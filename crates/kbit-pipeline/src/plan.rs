@@ -122,11 +122,39 @@ pub struct Fallback {
 
 impl std::fmt::Display for Fallback {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} is stored as {} at {} bits a weight", self.tensor, self.stored, self.bits)?;
-        if let Some(wanted) = self.wanted_bits {
-            write!(f, " instead of {} at {wanted}", self.wanted)?;
+        write!(f, "{} is {}", self.tensor, self.what())
+    }
+}
+
+impl Fallback {
+    /// What is stored instead of what, and why.
+    fn what(&self) -> String {
+        let wanted = match self.wanted_bits {
+            Some(bits) => format!(" instead of {} at {bits}", self.wanted),
+            None => String::new(),
+        };
+        format!("stored as {} at {} bits a weight{wanted}: {}", self.stored, self.bits, self.reason)
+    }
+
+    /// A line for each, but one for all that differ in the tensor alone.
+    #[must_use]
+    pub fn lines<'f>(fallbacks: impl Iterator<Item = &'f Self>) -> Vec<String> {
+        let mut alike: Vec<(String, Vec<&Self>)> = Vec::new();
+        for fallback in fallbacks {
+            let what = fallback.what();
+            match alike.iter_mut().find(|(known, _)| *known == what) {
+                Some((_, all)) => all.push(fallback),
+                None => alike.push((what, vec![fallback])),
+            }
         }
-        write!(f, ": {}", self.reason)
+        let line = |(what, all): (String, Vec<&Self>)| match all.as_slice() {
+            [one] => one.to_string(),
+            [first, .., last] => {
+                format!("{} tensors, {} to {}, are {what}", all.len(), first.tensor, last.tensor)
+            }
+            [] => what,
+        };
+        alike.into_iter().map(line).collect()
     }
 }
 
@@ -920,4 +948,29 @@ fn metadata(
 /// JSON without spaces; maps are already ordered by their types.
 pub(crate) fn canonical(value: &serde_json::Value) -> String {
     value.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fallbacks_that_differ_in_the_tensor_alone_have_one_line() {
+        let fallback = |tensor: &str, reason: &str| Fallback {
+            tensor: tensor.to_owned(),
+            wanted: "Q4_K".to_owned(),
+            stored: "Q5_0".to_owned(),
+            reason: reason.to_owned(),
+            bits: 5.5,
+            wanted_bits: Some(4.5),
+        };
+        let all = [fallback("a", "x"), fallback("b", "y"), fallback("c", "x"), fallback("d", "x")];
+        assert_eq!(
+            Fallback::lines(all.iter()),
+            [
+                "3 tensors, a to d, are stored as Q5_0 at 5.5 bits a weight instead of Q4_K at 4.5: x",
+                "b is stored as Q5_0 at 5.5 bits a weight instead of Q4_K at 4.5: y",
+            ]
+        );
+    }
 }

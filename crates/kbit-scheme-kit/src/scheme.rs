@@ -84,6 +84,8 @@ pub trait Levels: Sized + Send + Sync + 'static {
     const INFO: SchemeInfo;
     /// True where [`Summary::mean_magnitude`] is used.
     const NEEDS_MEAN: bool = false;
+    /// True where [`Levels::refine`] does something.
+    const REFINES: bool = false;
 
     /// Reads the parameters.
     ///
@@ -93,6 +95,12 @@ pub trait Levels: Sized + Send + Sync + 'static {
 
     /// The ideal numbers for weights of this range.
     fn fit(&self, summary: &Summary) -> Fit;
+
+    /// A better fit for these values than `fit`, whose scale is as it is stored, and not zero.
+    fn refine(&self, values: &[f32], fit: Fit) -> Fit {
+        let _ = values;
+        fit
+    }
 
     /// Codes of `values`; `fit.scale` is not zero. `book` is the matrix's own codebook, where the setup asks for one.
     fn encode(&self, values: &[f32], fit: Fit, book: Option<&Codebook>, codes: &mut [u8]);
@@ -163,7 +171,11 @@ impl<L: Levels> BlockScheme<L> {
         }
         let mut fit = self.levels.fit(&summary);
         fit.minimum += mean;
-        let rounded = self.round(fit, place)?;
+        let mut rounded = self.round(fit, place)?;
+        if L::REFINES && rounded.scale != 0.0 {
+            let refined = self.levels.refine(values, Fit { minimum: fit.minimum, ..rounded });
+            rounded = self.round(refined, place)?;
+        }
         if !self.setup.search || rounded.scale == 0.0 {
             return Ok(rounded);
         }

@@ -71,6 +71,14 @@ pub enum Command {
     /// Check a file: structure, checksums, numbers that are not finite
     #[command(after_help = "Example:\n  kbit verify model.gguf")]
     Verify(Verify),
+    /// Gather an importance matrix: how large the inputs of each matrix are, for schemes that take care of the larger ones
+    ///
+    /// The file has llama.cpp's format: `llama-quantize --imatrix` and `kbit convert --imatrix` read it. Without MODEL, matrices of
+    /// one model that were gathered on several texts are merged. An interrupted gathering goes on when it is run again.
+    #[command(
+        after_help = "Examples:\n  kbit calibrate model.gguf --text wiki.txt -o model.imatrix.gguf\n  kbit calibrate assets/family/s3 --text a.txt --text b.txt --context 256 --chunks 50 -o s3.imatrix.gguf\n  kbit calibrate --merge a.imatrix.gguf --merge b.imatrix.gguf -o both.imatrix.gguf"
+    )]
+    Calibrate(Calibrate),
     /// Measure quality on a text
     #[command(
         after_help = "Examples:\n  kbit eval model.gguf --metric perplexity --text wiki.txt --chunks 20\n  kbit eval q4.gguf --metric kl --reference model.gguf --text wiki.txt --json\n  kbit eval model.gguf --metric information --text wiki.txt --baseline-text books.txt --generate"
@@ -336,6 +344,37 @@ pub struct Verify {
     /// Checkpoint or packed file
     #[arg(value_hint = ValueHint::AnyPath)]
     pub file: PathBuf,
+}
+
+/// `kbit calibrate`.
+#[derive(Debug, Args)]
+pub struct Calibrate {
+    /// GGUF file or Hugging Face folder, unquantized
+    #[arg(value_hint = ValueHint::AnyPath, required_unless_present = "merge", requires = "text")]
+    pub model: Option<PathBuf>,
+    /// UTF-8 text; several are gathered as one
+    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath, requires = "model")]
+    pub text: Vec<PathBuf>,
+    /// File to write
+    #[arg(long, short, value_name = "OUT.gguf", value_hint = ValueHint::FilePath)]
+    pub out: PathBuf,
+    /// Merge this importance matrix with the others that are given so, instead of gathering
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["model", "text"])]
+    pub merge: Vec<PathBuf>,
+    /// Tokens in a window
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    pub context: u32,
+    /// Number of windows of each text [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub chunks: Option<u32>,
+    /// Gather for the output matrix too
+    #[arg(long)]
+    pub output_matrix: bool,
+    /// Write over a file of that name
+    #[arg(long)]
+    pub overwrite: bool,
+    #[command(flatten)]
+    pub computing: Computing,
 }
 
 /// Metrics of `kbit eval`.

@@ -12,7 +12,7 @@ use kbit_pipeline::convert::{RunOptions, Written, write_file};
 use kbit_pipeline::edit::Edits;
 use kbit_pipeline::importance::ImportanceUse;
 use kbit_pipeline::mix::MixOptions;
-use kbit_pipeline::plan::{FilePlan, PlanOptions, SplitBy};
+use kbit_pipeline::plan::{Fallback, FilePlan, PlanOptions, SplitBy};
 use kbit_pipeline::recipe::Recipe;
 use std::path::Path;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
         return Ok(DONE);
     }
     plan.check()?;
-    for fallback in plan.fallbacks() {
+    for fallback in Fallback::lines(plan.fallbacks()) {
         output::note(&format!("warning: {fallback}"));
     }
     if let Some(warning) = plan.requantize_warning() {
@@ -138,7 +138,7 @@ fn print_plan(
         ]);
     }
     let mut text = table.render();
-    for fallback in fallbacks {
+    for fallback in Fallback::lines(fallbacks.into_iter()) {
         text.push_str(&format!("fallback: {fallback}\n"));
     }
     if let Some(warning) = plan.requantize_warning() {

@@ -1,6 +1,7 @@
 //! One module a command.
 
 mod bench;
+mod calibrate;
 mod chat;
 mod compare;
 mod config;
@@ -50,6 +51,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Inspect(arguments) => inspect::inspect(&session, &arguments)?,
         Command::Diff(arguments) => inspect::diff(&session, &arguments)?,
         Command::Verify(arguments) => inspect::verify(&session, &arguments)?,
+        Command::Calibrate(arguments) => calibrate::calibrate(&session, &arguments)?,
         Command::Eval(arguments) => eval::eval(&session, &arguments)?,
         Command::Logits(arguments) => logits::logits(&session, &arguments)?,
         Command::Tokenize(arguments) => tokenize::tokenize(&session, &arguments)?,

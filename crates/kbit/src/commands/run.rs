@@ -6,6 +6,7 @@ use crate::output::{self, Table};
 use crate::session::Session;
 use kbit_pipeline::config::Config;
 use kbit_pipeline::importance::ImportanceUse;
+use kbit_pipeline::plan::Fallback;
 use kbit_pipeline::run::RunPlan;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -19,7 +20,7 @@ pub fn run(session: &Session, arguments: &Run) -> Result<u8, Failure> {
         return print_plan(session, &plan);
     }
     for line in plan.lines() {
-        for fallback in &line.fallbacks {
+        for fallback in Fallback::lines(line.fallbacks.iter()) {
             output::note(&format!("warning: {} {}: {fallback}", line.model, line.scheme));
         }
         if let Some(warning) = &line.requantized {
@@ -80,7 +81,7 @@ fn print_plan(session: &Session, plan: &RunPlan<'_>) -> Result<u8, Failure> {
     }
     let mut text = table.render();
     for line in &lines {
-        for fallback in &line.fallbacks {
+        for fallback in Fallback::lines(line.fallbacks.iter()) {
             text.push_str(&format!("fallback: {} {}: {fallback}\n", line.model, line.scheme));
         }
         if let Some(warning) = &line.requantized {

@@ -1,0 +1,139 @@
+//! Gathering with the engine, on small models of random weights.
+#![expect(clippy::print_stdout, reason = "what the tests share says what it skipped")]
+
+#[path = "../../kbit-engine/tests/common/mod.rs"]
+mod common;
+
+use common::{Plain, model, random_tensors, small, tokens, with_threads};
+use kbit_calibrate::{GatherOptions, Gathered, Gatherer, ImportanceMatrix, Saved, merge, write};
+use kbit_engine::{Description, Model};
+use kbit_types::Codec;
+use std::sync::Arc;
+
+const OPTIONS: GatherOptions = GatherOptions { context: 24, bos: None, output: false };
+
+/// A matrix of so many rows.
+fn plain(rows: usize, data: Vec<f32>) -> Vec<Arc<dyn Codec>> {
+    vec![Arc::new(Plain::new(rows, data.len() / rows, data))]
+}
+
+fn gather(model: &Model, options: GatherOptions, windows: &[&[u32]]) -> Vec<Gathered> {
+    let mut gatherer = Gatherer::new(model, options);
+    for windows in windows.chunks(gatherer.together()) {
+        gatherer.add(windows).unwrap();
+    }
+    gatherer.gathered()
+}
+
+fn of<'g>(gathered: &'g [Gathered], name: &str) -> &'g Gathered {
+    gathered.iter().find(|entry| entry.name == name).unwrap_or_else(|| panic!("no {name}"))
+}
+
+#[test]
+fn the_first_inputs_are_normalised_embeddings() {
+    let description = small();
+    let mut tensors = random_tensors(&description, 1, true);
+    let hidden = description.hidden;
+    let table = common::noise(description.vocab * hidden, 3);
+    tensors.insert("token_embd.weight".to_owned(), plain(description.vocab, table.clone()));
+    let norm: Vec<f32> = (0..hidden).map(|column| 0.5 + column as f32 / 64.0).collect();
+    tensors.insert("blk.0.attn_norm.weight".to_owned(), plain(1, norm.clone()));
+    let model = model(&description, &tensors);
+    let text = tokens(&description, 48, 5);
+    let windows: Vec<&[u32]> = text.chunks(24).collect();
+    let options = GatherOptions { bos: Some(1), ..OPTIONS };
+    let found = gather(&model, options, &windows);
+
+    let mut expected = vec![0.0; hidden];
+    for window in &windows {
+        for (place, token) in window.iter().enumerate() {
+            let token = if place == 0 { 1 } else { *token as usize };
+            let row = &table[token * hidden..][..hidden];
+            let mean: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / hidden as f64;
+            let scale = 1.0 / (mean + f64::from(description.norm.epsilon)).sqrt();
+            for ((sum, x), weight) in expected.iter_mut().zip(row).zip(&norm) {
+                *sum += (f64::from(*x) * scale * f64::from(*weight)).powi(2);
+            }
+        }
+    }
+    for part in ["attn_q", "attn_k", "attn_v"] {
+        let entry = of(&found, &format!("blk.0.{part}.weight"));
+        assert_eq!(entry.counts, [48]);
+        for (column, (sum, expected)) in entry.sums.iter().zip(&expected).enumerate() {
+            // The engine normalises in single precision.
+            assert!((sum / expected - 1.0).abs() < 1e-5, "{part}, column {column}: {sum}, not {expected}");
+        }
+    }
+    assert!(found.iter().all(|entry| entry.name.starts_with("blk.")));
+}
+
+#[test]
+fn what_was_saved_goes_on_with_the_same_figures_on_any_number_of_threads() {
+    let description = small();
+    let model = model(&description, &random_tensors(&description, 1, true));
+    let text = tokens(&description, 24 * 50, 7);
+    let windows: Vec<&[u32]> = text.chunks(24).collect();
+    let whole = gather(&model, OPTIONS, &windows);
+    assert_eq!(whole, with_threads(3, || gather(&model, OPTIONS, &windows)));
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.partial");
+    let mut first = Gatherer::new(&model, OPTIONS);
+    let together = first.together();
+    first.add(&windows[..together]).unwrap();
+    let saved =
+        Saved { key: String::new(), windows: together as u64, gathered: first.gathered(), half: None };
+    saved.write(&path).unwrap();
+    let mut second = Gatherer::new(&model, OPTIONS);
+    second.resume(Saved::read(&path).unwrap().gathered);
+    for windows in windows[together..].chunks(together) {
+        second.add(windows).unwrap();
+    }
+    assert_eq!(second.gathered(), whole);
+}
+
+#[test]
+fn the_output_matrix_is_gathered_on_request() {
+    let description = Description { tied_output: false, ..small() };
+    let model = model(&description, &random_tensors(&description, 1, true));
+    let text = tokens(&description, 240, 7);
+    let windows: Vec<&[u32]> = text.chunks(24).collect();
+    let found = gather(&model, GatherOptions { output: true, ..OPTIONS }, &windows);
+    assert_eq!(of(&found, "output.weight").counts, [240]);
+    let without: Vec<Gathered> = found.into_iter().filter(|entry| entry.name != "output.weight").collect();
+    assert_eq!(without, gather(&model, OPTIONS, &windows));
+}
+
+#[test]
+fn activations_that_are_not_finite_are_refused_by_name() {
+    let description = small();
+    let mut tensors = random_tensors(&description, 1, true);
+    let hidden = description.hidden;
+    let mut table = common::noise(description.vocab * hidden, 3);
+    table[5 * hidden + 2] = f32::NAN;
+    tensors.insert("token_embd.weight".to_owned(), plain(description.vocab, table));
+    let model = model(&description, &tensors);
+    let mut gatherer = Gatherer::new(&model, OPTIONS);
+    gatherer.add(&[&[1; 24]]).unwrap();
+    let before = gatherer.gathered();
+    let message = gatherer.add(&[&[5; 24]]).unwrap_err().to_string();
+    assert!(message.contains("blk.0.attn_q.weight") && message.contains("not finite"), "{message}");
+    assert_eq!(gatherer.gathered(), before);
+}
+
+#[test]
+fn files_of_other_sizes_cannot_be_merged() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, sums: &[f64], counts: &[u64]| {
+        let path = folder.path().join(name);
+        let entry = Gathered { name: "blk.0.a.weight".into(), sums: sums.to_vec(), counts: counts.to_vec() };
+        write(&path, &[entry], &["t".into()], 1, 24, true).unwrap();
+        ImportanceMatrix::open(&path).unwrap()
+    };
+    let (a, b) = (file("a.gguf", &[1.0, 2.0], &[3]), file("b.gguf", &[0.5, 4.0], &[1]));
+    let sum = merge(&[a, b]).unwrap();
+    assert_eq!((sum[0].sums.as_slice(), sum[0].counts.as_slice()), (&[1.5, 6.0][..], &[4][..]));
+    let (a, c) = (file("a.gguf", &[1.0, 2.0], &[3]), file("c.gguf", &[1.0, 2.0, 3.0], &[3]));
+    let message = merge(&[a, c]).unwrap_err().to_string();
+    assert!(message.contains("c.gguf") && message.contains("same model"), "{message}");
+}

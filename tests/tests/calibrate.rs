@@ -1,0 +1,137 @@
+//! `kbit calibrate`: importance matrices gathered by kbit's own engine.
+
+use kbit_tests::{kbit_fails, kbit_ok, repository};
+use serde_json::Value;
+use std::path::Path;
+
+fn gathered(folder: &Path, model: &str, texts: &[&str], more: &[&str], out: &str) -> Value {
+    let model = repository(model);
+    let texts: Vec<String> = texts.iter().map(|text| repository(text)).collect();
+    let mut arguments = vec!["calibrate", &model, "--json", "-o", out];
+    for text in &texts {
+        arguments.extend(["--text", text]);
+    }
+    arguments.extend(more);
+    serde_json::from_str(&kbit_ok(folder, &arguments)).expect("JSON")
+}
+
+fn bytes(folder: &Path, name: &str) -> Vec<u8> {
+    std::fs::read(folder.join(name)).expect(name)
+}
+
+const TEXT: &str = "assets/text/calibration.txt";
+
+#[test]
+fn figures_do_not_depend_on_threads_and_every_matrix_of_the_blocks_has_some() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = ["--context", "64", "--chunks", "6"];
+    let found = gathered(folder.path(), "assets/family/s0", &[TEXT], &options, "one.gguf");
+    assert_eq!((&found["windows"], &found["context"], &found["resumed"]), (&6.into(), &64.into(), &0.into()));
+    assert!(found["moved"]["median"].as_f64().is_some_and(|moved| moved > 0.0 && moved < 0.5), "{found}");
+    let three = [&options[..], &["--threads", "3"]].concat();
+    let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &three, "three.gguf");
+    assert_eq!(bytes(folder.path(), "one.gguf"), bytes(folder.path(), "three.gguf"));
+
+    let inspected = kbit_ok(folder.path(), &["inspect", "one.gguf", "--tensors", "--json"]);
+    for tensor in ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"] {
+        assert!(inspected.contains(&format!("blk.1.{tensor}.weight")), "{tensor} of {inspected}");
+    }
+    assert!(!inspected.contains("token_embd"), "{inspected}");
+    let model = repository("assets/family/s0");
+    let convert = ["convert", &model, "q.gguf", "--scheme", "ggml:q4_0", "--imatrix", "one.gguf", "--json"];
+    assert!(kbit_ok(folder.path(), &convert).contains("q.gguf"));
+}
+
+/// Every float of a GGUF file's tensors, by name.
+fn tensors(path: &Path) -> Vec<(String, Vec<f32>)> {
+    let gguf = kbit_formats::gguf::Gguf::open(path).expect("a GGUF file");
+    let tensor = |info: &kbit_formats::gguf::TensorInfo| {
+        let mut bytes = vec![0; usize::try_from(info.bytes).expect("small")];
+        gguf.read_at(info, 0, &mut bytes).expect("read");
+        let floats = bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        (info.name.clone(), floats)
+    };
+    gguf.tensors().iter().map(tensor).collect()
+}
+
+/// The file is what llama-imatrix of ggml 0.25.3 gathers, run with keys and values in f32 and without its blocked attention, in windows
+/// of 128 tokens: `-c 128 -b 128 --chunks 8 -ctk f32 -ctv f32 -fa off`.
+#[test]
+fn figures_are_those_of_llama_imatrix() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = ["--context", "128", "--chunks", "8"];
+    let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &options, "own.gguf");
+    let own = tensors(&folder.path().join("own.gguf"));
+    let theirs = tensors(Path::new(&repository("tests/data/s0.llama-imatrix.gguf")));
+    assert_eq!(own.len(), 28);
+    for ((name, own), (other, theirs)) in own.iter().zip(&theirs) {
+        assert_eq!((name, own.len()), (other, theirs.len()));
+        for (column, (own, theirs)) in own.iter().zip(theirs).enumerate() {
+            // Sums there are in single precision.
+            assert!((own / theirs - 1.0).abs() < 1e-4, "{name}, column {column}: {own}, {theirs}");
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_gathering_goes_on_with_the_same_figures() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = ["--context", "64", "--chunks", "16"];
+    let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &options, "whole.gguf");
+    // A file of another gathering is passed over, and gone in the end.
+    std::fs::write(
+        folder.path().join("again.gguf.partial"),
+        "{\"kbit_gathering\":1,\"key\":\"another\",\"windows\":3,\"gathered\":[],\"half\":null}\n",
+    )
+    .expect("written");
+    let found = gathered(folder.path(), "assets/family/s0", &[TEXT], &options, "again.gguf");
+    assert_eq!(found["resumed"], 0);
+    assert_eq!(bytes(folder.path(), "whole.gguf"), bytes(folder.path(), "again.gguf"));
+    assert!(!folder.path().join("again.gguf.partial").exists());
+
+    std::fs::write(folder.path().join("bad.gguf.partial"), "nothing").expect("written");
+    let model = repository("assets/family/s0");
+    let text = repository(TEXT);
+    let message = kbit_fails(
+        folder.path(),
+        1,
+        &["calibrate", &model, "--text", &text, "--context", "64", "-o", "bad.gguf"],
+    );
+    assert!(message.contains("bad.gguf.partial") && message.contains("remove it"), "{message}");
+    assert!(!folder.path().join("bad.gguf").exists());
+}
+
+#[test]
+fn merged_matrices_are_those_of_all_texts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = ["--context", "64", "--chunks", "4"];
+    let other = "assets/text/prose.txt";
+    for (texts, out) in [(&[TEXT][..], "a.gguf"), (&[other], "b.gguf"), (&[TEXT, other], "both.gguf")] {
+        let _ = gathered(folder.path(), "assets/family/s0", texts, &options, out);
+    }
+    let merge = ["calibrate", "--merge", "a.gguf", "--merge", "b.gguf", "-o", "merged.gguf", "--json"];
+    let merged: Value = serde_json::from_str(&kbit_ok(folder.path(), &merge)).expect("JSON");
+    assert_eq!(merged["windows"], 8);
+    // Of the same size; sums were rounded once more.
+    assert_eq!(bytes(folder.path(), "merged.gguf").len(), bytes(folder.path(), "both.gguf").len());
+    let message = kbit_fails(folder.path(), 1, &merge);
+    assert!(message.contains("merged.gguf") && message.contains("exists"), "{message}");
+}
+
+#[test]
+fn texts_that_are_too_short_and_wrong_usage_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = repository("assets/family/s0");
+    for (name, content) in [("empty.txt", ""), ("short.txt", "A few words.")] {
+        std::fs::write(folder.path().join(name), content).expect("written");
+        let message = kbit_fails(
+            folder.path(),
+            1,
+            &["calibrate", &model, "--text", name, "--context", "64", "-o", "x.gguf"],
+        );
+        assert!(message.contains(name) && message.contains("longer text"), "{message}");
+        assert!(!folder.path().join("x.gguf").exists());
+    }
+    let _ = kbit_fails(folder.path(), 2, &["calibrate", &model, "-o", "x.gguf"]);
+    let _ = kbit_fails(folder.path(), 2, &["calibrate", "-o", "x.gguf"]);
+}
