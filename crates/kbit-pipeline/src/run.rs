@@ -253,6 +253,7 @@ impl<'a> RunPlan<'a> {
         std::fs::create_dir_all(&self.out)
             .map_err(PipelineError::io(&self.out, "making the output folder"))?;
         let _lock = lock(&self.out)?;
+        kbit_formats::atomic::remove_abandoned(&self.out)?;
         let cache = Cache::open(&self.out.join("cache"))?;
         let mut execution = Execution {
             plan: self,

@@ -278,7 +278,7 @@ pub fn findings(findings: &[Finding]) -> Table {
         Column::number("value", "value"),
         Column::text("interval", "95 % interval"),
         Column::number("smallest_effect", "smallest effect"),
-        Column::number("comparisons", "comparisons"),
+        Column::number("comparisons", "comparisons").hidden(),
         Column::number("models", "models"),
         Column::text("note", "note").wrap(),
     ];

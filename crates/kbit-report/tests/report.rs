@@ -261,7 +261,7 @@ fn findings_say_what_was_found_here() {
     let findings = [finding];
     let report = Report::new(&runs, &fits, &findings);
     let text = report.markdown().expect("text");
-    let row = "| 4 bits are best | not distinguishable | 0.1250 | -0.5000 to 0.2500 | 0.7000 | 12 | 4 |";
+    let row = "| 4 bits are best | not distinguishable | 0.1250 | -0.5000 to 0.2500 | 0.7000 | 4 |";
     assert!(text.contains(row), "{text}");
     assert!(report.json().expect("JSON").contains("\"verdict\": \"not distinguishable\""));
     let (_, csv) =

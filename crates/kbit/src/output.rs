@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 
 /// Log messages of plugins and libraries go to stderr; `KBIT_LOG=debug` shows more.
 pub fn start_logging() {
@@ -111,6 +112,21 @@ pub fn with_peak_memory(value: &impl Serialize) -> serde_json::Result<serde_json
     Ok(value)
 }
 
+/// A line a file, but one for all of a folder that has more than a few.
+pub fn files(paths: &[PathBuf]) -> String {
+    const FEW: usize = 4;
+    let mut text = String::new();
+    for together in paths.chunk_by(|a, b| a.parent() == b.parent()) {
+        match together[0].parent() {
+            Some(folder) if together.len() > FEW => {
+                text += &format!("{}: {} files\n", folder.display(), together.len());
+            }
+            _ => together.iter().for_each(|path| text += &format!("{}\n", path.display())),
+        }
+    }
+    text
+}
+
 /// "peak memory 12.3 MiB", for the end of commands that read a model.
 pub fn peak_memory() -> String {
     kbit_formats::peak_rss_bytes().map_or_else(String::new, |peak| format!("peak memory {}", bytes(peak)))
@@ -119,6 +135,13 @@ pub fn peak_memory() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folders_with_many_files_have_one_line() {
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        let all = paths(&["r/a.html", "r/p/1", "r/p/2", "r/p/3", "r/p/4", "r/p/5", "r/b.json"]);
+        assert_eq!(files(&all), "r/a.html\nr/p: 5 files\nr/b.json\n");
+    }
 
     #[test]
     fn tables_align_text_left_and_numbers_right() {

@@ -13,8 +13,7 @@ pub fn report(session: &Session, arguments: &Report) -> Result<u8, Failure> {
     if session.global.json {
         output::json(&paths)?;
     } else {
-        let lines: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-        output::text(&lines.join("\n"))?;
+        output::text(&output::files(&paths))?;
     }
     Ok(DONE)
 }

@@ -44,9 +44,7 @@ pub fn run(session: &Session, arguments: &Run) -> Result<u8, Failure> {
             summary.seconds,
             output::peak_memory(),
         );
-        for path in &summary.report {
-            text.push_str(&format!("{}\n", path.display()));
-        }
+        text.push_str(&output::files(&summary.report));
         output::text(&text)?;
     }
     for failure in &summary.failures {
