@@ -29,16 +29,18 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {
     Ok(())
 }
 
-/// Removes the temporary files of [`write_atomically`] in `folder` and below whose processes have ended: those of a process that was
-/// killed while it wrote.
+/// Removes the temporary files of [`write_atomically`] in `folder`, and `below` it where that is true, whose processes have ended: those
+/// of a process that was killed while it wrote. Only for folders whose files are all kbit's.
 ///
 /// # Errors
 /// When a folder cannot be read, or a file cannot be removed.
-pub fn remove_abandoned(folder: &Path) -> Result<(), FormatError> {
+pub fn remove_abandoned(folder: &Path, below: bool) -> Result<(), FormatError> {
     for entry in std::fs::read_dir(folder).map_err(FormatError::io(folder, "reading the folder"))? {
         let path = entry.map_err(FormatError::io(folder, "reading the folder"))?.path();
-        if path.is_dir() && !path.is_symlink() {
-            remove_abandoned(&path)?;
+        if path.is_dir() {
+            if below && !path.is_symlink() {
+                remove_abandoned(&path, below)?;
+            }
             continue;
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -79,9 +81,11 @@ mod tests {
         for name in &left {
             std::fs::write(below.join(name), "x").unwrap();
         }
-        super::remove_abandoned(folder.path()).unwrap();
-        let there: Vec<bool> = left.iter().map(|name| below.join(name).exists()).collect();
-        assert_eq!(there, [false, true, true, true]);
+        let there = || left.each_ref().map(|name| below.join(name).exists());
+        super::remove_abandoned(folder.path(), false).unwrap();
+        assert_eq!(there(), [true; 4]);
+        super::remove_abandoned(folder.path(), true).unwrap();
+        assert_eq!(there(), [false, true, true, true]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::recipe::{Recipe, recipes};
 use crate::report::write_report;
 use crate::statistics::TensorError;
 use kbit_calibrate::{Importance, ImportanceMatrix};
-use kbit_formats::Checkpoint;
+use kbit_formats::{Checkpoint, atomic};
 use kbit_host::Registry;
 use kbit_models::{Conversion, TrainingInfo};
 use kbit_results::{Cost, Items, Measurement, Sample};
@@ -253,7 +253,7 @@ impl<'a> RunPlan<'a> {
         std::fs::create_dir_all(&self.out)
             .map_err(PipelineError::io(&self.out, "making the output folder"))?;
         let _lock = lock(&self.out)?;
-        kbit_formats::atomic::remove_abandoned(&self.out)?;
+        remove_abandoned(&self.out)?;
         let cache = Cache::open(&self.out.join("cache"))?;
         let mut execution = Execution {
             plan: self,
@@ -304,6 +304,17 @@ fn lock(out: &Path) -> Result<File, PipelineError> {
         Err(std::fs::TryLockError::WouldBlock) => Err(PipelineError::Busy { path }),
         Err(std::fs::TryLockError::Error(error)) => Err(PipelineError::io(&path, "locking")(error)),
     }
+}
+
+/// Removes what killed runs left: in the run's folder, and below those of its folders that nothing but runs writes to.
+fn remove_abandoned(out: &Path) -> Result<(), PipelineError> {
+    atomic::remove_abandoned(out, false)?;
+    for own in ["cache", "files", "report"].map(|name| out.join(name)) {
+        if own.is_dir() {
+            atomic::remove_abandoned(&own, true)?;
+        }
+    }
+    Ok(())
 }
 
 struct Execution<'a> {
@@ -484,7 +495,7 @@ impl<'a> Execution<'a> {
             "plugins": self.plugins(),
             "failures": self.failures,
         });
-        kbit_formats::atomic::write_atomically(&out.join("provenance.json"), &pretty(&provenance))?;
+        atomic::write_atomically(&out.join("provenance.json"), &pretty(&provenance))?;
         write_report(std::slice::from_ref(out), out, &self.plan.config.formats)
     }
 
