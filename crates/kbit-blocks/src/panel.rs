@@ -469,39 +469,12 @@ grids! {
     IQ3_S 32 15 1.0;
 }
 
-/// Trits with one scale for the super-block; as parts, which have a scale of 1, they need no kernel of their own.
-macro_rules! trits {
-    ($($block:ident)*) => {
+/// Levels from -1 on with one scale for the block.
+macro_rules! from_minus_one {
+    ($($block:ident $size:literal $most:literal $terms:ident;)*) => {
         $(impl Integers for $block {
-            const LAYOUT: IntegerLayout = parts(32, 1, 3, Terms::Parts);
-            type Levels = [u8; 256];
-
-            #[inline(always)]
-            fn scale(&self) -> f32 {
-                self.d.get()
-            }
-
-            #[inline(always)]
-            fn levels(&self) -> [u8; 256] {
-                Self::levels(self).map(|level| level.wrapping_add(1).cast_unsigned())
-            }
-        })*
-    };
-}
-
-trits! { TQ1_0 TQ2_0 }
-
-/// Blocks that meet several blocks of activations.
-macro_rules! longer_blocks {
-    ($($block:ident $size:literal $most:literal)*) => {
-        $(impl Integers for $block {
-            const LAYOUT: IntegerLayout = IntegerLayout {
-                block: $size,
-                part: 32,
-                offset: 1,
-                most: $most,
-                terms: Terms::ScalesOfActivationParts,
-            };
+            const LAYOUT: IntegerLayout =
+                IntegerLayout { block: $size, part: 32, offset: 1, most: $most, terms: Terms::$terms };
             type Levels = [u8; $size];
 
             #[inline(always)]
@@ -517,7 +490,13 @@ macro_rules! longer_blocks {
     };
 }
 
-longer_blocks! { Q1_0 128 2 Q2_0 64 3 }
+// Super-blocks of trits are parts with a scale of 1, so that they need no kernel of their own; the others meet several blocks of activations.
+from_minus_one! {
+    TQ1_0 256 3 Parts;
+    TQ2_0 256 3 Parts;
+    Q1_0 128 2 ScalesOfActivationParts;
+    Q2_0 64 3 ScalesOfActivationParts;
+}
 
 #[cfg(test)]
 mod tests {

@@ -178,7 +178,7 @@ impl Observer for Squares {
 
 /// Mean squares of some columns.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Means(Vec<(String, Vec<f64>)>);
+pub struct Means(BTreeMap<String, Vec<f64>>);
 
 impl Means {
     /// Of what was gathered; columns of experts without tokens are 0.
@@ -200,7 +200,7 @@ impl Means {
             .0
             .iter()
             .filter_map(|(name, now)| {
-                let before = &earlier.0.iter().find(|(known, _)| known == name)?.1;
+                let before = earlier.0.get(name)?;
                 let change: f64 = now.iter().zip(before).map(|(now, before)| (now - before).abs()).sum();
                 let sum: f64 = now.iter().sum();
                 (sum > 0.0 && before.len() == now.len()).then(|| (change / sum, name.as_str()))

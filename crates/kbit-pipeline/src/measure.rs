@@ -56,16 +56,15 @@ impl DataSet {
         data.name.clone_from(&evaluation.name);
         data.metrics.clone_from(&evaluation.metrics);
         if let Some(path) = evaluation.baseline.as_deref().filter(|_| data.wants("information")) {
-            let text = read_text(path)?;
-            let tokens = tokenizer.encode(&text, false, false);
             let vocabulary = conversion
                 .description
                 .as_ref()
                 .map_or(tokenizer.vocab_len(), |description| description.vocab);
-            let unknown = Baselines::count(vocabulary, &tokens)
-                .and_then(|baselines| baselines.unknown(&data.tokens, &data.windows))
+            let (baselines, sha256) = baselines(path, &tokenizer, vocabulary)?;
+            let unknown = baselines
+                .unknown(&data.tokens, &data.windows)
                 .map_err(|error| PipelineError::Baseline { path: path.to_owned(), error })?;
-            data.baselines = Some((unknown, kbit_formats::hash::hex(text.as_bytes())));
+            data.baselines = Some((unknown, sha256));
         }
         Ok(data)
     }
@@ -130,6 +129,21 @@ impl DataSet {
     fn wants(&self, metric: &str) -> bool {
         self.metrics.iter().any(|wanted| wanted == metric)
     }
+}
+
+/// Counts the tokens of the text `path`, of which there are `vocabulary`; with the text's SHA-256.
+///
+/// # Errors
+/// When it cannot be read, is not UTF-8, or nothing can be learned from it.
+pub fn baselines(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    vocabulary: usize,
+) -> Result<(Baselines, String), PipelineError> {
+    let text = read_text(path)?;
+    let found = Baselines::count(vocabulary, &tokenizer.encode(&text, false, false))
+        .map_err(|error| PipelineError::Baseline { path: path.to_owned(), error })?;
+    Ok((found, kbit_formats::hash::hex(text.as_bytes())))
 }
 
 /// Reads a UTF-8 text.

@@ -21,6 +21,18 @@ pub use scheme::{
 
 use kbit_plugin::{DefaultValue, Param, ParamKind};
 
+/// The parameter `bits` of schemes that take as few as `min`.
+#[must_use]
+pub const fn bits_param(min: i64, default: i64) -> Param {
+    Param {
+        key: "bits",
+        doc: "Bits of a weight.",
+        unit: "bits",
+        kind: ParamKind::Int { min, max: 8 },
+        default: DefaultValue::Int(default),
+    }
+}
+
 /// The parameter `block` of schemes that take blocks from `min` on.
 #[must_use]
 pub const fn block_param(min: i64) -> Param {

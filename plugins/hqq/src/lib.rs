@@ -8,8 +8,8 @@
 
 use kbit_plugin::{DefaultValue, Error, Param, ParamKind, Params, SchemeInfo, export_plugin};
 use kbit_scheme_kit::{
-    BlockScheme, Codebook, Fit, Granularity, Levels, SCALE_PARAM, ScaleType, Setup, Summary, block_param,
-    round_half_even,
+    BlockScheme, Codebook, Fit, Granularity, Levels, SCALE_PARAM, ScaleType, Setup, Summary, bits_param,
+    block_param, round_half_even,
 };
 
 /// How much a unit of sparse error weighs against one of the rest, at first, and what it grows by: the authors' figures.
@@ -26,13 +26,7 @@ struct Hqq {
 }
 
 const PARAMS: &[Param] = &[
-    Param {
-        key: "bits",
-        doc: "Bits of a weight.",
-        unit: "bits",
-        kind: ParamKind::Int { min: 2, max: 8 },
-        default: DefaultValue::Int(4),
-    },
+    bits_param(2, 4),
     block_param(16),
     Param {
         key: "norm",

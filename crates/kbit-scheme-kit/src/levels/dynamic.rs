@@ -1,28 +1,17 @@
 //! The dynamic-exponent (tree) data type at 3 to 8 bits.
 
 use crate::{
-    CENTER_PARAM, Codebook, Fit, Levels, SCALE_PARAM, Setup, Summary, absmax_fit, block_param, decode_with,
-    encode_with,
+    CENTER_PARAM, Codebook, Fit, Levels, SCALE_PARAM, Setup, Summary, absmax_fit, bits_param, block_param,
+    decode_with, encode_with,
 };
-use kbit_plugin::{DefaultValue, Error, Param, ParamKind, Params, SchemeInfo};
+use kbit_plugin::{Error, Param, Params, SchemeInfo};
 
 /// The levels of the scheme `dynamic`.
 pub struct Dynamic {
     book: Codebook,
 }
 
-const PARAMS: &[Param] = &[
-    Param {
-        key: "bits",
-        doc: "Bits of a weight.",
-        unit: "bits",
-        kind: ParamKind::Int { min: 3, max: 8 },
-        default: DefaultValue::Int(8),
-    },
-    CENTER_PARAM,
-    block_param(64),
-    SCALE_PARAM,
-];
+const PARAMS: &[Param] = &[bits_param(3, 8), CENTER_PARAM, block_param(64), SCALE_PARAM];
 
 /// The 2^k values: for each number of leading zero bits, a power of ten; the bits after the first one set choose among
 /// equal steps between a tenth and one. Zero and one complete the set.

@@ -1,8 +1,8 @@
 //! Small floating-point data types at 3 to 8 bits: sign, exponent, mantissa, and a scale a block.
 
 use crate::{
-    CENTER_PARAM, Codebook, Fit, Levels, SCALE_PARAM, Setup, Summary, absmax_fit, block_param, decode_with,
-    encode_with,
+    CENTER_PARAM, Codebook, Fit, Levels, SCALE_PARAM, Setup, Summary, absmax_fit, bits_param, block_param,
+    decode_with, encode_with,
 };
 use kbit_plugin::{DefaultValue, Error, Param, ParamKind, Params, SchemeInfo};
 
@@ -12,13 +12,7 @@ pub struct Float {
 }
 
 const PARAMS: &[Param] = &[
-    Param {
-        key: "bits",
-        doc: "Bits of a weight.",
-        unit: "bits",
-        kind: ParamKind::Int { min: 3, max: 8 },
-        default: DefaultValue::Int(4),
-    },
+    bits_param(3, 4),
     Param {
         key: "exponent",
         doc: "Bits of the exponent, at most bits - 1; the rest but the sign are mantissa. -1: half the bits, rounded up.",

@@ -2,7 +2,7 @@
 
 use crate::{
     CENTER_PARAM, Codebook, DoubleQuantization, Fit, Granularity, Levels, SCALE_BITS_PARAM,
-    SCALE_BLOCK_PARAM, SCALE_PARAM, ScaleType, Setup, Summary, block_param, round_half_even,
+    SCALE_BLOCK_PARAM, SCALE_PARAM, ScaleType, Setup, Summary, bits_param, block_param, round_half_even,
 };
 use kbit_plugin::{DefaultValue, Error, Param, ParamKind, Params, SchemeInfo};
 
@@ -43,13 +43,7 @@ impl Int {
 }
 
 const PARAMS: &[Param] = &[
-    Param {
-        key: "bits",
-        doc: "Bits of a weight.",
-        unit: "bits",
-        kind: ParamKind::Int { min: 2, max: 8 },
-        default: DefaultValue::Int(4),
-    },
+    bits_param(2, 4),
     Param {
         key: "symmetric",
         doc: "True: levels on both sides of zero. False: levels from the block's minimum up, which is stored too.",

@@ -3,7 +3,7 @@
 use super::normal;
 use crate::{
     CENTER_PARAM, Codebook, DoubleQuantization, Fit, Levels, SCALE_BITS_PARAM, SCALE_BLOCK_PARAM,
-    SCALE_PARAM, Setup, Summary, absmax_fit, block_param, decode_with, encode_with,
+    SCALE_PARAM, Setup, Summary, absmax_fit, bits_param, block_param, decode_with, encode_with,
 };
 use kbit_plugin::{DefaultValue, Error, Param, ParamKind, Params, SchemeInfo};
 
@@ -14,13 +14,7 @@ pub struct Quantile {
 }
 
 const PARAMS: &[Param] = &[
-    Param {
-        key: "bits",
-        doc: "Bits of a weight.",
-        unit: "bits",
-        kind: ParamKind::Int { min: 2, max: 8 },
-        default: DefaultValue::Int(4),
-    },
+    bits_param(2, 4),
     Param {
         key: "codebook",
         doc: "normal: the quantiles of a normal distribution (NF-k). empirical: those of the matrix's own weights over their \

@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use kbit_engine::Sampling;
 use kbit_eval::scores::Distinct;
 use kbit_eval::{Baseline, Baselines, EvalError, Information, Progress};
-use kbit_pipeline::measure::{DataSet, read_text};
+use kbit_pipeline::measure::DataSet;
 use kbit_pipeline::open::OpenModel;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -84,16 +84,15 @@ fn wrong_sampling(error: EvalError) -> Failure {
 
 /// Counts of the baseline text, which must not be the measured one.
 fn baselines(path: &Path, model: &OpenModel, data: &DataSet) -> Result<Baselines, Failure> {
-    let text = read_text(path)?;
-    if kbit_formats::hash::hex(text.as_bytes()) == data.sha256 {
+    let vocabulary = model.model.description().vocab;
+    let (found, sha256) = kbit_pipeline::measure::baselines(path, model.tokenizer()?, vocabulary)?;
+    if sha256 == data.sha256 {
         return Err(Failure::usage(format!(
             "--baseline-text {} is the measured text itself, of which counts know too much: give another one of its kind",
             path.display()
         )));
     }
-    let tokens = model.tokenizer()?.encode(&text, false, false);
-    Baselines::count(model.model.description().vocab, &tokens)
-        .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
+    Ok(found)
 }
 
 fn figures(found: &Information, diversity: &[Distinct]) -> Result<serde_json::Map<String, Value>, Failure> {
