@@ -81,7 +81,8 @@ def harness_task(task, data):
     root = Path(lm_eval.__file__).parent / "tasks"
     config = load_yaml(root / TASKS[task], resolve_func=True)
     for key in ["tag", "group", "dataset_name", "training_split", "validation_split", "fewshot_split", "should_decontaminate",
-                "doc_to_decontamination_query"]:
+                "doc_to_decontamination_query", "num_fewshot"]:
+        # With `num_fewshot: 0` in a definition, the harness takes no number of examples from outside.
         config.pop(key, None)
     config.update(task=f"{task}_{data.stem}", dataset_path="json", test_split="test", fewshot_split="test")
     config["dataset_kwargs"] = {"data_files": {"test": str(data)}}
@@ -89,7 +90,6 @@ def harness_task(task, data):
         # The subjects' definitions add this line; it is the same for all but the subject.
         config["description"] = "{% if subject is defined %}The following are multiple choice questions (with answers) about " \
             "{{ subject.replace('_', ' ') }}.\n\n{% endif %}"
-        config["fewshot_config"] = {"sampler": "default"}
     if task == "truthfulqa_mc1":
         # The six questions before each are the benchmark's own text.
         config["doc_to_text"] = "Q: {{ question }}\nA:"

@@ -190,10 +190,11 @@ impl Reader {
             file.file_stem().map_or_else(|| "task".to_owned(), |stem| stem.to_string_lossy().into_owned());
         let kind = root.get("kind").and_then(Node::as_str).and_then(TaskKind::of).unwrap_or(TaskKind::Cloze);
         let fields = self.fields(root);
+        let target_delimiter = self.scalar(root, "target_delimiter");
+        // lm-evaluation-harness has one before the answers of examples even where a cloze's own answer has none.
+        let fewshot = self.fewshot(root.get("fewshot"), target_delimiter.as_deref().unwrap_or(" "));
         let default_delimiter = if kind == TaskKind::Cloze { "" } else { " " };
-        let target_delimiter =
-            self.scalar(root, "target_delimiter").unwrap_or_else(|| default_delimiter.to_owned());
-        let fewshot = self.fewshot(root.get("fewshot"), &target_delimiter);
+        let target_delimiter = target_delimiter.unwrap_or_else(|| default_delimiter.to_owned());
         let task = Task {
             name: root.get("name").and_then(Node::as_str).map_or(stem, str::to_owned),
             kind,
