@@ -135,3 +135,98 @@ fn texts_that_are_too_short_and_wrong_usage_are_named() {
     let _ = kbit_fails(folder.path(), 2, &["calibrate", &model, "-o", "x.gguf"]);
     let _ = kbit_fails(folder.path(), 2, &["calibrate", "-o", "x.gguf"]);
 }
+
+/// Mean divergence of `file` from the f32 model, on a text that nothing was gathered on.
+fn divergence(folder: &Path, reference: &str, file: &str) -> f64 {
+    let text = repository("assets/text/prose.txt");
+    let arguments =
+        ["eval", file, "--metric", "kl", "--reference", reference, "--text", &text, "--context", "128", "--json"];
+    let found: Value = serde_json::from_str(&kbit_ok(folder, &arguments)).expect("JSON");
+    found["value"].as_f64().unwrap_or_else(|| panic!("no value in {found}"))
+}
+
+#[test]
+fn second_moments_stand_beside_the_sums_of_a_plain_gathering() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = ["--context", "64", "--chunks", "12"];
+    let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &options, "plain.gguf");
+    let with = [&options[..], &["--second-moments"]].concat();
+    let found = gathered(folder.path(), "assets/family/s0", &[TEXT], &with, "moments.gguf");
+    assert_eq!((&found["tensors"], &found["moments"], &found["windows"]), (&14.into(), &14.into(), &12.into()));
+    let three = [&with[..], &["--threads", "3"]].concat();
+    let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &three, "three.gguf");
+    assert_eq!(bytes(folder.path(), "moments.gguf"), bytes(folder.path(), "three.gguf"));
+
+    let plain = tensors(&folder.path().join("plain.gguf"));
+    let all = tensors(&folder.path().join("moments.gguf"));
+    assert_eq!(all[..plain.len()], plain, "the sums and counts");
+    // Four inputs a block: of q, k and v; of the attention's output; of gate and up; of down.
+    let moments = &all[plain.len()..];
+    let names: Vec<&str> = moments.iter().map(|(name, _)| name.as_str()).collect();
+    let expected = [0, 1].map(|block| {
+        ["attn_q", "attn_output", "ffn_gate", "ffn_down"].map(|part| format!("blk.{block}.{part}.weight.moments"))
+    });
+    assert_eq!(names, expected.as_flattened());
+    for (name, triangle) in moments {
+        let tensor = name.trim_end_matches(".moments");
+        let sums = &plain.iter().find(|(name, _)| *name == format!("{tensor}.in_sum2")).expect("sums").1;
+        assert_eq!(triangle.len(), sums.len() * (sums.len() + 1) / 2);
+        let mut at = 0;
+        for (column, sum) in sums.iter().enumerate() {
+            at += column;
+            let mean = sum / (12.0 * 64.0);
+            // Products of a batch are added in single precision.
+            assert!((triangle[at + column] / mean - 1.0).abs() < 1e-5, "{name}, column {column}");
+        }
+    }
+    let inspected = kbit_ok(folder.path(), &["inspect", "moments.gguf"]);
+    assert!(inspected.contains("second moments of the inputs of 14 tensors"), "{inspected}");
+}
+
+#[test]
+fn error_feedback_loses_less_than_rounding_in_the_same_layout() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = ["--context", "128", "--second-moments"];
+    let _ = gathered(folder.path(), "assets/family/s1", &[TEXT], &options, "s1.gguf");
+    let model = repository("assets/family/s1");
+    let convert = |scheme: &str, out: &str| {
+        let arguments = ["convert", &model, out, "--scheme", scheme, "--imatrix", "s1.gguf", "--map", "token_embd=ggml:q8_0"];
+        let _ = kbit_ok(folder.path(), &arguments);
+        divergence(folder.path(), &model, out)
+    };
+    for (rounded, fed_back) in [
+        ("int:bits=3,block=32,scale_search=mse", "gptq:bits=3,block=32"),
+        ("int:bits=4,block=64,scale_search=mse", "gptq:bits=4,block=64"),
+        ("int:bits=3,block=32,symmetric=false", "gptq:bits=3,block=32,symmetric=false,act_order=true"),
+        ("ggml:q4_0", "gptq:q4_0"),
+    ] {
+        let (before, after) = (convert(rounded, "rounded.gguf"), convert(fed_back, "fed.gguf"));
+        std::fs::remove_file(folder.path().join("rounded.gguf")).expect("removed");
+        std::fs::remove_file(folder.path().join("fed.gguf")).expect("removed");
+        assert!(after < 0.9 * before, "{fed_back}: {after}, {rounded}: {before}");
+    }
+}
+
+#[test]
+fn error_feedback_without_second_moments_says_how_to_get_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = repository("assets/family/s0");
+    let message = kbit_fails(folder.path(), 1, &["convert", &model, "x.gguf", "--scheme", "gptq:bits=4"]);
+    assert!(message.contains("blk.0.attn_") && message.contains("kbit calibrate --second-moments"), "{message}");
+    let options = ["--context", "64", "--chunks", "2"];
+    let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &options, "plain.gguf");
+    let plain = ["convert", &model, "x.gguf", "--scheme", "gptq:q4_0", "--imatrix", "plain.gguf"];
+    let message = kbit_fails(folder.path(), 1, &plain);
+    assert!(message.contains("second moments of its inputs"), "{message}");
+    assert!(!folder.path().join("x.gguf").exists());
+
+    let with = [&options[..], &["--second-moments"]].concat();
+    let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &with, "moments.gguf");
+    let convert = ["convert", &model, "x.gguf", "--scheme", "gptq:q4_0", "--imatrix", "moments.gguf", "--json"];
+    let found: Value = serde_json::from_str(&kbit_ok(folder.path(), &convert)).expect("JSON");
+    assert!(found.to_string().contains("second moments are gathered for matrices in blocks alone"), "{found}");
+    let other = repository("assets/family/s1");
+    let other = ["convert", &other, "y.gguf", "--scheme", "gptq:q4_0", "--imatrix", "moments.gguf"];
+    let message = kbit_fails(folder.path(), 1, &other);
+    assert!(message.contains("moments"), "{message}");
+}

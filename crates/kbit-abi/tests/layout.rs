@@ -171,6 +171,61 @@ fn the_lists_of_this_test_hold_everything_that_the_header_declares() {
     assert!(abi::HEADER.contains(&format!("extension \"{}\"", abi::EXT_RUNTIME)));
 }
 
+/// The interface as `abi-1.lock` has it: what fields are declared as, where they lie, what constants are.
+fn interface() -> Vec<String> {
+    let mut lines = Vec::new();
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in header_without_comments().split("typedef struct ").skip(1) {
+        let Some((name, rest)) = part.split_once(['{', ';']) else { continue };
+        let name = words(name);
+        // Opaque types are declared twice over, and have no fields.
+        let Some((body, _)) = rest.split_once('}').filter(|_| part.find('{') < part.find(';')) else { continue };
+        lines.extend(
+            body.split(';').map(words).filter(|field| !field.is_empty()).map(|field| format!("{name}: {field}")),
+        );
+    }
+    let fields = rust_structs().into_iter().filter(|line| line.contains('.'));
+    lines.extend(fields);
+    let constants = CONSTANTS.iter().filter(|(name, _)| *name != "KBIT_ABI_MINOR");
+    lines.extend(constants.map(|(name, value)| format!("{name} {value}")));
+    lines.push(format!("entry {}", abi::ENTRY_SYMBOL));
+    lines
+}
+
+/// Structs without `size` never change; the others grow at their end (rule R1).
+#[test]
+fn major_1_is_frozen_and_only_grows() {
+    let now = interface();
+    let frozen: Vec<&str> = include_str!("../abi-1.lock").lines().filter(|line| !line.starts_with('#')).collect();
+    let missing: Vec<&&str> = frozen.iter().filter(|line| now.iter().all(|now| now != **line)).collect();
+    assert!(missing.is_empty(), "the interface of ABI 1 has lost or changed {missing:#?}");
+    // Declarations of one struct, in order: the frozen ones come first.
+    let of = |lines: &[&str], name: &str| -> Vec<String> {
+        let prefix = format!("{name}: ");
+        lines.iter().filter_map(|line| line.strip_prefix(&prefix)).map(str::to_owned).collect()
+    };
+    let current: Vec<&str> = now.iter().map(String::as_str).collect();
+    for name in C_STRUCTS {
+        let (before, after) = (of(&frozen, name), of(&current, name));
+        let grows = before.first().is_some_and(|first| first.starts_with("size_t size"));
+        assert!(after.starts_with(&before), "{name}: fields were not added at the end alone");
+        assert!(grows || after.len() == before.len(), "{name} has no `size`, and so never changes");
+    }
+    let added: Vec<&str> = current.iter().copied().filter(|line| !frozen.contains(line)).collect();
+    let minor = frozen_minor();
+    assert!(
+        added.is_empty() || abi::ABI_MINOR > minor,
+        "new in the interface: {added:#?}; raise KBIT_ABI_MINOR above {minor}, and append these lines to abi-1.lock under a line \
+         `# minor N` with that number"
+    );
+}
+
+/// The minor version up to which the lock goes.
+fn frozen_minor() -> u32 {
+    let lines = include_str!("../abi-1.lock").lines();
+    lines.filter_map(|line| line.strip_prefix("# minor ")?.trim().parse().ok()).max().unwrap_or(0)
+}
+
 #[test]
 fn the_header_compiles_as_c99_and_as_cpp11_without_a_warning() {
     // KBIT_HAS is a macro: it is only compiled where it is used.

@@ -5,6 +5,7 @@
 //! follows them, levels anew against the scales as stored and the packing, has no sums: it works on one super-block at a time.
 
 use crate::block::{Block, Half, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
+use crate::even::{Even, LevelStep, whole};
 use crate::lanes::{
     Batch, EncodeLanes, Floats, MOST, Simd, WeightedLanes, codes_of_lane, stored, transpose_part,
     transpose_part_into,
@@ -127,6 +128,33 @@ fn pack2(codes: &Codes) -> [[u8; 32]; 2] {
     out
 }
 
+/// Codes of three bits: the third bit of weights 32 apart in one byte, and the rest as codes of two bits.
+#[inline(always)]
+fn pack3(codes: &Codes) -> ([u8; 32], [[u8; 32]; 2]) {
+    let mut high = [0; 32];
+    for (run, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
+        for (code, high) in codes.iter().zip(&mut high) {
+            *high |= (code >> 2) << run;
+        }
+    }
+    (high, pack2(&codes.map(|code| code & 3)))
+}
+
+/// Codes of six bits: four low ones, and two high ones.
+#[inline(always)]
+fn pack6(codes: &Codes) -> ([[u8; 64]; 2], [[u8; 32]; 2]) {
+    let (mut low, mut high) = ([[0; 64]; 2], [[0; 32]; 2]);
+    for half in 0..2 {
+        for j in 0..32 {
+            let at = |run: usize| codes[half * 128 + run * 32 + j];
+            low[half][j] = at(0) & 15 | at(2) << 4;
+            low[half][j + 32] = at(1) & 15 | at(3) << 4;
+            high[half][j] = at(0) >> 4 | at(1) >> 4 << 2 | at(2) >> 4 << 4 | at(3) >> 4 << 6;
+        }
+    }
+    (low, high)
+}
+
 impl Q2_K {
     /// Levels anew against the scales as stored, and everything packed.
     #[inline(always)]
@@ -235,13 +263,9 @@ impl Block for Q3_K {
 
     #[inline(always)]
     fn decode(&self, out: &mut Weights) {
-        let d = self.d.get();
         for (part, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
             let (half, inside) = (part / 8, part % 8);
-            // Four low bits of scales 0..8 and 8..16 share bytes 0..8; two high bits of four scales share bytes 8..12.
-            let low = self.scales[part % 8] >> (part / 8 * 4) & 15;
-            let top = self.scales[8 + part % 4] >> (part / 4 * 2) & 3;
-            let dl = d * (f32::from(low | top << 4) - 32.0);
+            let dl = self.step(part);
             let q = &self.q[half].as_chunks::<16>().0[inside % 2];
             let high = &self.high.as_chunks::<16>().0[inside % 2];
             for ((out, q), high) in out.iter_mut().zip(q).zip(high) {
@@ -270,13 +294,17 @@ impl Q3_K {
             *part_mut(&mut codes, index) =
                 if step == 0.0 { chosen(index, x) } else { round_around(x, step, 4) };
         }
-        let mut high = [0; 32];
-        for (run, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
-            for (code, high) in codes.iter().zip(&mut high) {
-                *high |= (code >> 2) << run;
-            }
-        }
-        Self { high, q: pack2(&codes.map(|code| code & 3)), scales, d }
+        let (high, q) = pack3(&codes);
+        Self { high, q, scales, d }
+    }
+
+    /// `d` times the scale of part `part`.
+    #[inline(always)]
+    fn step(&self, part: usize) -> f32 {
+        // Four low bits of scales 0..8 and 8..16 share bytes 0..8; two high bits of four scales share bytes 8..12.
+        let low = self.scales[part % 8] >> (part / 8 * 4) & 15;
+        let top = self.scales[8 + part % 4] >> (part / 4 * 2) & 3;
+        self.d.get() * (f32::from(low | top << 4) - 32.0)
     }
 }
 
@@ -651,15 +679,7 @@ impl Q6_K {
             *part_mut(&mut codes, index) =
                 if step == 0.0 { chosen_around(x, inverses[index], 32) } else { round_around(x, step, 32) };
         }
-        let (mut low, mut high) = ([[0; 64]; 2], [[0; 32]; 2]);
-        for half in 0..2 {
-            for j in 0..32 {
-                let at = |run: usize| codes[half * 128 + run * 32 + j];
-                low[half][j] = at(0) & 15 | at(2) << 4;
-                low[half][j + 32] = at(1) & 15 | at(3) << 4;
-                high[half][j] = at(0) >> 4 | at(1) >> 4 << 2 | at(2) >> 4 << 4 | at(3) >> 4 << 6;
-            }
-        }
+        let (low, high) = pack6(&codes);
         Self { low, high, scales, d }
     }
 
@@ -673,6 +693,85 @@ impl Q6_K {
         for (lane, out) in out.iter_mut().enumerate() {
             *out = Self::finish(batch[lane], &of_lane(&scales, lane), &of_lane(&inverses, lane));
         }
+    }
+}
+
+impl Even for Q2_K {
+    const PART: usize = 16;
+    const MOST: u8 = 3;
+
+    fn level_step(&self, part: usize) -> LevelStep {
+        let scale = self.scales[part];
+        LevelStep {
+            step: self.d.get() * f32::from(scale & 15),
+            least: -(self.dmin.get() * f32::from(scale >> 4)),
+        }
+    }
+
+    fn with_codes(&self, codes: &[u8]) -> Self {
+        Self { q: pack2(whole(codes)), ..*self }
+    }
+}
+
+impl Even for Q3_K {
+    const PART: usize = 16;
+    const MOST: u8 = 7;
+
+    fn level_step(&self, part: usize) -> LevelStep {
+        let step = self.step(part);
+        LevelStep { step, least: -4.0 * step }
+    }
+
+    fn with_codes(&self, codes: &[u8]) -> Self {
+        let (high, q) = pack3(whole(codes));
+        Self { high, q, ..*self }
+    }
+}
+
+/// The levels of a part of Q4_K or Q5_K.
+fn eighth(d: Half, dmin: Half, scales: &[u8; 12], part: usize) -> LevelStep {
+    let (scale, minimum) = scale_and_minimum(part, scales);
+    LevelStep { step: d.get() * scale, least: -(dmin.get() * minimum) }
+}
+
+impl Even for Q4_K {
+    const PART: usize = 32;
+    const MOST: u8 = 15;
+
+    fn level_step(&self, part: usize) -> LevelStep {
+        eighth(self.d, self.dmin, &self.scales, part)
+    }
+
+    fn with_codes(&self, codes: &[u8]) -> Self {
+        Eighths { d: self.d, dmin: self.dmin, scales: self.scales, codes: *whole(codes) }.into()
+    }
+}
+
+impl Even for Q5_K {
+    const PART: usize = 32;
+    const MOST: u8 = 31;
+
+    fn level_step(&self, part: usize) -> LevelStep {
+        eighth(self.d, self.dmin, &self.scales, part)
+    }
+
+    fn with_codes(&self, codes: &[u8]) -> Self {
+        Eighths { d: self.d, dmin: self.dmin, scales: self.scales, codes: *whole(codes) }.into()
+    }
+}
+
+impl Even for Q6_K {
+    const PART: usize = 16;
+    const MOST: u8 = 63;
+
+    fn level_step(&self, part: usize) -> LevelStep {
+        let step = self.d.get() * f32::from(self.scales[part]);
+        LevelStep { step, least: -32.0 * step }
+    }
+
+    fn with_codes(&self, codes: &[u8]) -> Self {
+        let (low, high) = pack6(whole(codes));
+        Self { low, high, ..*self }
     }
 }
 

@@ -6,6 +6,7 @@
 //! early exits.
 
 use crate::block::{Block, Half, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use crate::even::{Even, LevelStep, whole};
 use crate::lanes::{Batch, Floats, MOST, Portable, Simd, WeightedLanes, codes_of_lane, stored, transpose};
 use crate::plain::MAGNITUDE;
 use crate::search::{Scale, Steps, codes_of_scale, error_weights, fit_scale, fit_scale_and_minimum};
@@ -371,6 +372,77 @@ impl EncodeSideBySide for Q8_0 {
         let d = simd.largest(x) / 127.0;
         let codes = simd.rounded(x, inverse(d));
         Self { d: simd.half(d), q: bytemuck::cast(simd.in_order(codes)) }
+    }
+}
+
+impl Even for Q4_0 {
+    const PART: usize = BLOCK;
+    const MOST: u8 = 15;
+
+    fn level_step(&self, _: usize) -> LevelStep {
+        let step = self.d.get();
+        LevelStep { step, least: -8.0 * step }
+    }
+
+    fn with_codes(&self, codes: &[u8]) -> Self {
+        Self { q: pack4(whole(codes)), ..*self }
+    }
+}
+
+impl Even for Q4_1 {
+    const PART: usize = BLOCK;
+    const MOST: u8 = 15;
+
+    fn level_step(&self, _: usize) -> LevelStep {
+        LevelStep { step: self.d.get(), least: self.m.get() }
+    }
+
+    fn with_codes(&self, codes: &[u8]) -> Self {
+        Self { q: pack4(whole(codes)), ..*self }
+    }
+}
+
+impl Even for Q5_0 {
+    const PART: usize = BLOCK;
+    const MOST: u8 = 31;
+
+    fn level_step(&self, _: usize) -> LevelStep {
+        let step = self.d.get();
+        LevelStep { step, least: -16.0 * step }
+    }
+
+    fn with_codes(&self, codes: &[u8]) -> Self {
+        let (high, q) = pack5(whole(codes));
+        Self { high, q, ..*self }
+    }
+}
+
+impl Even for Q5_1 {
+    const PART: usize = BLOCK;
+    const MOST: u8 = 31;
+
+    fn level_step(&self, _: usize) -> LevelStep {
+        LevelStep { step: self.d.get(), least: self.m.get() }
+    }
+
+    fn with_codes(&self, codes: &[u8]) -> Self {
+        let (high, q) = pack5(whole(codes));
+        Self { high, q, ..*self }
+    }
+}
+
+/// Codes 0 to 254 stand for the integers -127 to 127.
+impl Even for Q8_0 {
+    const PART: usize = BLOCK;
+    const MOST: u8 = 254;
+
+    fn level_step(&self, _: usize) -> LevelStep {
+        let step = self.d.get();
+        LevelStep { step, least: -127.0 * step }
+    }
+
+    fn with_codes(&self, codes: &[u8]) -> Self {
+        Self { q: whole(codes).map(|code| code.wrapping_sub(127).cast_signed()), ..*self }
     }
 }
 

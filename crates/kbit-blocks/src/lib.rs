@@ -28,6 +28,7 @@ mod block;
 mod codebook;
 mod codec;
 mod dot;
+mod even;
 mod fp4;
 mod grid;
 mod iq1;
@@ -44,6 +45,7 @@ mod ternary;
 pub use arch::{InstructionSet, Kernels};
 pub use codec::BlockCodec;
 pub use dot::activation_type;
+pub use even::{EvenLevels, LevelStep};
 
 use kbit_types::GgmlType;
 

@@ -20,6 +20,20 @@ pub struct GatherOptions {
     pub output: bool,
 }
 
+impl GatherOptions {
+    /// The windows as the model sees them.
+    pub(crate) fn windows(&self, windows: &[&[u32]]) -> Vec<Vec<u32>> {
+        let begun = |window: &&[u32]| {
+            let mut window = window.to_vec();
+            if let (Some(bos), Some(first)) = (self.bos, window.first_mut()) {
+                *first = bos;
+            }
+            window
+        };
+        windows.iter().map(begun).collect()
+    }
+}
+
 /// Runs a model over windows of text and adds up what its matrices are multiplied with.
 #[derive(Debug)]
 pub struct Gatherer<'m> {
@@ -53,16 +67,7 @@ impl<'m> Gatherer<'m> {
     /// # Errors
     /// When the model cannot be run, or an activation is not finite.
     pub fn add(&mut self, windows: &[&[u32]]) -> Result<(), CalibrateError> {
-        let windows: Vec<Vec<u32>> = windows
-            .iter()
-            .map(|window| {
-                let mut window = window.to_vec();
-                if let (Some(bos), Some(first)) = (self.options.bos, window.first_mut()) {
-                    *first = bos;
-                }
-                window
-            })
-            .collect();
+        let windows = self.options.windows(windows);
         let texts: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
         self.session.hidden_states(&texts, 0, &mut self.states)?;
         let description = self.session.model().description();
@@ -73,10 +78,7 @@ impl<'m> Gatherer<'m> {
                 self.session.logits(states, &mut self.logits)?;
             }
         }
-        match self.squares.lock().not_finite.take() {
-            None => Ok(()),
-            Some((tensor, column)) => Err(CalibrateError::NotFinite { tensor, column }),
-        }
+        self.squares.finite()
     }
 
     /// Goes on from what was gathered before.
@@ -88,13 +90,7 @@ impl<'m> Gatherer<'m> {
     /// What was gathered so far, in the order of the names.
     #[must_use]
     pub fn gathered(&self) -> Vec<Gathered> {
-        let state = self.squares.lock();
-        let entry = |(name, sums): (&String, &Sums)| Gathered {
-            name: name.clone(),
-            sums: sums.sums.clone(),
-            counts: sums.counts.clone(),
-        };
-        state.tensors.iter().map(entry).collect()
+        self.squares.gathered()
     }
 }
 
@@ -107,8 +103,10 @@ struct Sums {
     counts: Vec<u64>,
 }
 
-#[derive(Debug)]
-struct Squares {
+/// Adds up squares.
+#[derive(Debug, Default)]
+pub(crate) struct Squares {
+    /// Of the output matrix too.
     output: bool,
     state: Mutex<State>,
 }
@@ -127,14 +125,32 @@ impl Squares {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Refuses an input that was not finite.
+    pub(crate) fn finite(&self) -> Result<(), CalibrateError> {
+        match self.lock().not_finite.take() {
+            None => Ok(()),
+            Some((tensor, column)) => Err(CalibrateError::NotFinite { tensor, column }),
+        }
+    }
+
+    /// What was gathered so far, in the order of the names.
+    pub(crate) fn gathered(&self) -> Vec<Gathered> {
+        let entry = |(name, sums): (&String, &Sums)| Gathered {
+            name: name.clone(),
+            sums: sums.sums.clone(),
+            counts: sums.counts.clone(),
+        };
+        self.lock().tensors.iter().map(entry).collect()
+    }
+
     /// As llama-imatrix chooses: matrices in the blocks, and the output matrix on request.
-    fn wants(&self, tensor: &str) -> bool {
+    pub(crate) fn wants(&self, tensor: &str) -> bool {
         tensor.starts_with("blk.") || (self.output && tensor == "output.weight")
     }
 }
 
 /// True of stacks of which each token sees a few matrices.
-fn is_of_experts(tensor: &str) -> bool {
+pub(crate) fn is_of_experts(tensor: &str) -> bool {
     tensor.ends_with("_exps.weight")
 }
 

@@ -4,6 +4,8 @@
 //! [`ImportanceMatrix`] reads llama.cpp's GGUF files and the older `.dat` files, checks every value once and hands out the
 //! means of one matrix at a time, so that memory does not grow with the file. [`Importance`] adds what holds for experts
 //! and tensors without data. [`Gatherer`] gathers them with kbit's engine, and [`write()`] makes a GGUF file as `llama-imatrix` does.
+//! [`MomentGatherer`] gathers the second moments of inputs too, which [`MomentsFile`] writes beside the sums, in tensors that llama.cpp
+//! passes over.
 //!
 //! ```
 //! use kbit_calibrate::{Gathered, ImportanceMatrix, write};
@@ -26,6 +28,7 @@ mod gather;
 mod importance;
 mod legacy;
 mod matrix;
+mod moments;
 mod saved;
 mod write;
 
@@ -33,5 +36,6 @@ pub use error::CalibrateError;
 pub use gather::{GatherOptions, Gatherer, Means, Moved, Starved, merge, starved};
 pub use importance::{Coverage, EmptyExperts, Importance, OnMissing, Policy};
 pub use matrix::{Entry, FileKind, ImportanceMatrix};
+pub use moments::{MomentGatherer, Moments, SharedInput};
 pub use saved::Saved;
-pub use write::{Gathered, write};
+pub use write::{Gathered, MomentsFile, write};

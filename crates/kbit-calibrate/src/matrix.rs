@@ -18,7 +18,11 @@ const CHUNK: usize = 1 << 16;
 /// Endings of the two tensors of an entry.
 pub(crate) const SUMS: &str = ".in_sum2";
 pub(crate) const COUNTS: &str = ".counts";
+/// Ending of the tensor of second moments.
+pub(crate) const MOMENTS: &str = ".moments";
 /// Metadata keys.
+pub(crate) const MOMENTS_TENSORS: &str = "kbit.moments.tensors";
+pub(crate) const MOMENTS_OF: &str = "kbit.moments.of";
 pub(crate) const TYPE: &str = "general.type";
 pub(crate) const DATASETS: &str = "imatrix.datasets";
 pub(crate) const CHUNK_COUNT: &str = "imatrix.chunk_count";
@@ -87,6 +91,30 @@ pub struct ImportanceMatrix {
     chunk_count: u64,
     chunk_size: Option<u64>,
     entries: BTreeMap<String, Entry>,
+    /// Second moments of the inputs of a tensor.
+    moments: BTreeMap<String, Triangles>,
+}
+
+/// Where second moments lie.
+#[derive(Clone, Copy, Debug)]
+struct Triangles {
+    cols: u64,
+    slices: u64,
+    /// Offset of the first from the start of the file.
+    offset: u64,
+}
+
+impl Triangles {
+    /// Numbers of one lower triangle.
+    const fn numbers(cols: u64) -> Option<u64> {
+        match cols.checked_add(1) {
+            Some(next) => match cols.checked_mul(next) {
+                Some(twice) => Some(twice / 2),
+                None => None,
+            },
+            None => None,
+        }
+    }
 }
 
 impl ImportanceMatrix {
@@ -113,6 +141,7 @@ impl ImportanceMatrix {
                 chunk_count: legacy.chunk_count,
                 chunk_size: None,
                 entries: legacy.entries,
+                moments: BTreeMap::new(),
             }
         };
         matrix.check_values()?;
@@ -167,6 +196,7 @@ impl ImportanceMatrix {
                 )?;
             entries.insert(name.to_owned(), entry);
         }
+        let moments = moments(&gguf, &entries).map_err(|(name, reason)| entry_error(path, &name, reason))?;
         Ok(Self {
             path: path.to_owned(),
             file,
@@ -176,6 +206,7 @@ impl ImportanceMatrix {
             chunk_count,
             chunk_size: Some(chunk_size),
             entries,
+            moments,
         })
     }
 
@@ -284,6 +315,52 @@ impl ImportanceMatrix {
         Ok(())
     }
 
+    /// Number of tensors with second moments of their inputs.
+    #[must_use]
+    pub fn moments_count(&self) -> usize {
+        self.moments.len()
+    }
+
+    /// True where there are second moments of the inputs of the tensor `name`, which has `slices` matrices of `cols` columns.
+    #[must_use]
+    pub fn has_moments(&self, name: &str, slices: u64, cols: u64) -> bool {
+        self.moments.get(name).is_some_and(|found| (found.slices, found.cols) == (slices, cols))
+    }
+
+    /// Second moments of the inputs of slice `slice` of the tensor `name`, `[cols][cols]`: the mean of `x x^T`.
+    ///
+    /// # Errors
+    /// When there are none, the slice lies past their end, one is not finite, or the file cannot be read.
+    pub fn read_moments(&self, name: &str, slice: u64) -> Result<Vec<f32>, CalibrateError> {
+        let wrong = |reason: String| entry_error(&self.path, name, reason);
+        let found = self.moments.get(name).filter(|found| slice < found.slices);
+        let found = found.ok_or_else(|| wrong(format!("has no second moments of slice {slice}")))?;
+        let too_large = || wrong(format!("{} columns are too many", found.cols));
+        let cols = usize::try_from(found.cols).map_err(|_| too_large())?;
+        let count = cols.checked_mul(cols).ok_or_else(too_large)?;
+        let mut square: Vec<f32> = Vec::new();
+        square.try_reserve_exact(count).map_err(|_| too_large())?;
+        square.resize(count, 0.0);
+        let triangle = Triangles::numbers(found.cols).ok_or_else(too_large)?;
+        let mut offset = found.offset + slice * triangle * 4;
+        for row in 0..cols {
+            let own = &mut square[row * cols..][..=row];
+            self.file
+                .read_exact_at(bytemuck::cast_slice_mut(own), offset)
+                .map_err(io(&self.path, "reading"))?;
+            if let Some(col) = own.iter().position(|value| !value.is_finite()) {
+                return Err(wrong(format!("the second moment of columns {row} and {col} is {}", own[col])));
+            }
+            offset += (row as u64 + 1) * 4;
+        }
+        for row in 0..cols {
+            for col in 0..row {
+                square[col * cols + row] = square[row * cols + col];
+            }
+        }
+        Ok(square)
+    }
+
     /// The stored values of slice `slice`, undivided.
     pub(crate) fn sums(&self, name: &str, slice: u64, out: &mut [f32]) -> Result<(), CalibrateError> {
         let (entry, start) = self.slice(name, slice, out.len())?;
@@ -344,6 +421,44 @@ fn entry(gguf: &Gguf, sums: &TensorInfo, counts: &TensorInfo) -> Result<Entry, E
         whole.push(count.round() as u64);
     }
     Ok(Entry { values, counts: Counts::Experts(whole), offset: sums.offset })
+}
+
+/// Second moments by tensor. Errors are the entry's name and the reason.
+fn moments(
+    gguf: &Gguf,
+    entries: &BTreeMap<String, Entry>,
+) -> Result<BTreeMap<String, Triangles>, (String, String)> {
+    let names = |key: &str| match gguf.metadata().get(key) {
+        Some(Value::Array(Array::String(names))) => names.as_slice(),
+        _ => &[],
+    };
+    let (tensors, of) = (names(MOMENTS_TENSORS), names(MOMENTS_OF));
+    if tensors.len() != of.len() {
+        let reason = format!("it has {} names, {MOMENTS_OF} {}", tensors.len(), of.len());
+        return Err((MOMENTS_TENSORS.to_owned(), reason));
+    }
+    let mut all = BTreeMap::new();
+    for (name, of) in tensors.iter().zip(of) {
+        let wrong = |reason: String| Err((name.clone(), reason));
+        let Some(tensor) = gguf.tensor(&format!("{of}{MOMENTS}")) else {
+            return wrong(format!("its second moments, {of}{MOMENTS}, are missing"));
+        };
+        let (numbers, slices) = match tensor.dims.as_slice() {
+            [numbers] => (*numbers, 1),
+            [numbers, slices] => (*numbers, *slices),
+            _ => return wrong(format!("{} has {} axes", tensor.name, tensor.dims.len())),
+        };
+        let values = entries.get(name.as_str()).map_or(0, Entry::values);
+        let cols = values.checked_div(slices).unwrap_or(0);
+        if tensor.ty != GgmlType::F32 || cols == 0 || Triangles::numbers(cols) != Some(numbers) {
+            return wrong(format!(
+                "{} is {} of {numbers} x {slices}, not the triangles of {values} columns",
+                tensor.name, tensor.ty
+            ));
+        }
+        all.insert(name.clone(), Triangles { cols, slices, offset: tensor.offset });
+    }
+    Ok(all)
 }
 
 fn entry_error(path: &Path, entry: &str, reason: String) -> CalibrateError {

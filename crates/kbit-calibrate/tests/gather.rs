@@ -5,7 +5,9 @@
 mod common;
 
 use common::{Plain, model, random_tensors, small, tokens, with_threads};
-use kbit_calibrate::{GatherOptions, Gathered, Gatherer, ImportanceMatrix, Saved, merge, write};
+use kbit_calibrate::{
+    GatherOptions, Gathered, Gatherer, ImportanceMatrix, MomentGatherer, MomentsFile, Saved, merge, write,
+};
 use kbit_engine::{Description, Model};
 use kbit_types::Codec;
 use std::sync::Arc;
@@ -136,4 +138,46 @@ fn files_of_other_sizes_cannot_be_merged() {
     let (a, c) = (file("a.gguf", &[1.0, 2.0], &[3]), file("c.gguf", &[1.0, 2.0, 3.0], &[3]));
     let message = merge(&[a, c]).unwrap_err().to_string();
     assert!(message.contains("c.gguf") && message.contains("same model"), "{message}");
+}
+
+#[test]
+fn second_moments_come_back_from_their_file_as_whole_matrices() {
+    let description = small();
+    let model = model(&description, &random_tensors(&description, 1, true));
+    let text = tokens(&description, 24 * 30, 5);
+    let windows: Vec<&[u32]> = text.chunks(24).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("moments.gguf");
+    let gatherer = MomentGatherer::new(&model, OPTIONS).unwrap();
+    let inputs = gatherer.inputs().to_vec();
+    let file = MomentsFile::create(&path, &inputs, &["t.txt".to_owned()], 30, 24, false).unwrap();
+    let gathered = gatherer.gather(&windows, |_| (), |moments| file.write(&moments)).unwrap();
+    assert!(!path.exists());
+    file.finish(&gathered).unwrap();
+    assert_eq!(gathered, gather(&model, OPTIONS, &windows));
+
+    let matrix = ImportanceMatrix::open(&path).unwrap();
+    assert_eq!(matrix.moments_count(), gathered.len());
+    for input in &inputs {
+        let cols = input.cols;
+        for tensor in &input.tensors {
+            assert!(matrix.has_moments(tensor, 1, cols as u64));
+            assert!(!matrix.has_moments(tensor, 1, cols as u64 + 1));
+            let moments = matrix.read_moments(tensor, 0).unwrap();
+            let entry = of(&gathered, tensor);
+            for a in 0..cols {
+                let mean = entry.sums[a] / entry.counts[0] as f64;
+                assert!((f64::from(moments[a * cols + a]) / mean - 1.0).abs() < 1e-5, "{tensor}, column {a}");
+                for b in 0..cols {
+                    assert_eq!(moments[a * cols + b].to_bits(), moments[b * cols + a].to_bits());
+                    let bound = (moments[a * cols + a] * moments[b * cols + b]).sqrt();
+                    assert!(moments[a * cols + b].abs() <= bound * 1.000_1, "{tensor}: {a}, {b}");
+                }
+            }
+            let message = matrix.read_moments(tensor, 1).unwrap_err().to_string();
+            assert!(message.contains(tensor) && message.contains("slice 1"), "{message}");
+        }
+    }
+    let message = matrix.read_moments("output.weight", 0).unwrap_err().to_string();
+    assert!(message.contains("output.weight"), "{message}");
 }

@@ -54,6 +54,6 @@ pub use mode::{Group, Mode, Rounding, UnknownMode};
 pub use model::{Model, Tensors};
 pub use observe::{MatrixName, Observer};
 pub use sampler::{Sampler, Sampling};
-pub use session::Session;
+pub use session::{Passed, Session};
 pub use stored::{CacheType, CacheTypes, UnknownCacheType};
 pub use weight::multiply;

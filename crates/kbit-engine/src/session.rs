@@ -15,6 +15,10 @@ use crate::weight::multiply_all;
 use kbit_models::description::{Activation, Description, Experts, Residual};
 use std::sync::Arc;
 
+mod blockwise;
+
+pub use blockwise::Passed;
+
 /// A run of a model: the tokens so far, their keys and values, and the memory to compute with.
 ///
 /// ```no_run
@@ -428,82 +432,110 @@ impl<'m> Session<'m> {
         }
 
         embed(model, compute, &tokens, &all, b)?;
-        for (index, layer) in model.layers.iter().enumerate() {
-            let last = index + 1 == model.layers.len();
-            let heads = model.heads(index);
-            let rotation = layer.rope.and_then(|rope| rotations.get(rope));
-            let turn = |spans: &[Span], x: RowsMut<'_>| {
-                let Some((rotation, angles)) = rotation else { return };
-                let positions = positions(spans);
-                each_row(compute, x, |row, x| {
-                    rotation.apply(compute.kernels, angles, positions[row], x, d.head_dim)
-                });
-            };
-            // Side by side, both sub-layers read the stream before either adds to it.
-            let parallel = d.residual == Residual::Parallel;
-            // Norms of the stream itself stand behind the sub-layers instead.
-            let after = d.residual == Residual::NormAfter;
-            let before_attention = layer.before_attention.as_ref();
-            let before_feed_forward = layer.before_feed_forward.as_ref();
-
-            norm_rows(compute, before_attention.filter(|_| !after), b.stream.rows(), &mut b.normed)?;
-            let all_go_on = !last || all.iter().map(|span| span.len).eq(wanted.iter().map(|span| span.len));
-            keys_and_values(compute, d, layer, all_go_on, b)?;
-            turn(&all, b.keys.rows_mut());
-            let mut row = 0;
-            for span in &all {
-                let (keys, values) = (b.keys.rows().band(row, span.len), b.values.rows().band(row, span.len));
-                let cache = &mut sequences[span.sequence].layers[index];
-                cache.store(compute, &heads, index, span.position, keys, values)?;
-                row += span.len;
-            }
+        for index in 0..model.layers.len() {
             // After the last keys and values, only the tokens whose results are wanted go on.
-            let spans = if last { &wanted } else { &all };
-            if !all_go_on {
-                let fused = matches!(layer.projection, Projection::Fused(_));
-                let on = [&mut b.stream, &mut b.normed].into_iter().chain(fused.then_some(&mut b.queries));
-                for matrix in on {
-                    keep(&all, &wanted, matrix.rows(), &mut b.kept)?;
-                    std::mem::swap(matrix, &mut b.kept);
-                }
-            }
-            queries(compute, d, layer, all_go_on, b)?;
-            turn(spans, b.queries.rows_mut());
-            let caches: Vec<&LayerCache> = sequences.iter().map(|s| &s.layers[index]).collect();
-            b.attention.resize(b.stream.rows().rows(), d.attention_width())?;
-            attend(compute, &heads, spans, b.queries.rows(), b.attention.rows_mut(), &caches)?;
-            leave_latent_space(compute, layer, b)?;
-            linear(compute, &layer.attention_output, b.attention.rows(), &mut b.added)?;
-            norm_in_place(compute, layer.after_attention.as_ref(), &mut b.added, &mut b.spare)?;
-
-            if parallel {
-                if before_feed_forward.is_some() {
-                    norm_rows(compute, before_feed_forward, b.stream.rows(), &mut b.normed)?;
-                }
-                add_rows(compute, b.added.rows(), d.residual_scale, b.stream.rows_mut());
-            } else {
-                add_rows(compute, b.added.rows(), d.residual_scale, b.stream.rows_mut());
-                if after {
-                    norm_in_place(compute, before_attention, &mut b.stream, &mut b.spare)?;
-                }
-                let norm = before_feed_forward.filter(|_| !after);
-                norm_rows(compute, norm, b.stream.rows(), &mut b.normed)?;
-            }
-            match &layer.feed_forward {
-                FeedForward::Dense(mlp) => {
-                    feed_forward(compute, d.activation, mlp, b.normed.rows(), &mut b.inner, &mut b.added)?;
-                }
-                FeedForward::Experts(experts) => expert_feed_forward(compute, d, experts, b)?,
-            }
-            norm_in_place(compute, layer.after_feed_forward.as_ref(), &mut b.added, &mut b.spare)?;
-            add_rows(compute, b.added.rows(), d.residual_scale, b.stream.rows_mut());
-            if after {
-                norm_in_place(compute, before_feed_forward, &mut b.stream, &mut b.spare)?;
-            }
+            let on = if index + 1 == model.layers.len() { &wanted } else { &all };
+            let block = BlockPass { model, compute, rotations, index, cache: index };
+            block.run(sequences, &all, on, b)?;
         }
         norm_rows(compute, model.output_norm.as_ref(), b.stream.rows(), &mut b.normed)?;
         for span in &all {
             sequences[span.sequence].len = span.position + span.len;
+        }
+        Ok(())
+    }
+}
+
+/// A batch on its way through one block of a model.
+#[derive(Clone, Copy)]
+struct BlockPass<'p> {
+    model: &'p Model,
+    compute: &'p Compute,
+    rotations: &'p [(Rotation, Angles)],
+    /// Which block.
+    index: usize,
+    /// Which of a sequence's caches its keys and values go to.
+    cache: usize,
+}
+
+impl BlockPass<'_> {
+    /// Takes the stream of the tokens of `all` through the block. Keys and values are stored for all of them; the last tokens of each, as
+    /// `on` says, go on.
+    fn run(
+        &self,
+        sequences: &mut [Sequence],
+        all: &[Span],
+        on: &[Span],
+        b: &mut Buffers,
+    ) -> Result<(), EngineError> {
+        let Self { model, compute, rotations, index, cache } = *self;
+        let (d, layer, heads) = (model.description(), &model.layers[index], model.heads(index));
+        let rotation = layer.rope.and_then(|rope| rotations.get(rope));
+        let turn = |spans: &[Span], x: RowsMut<'_>| {
+            let Some((rotation, angles)) = rotation else { return };
+            let positions = positions(spans);
+            each_row(compute, x, |row, x| {
+                rotation.apply(compute.kernels, angles, positions[row], x, d.head_dim)
+            });
+        };
+        // Side by side, both sub-layers read the stream before either adds to it.
+        let parallel = d.residual == Residual::Parallel;
+        // Norms of the stream itself stand behind the sub-layers instead.
+        let after = d.residual == Residual::NormAfter;
+        let before_attention = layer.before_attention.as_ref();
+        let before_feed_forward = layer.before_feed_forward.as_ref();
+
+        norm_rows(compute, before_attention.filter(|_| !after), b.stream.rows(), &mut b.normed)?;
+        let all_go_on = all.iter().map(|span| span.len).eq(on.iter().map(|span| span.len));
+        keys_and_values(compute, d, layer, all_go_on, b)?;
+        turn(all, b.keys.rows_mut());
+        let mut row = 0;
+        for span in all {
+            let (keys, values) = (b.keys.rows().band(row, span.len), b.values.rows().band(row, span.len));
+            let cached = &mut sequences[span.sequence].layers[cache];
+            cached.store(compute, &heads, index, span.position, keys, values)?;
+            row += span.len;
+        }
+        if !all_go_on {
+            let fused = matches!(layer.projection, Projection::Fused(_));
+            let kept = [&mut b.stream, &mut b.normed].into_iter().chain(fused.then_some(&mut b.queries));
+            for matrix in kept {
+                keep(all, on, matrix.rows(), &mut b.kept)?;
+                std::mem::swap(matrix, &mut b.kept);
+            }
+        }
+        queries(compute, d, layer, all_go_on, b)?;
+        turn(on, b.queries.rows_mut());
+        let caches: Vec<&LayerCache> = sequences.iter().map(|s| &s.layers[cache]).collect();
+        b.attention.resize(b.stream.rows().rows(), d.attention_width())?;
+        attend(compute, &heads, on, b.queries.rows(), b.attention.rows_mut(), &caches)?;
+        leave_latent_space(compute, layer, b)?;
+        linear(compute, &layer.attention_output, b.attention.rows(), &mut b.added)?;
+        norm_in_place(compute, layer.after_attention.as_ref(), &mut b.added, &mut b.spare)?;
+
+        if parallel {
+            if before_feed_forward.is_some() {
+                norm_rows(compute, before_feed_forward, b.stream.rows(), &mut b.normed)?;
+            }
+            add_rows(compute, b.added.rows(), d.residual_scale, b.stream.rows_mut());
+        } else {
+            add_rows(compute, b.added.rows(), d.residual_scale, b.stream.rows_mut());
+            if after {
+                norm_in_place(compute, before_attention, &mut b.stream, &mut b.spare)?;
+            }
+            let norm = before_feed_forward.filter(|_| !after);
+            norm_rows(compute, norm, b.stream.rows(), &mut b.normed)?;
+        }
+        match &layer.feed_forward {
+            FeedForward::Dense(mlp) => {
+                feed_forward(compute, d.activation, mlp, b.normed.rows(), &mut b.inner, &mut b.added)?;
+            }
+            FeedForward::Experts(experts) => expert_feed_forward(compute, d, experts, b)?,
+        }
+        norm_in_place(compute, layer.after_feed_forward.as_ref(), &mut b.added, &mut b.spare)?;
+        add_rows(compute, b.added.rows(), d.residual_scale, b.stream.rows_mut());
+        if after {
+            norm_in_place(compute, before_feed_forward, &mut b.stream, &mut b.spare)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{bits, logits, model, random_tensors, small, tokens, with_threads};
-use kbit_engine::{Description, EngineError, InstructionSet, Kernels, Session};
+use kbit_engine::{Description, EngineError, InstructionSet, Kernels, Passed, Session};
 use kbit_models::description::{Activation, Gate, NormKind, Position, Residual, RopeScaling, RopeStyle};
 use kbit_types::{Codec, CodecError, MatrixShape};
 use std::ops::Range;
@@ -360,6 +360,47 @@ fn texts_together_give_what_each_gives_alone() {
             alone.extend(part);
         }
         assert_eq!(bits(&together), bits(&alone), "{name}");
+    }
+}
+
+#[test]
+fn block_by_block_states_are_those_of_a_whole_pass() {
+    for (name, d) in variants() {
+        let model = model(&d, &random_tensors(&d, 1, true));
+        let texts: Vec<Vec<u32>> = [100, 3, 256, 200, 513, 1]
+            .iter()
+            .enumerate()
+            .map(|(i, &len)| tokens(&d, len, i as u64))
+            .collect();
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let mut whole = Vec::new();
+        model.session(600).hidden_states(&texts, 0, &mut whole).unwrap();
+        let mut session = model.session(600);
+        session.forward(&[1, 2, 3], 3, &mut Vec::new()).unwrap();
+        let (mut states, mut blocks, mut batched) = (Vec::new(), Vec::new(), vec![0; d.layers]);
+        session
+            .block_by_block(&texts, &mut states, |passed| {
+                match passed {
+                    Passed::Batch { block, tokens } => batched[block] += tokens,
+                    Passed::Block(block) => blocks.push(block),
+                }
+                Ok::<(), EngineError>(())
+            })
+            .unwrap();
+        assert_eq!(bits(&states), bits(&whole), "{name}");
+        assert_eq!(blocks, (0..d.layers).collect::<Vec<_>>(), "{name}");
+        assert_eq!(batched, vec![1073; d.layers], "{name}");
+        // The session is as good as new.
+        let mut after = Vec::new();
+        assert!(session.is_empty(), "{name}");
+        session.forward(texts[0], 0, &mut after).unwrap();
+        assert_eq!(bits(&after), bits(&logits(&model, texts[0])), "{name}");
+        // Whoever looks on may stop it.
+        let stop = |_| Err(EngineError::OutOfMemory { bytes: 7 });
+        assert!(matches!(
+            session.block_by_block(&texts, &mut states, stop),
+            Err(EngineError::OutOfMemory { bytes: 7 })
+        ));
     }
 }
 

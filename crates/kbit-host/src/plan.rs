@@ -138,6 +138,12 @@ impl TensorPlan {
         self.aux_required & abi::AUX_PRODUCER != 0
     }
 
+    /// True where second moments of the inputs change what is encoded.
+    #[must_use]
+    pub const fn uses_hessian(&self) -> bool {
+        (self.aux_used | self.aux_required) & abi::AUX_HESSIAN != 0
+    }
+
     /// True where second moments of the inputs are required.
     #[must_use]
     pub const fn requires_hessian(&self) -> bool {

@@ -1,12 +1,15 @@
 //! Gathers an importance matrix: texts through the engine, and a file of what was gathered so far, from which an interrupted
-//! gathering goes on.
+//! gathering goes on. With second moments, texts go through the model block by block instead.
 
 use crate::cache::{Stamp, key_of};
 use crate::error::PipelineError;
 use crate::measure::read_text;
 use crate::open::OpenModel;
 use crate::progress::Progress;
-use kbit_calibrate::{GatherOptions, Gathered, Gatherer, ImportanceMatrix, Means, Moved, Saved, Starved};
+use kbit_calibrate::{
+    GatherOptions, Gathered, Gatherer, ImportanceMatrix, Means, MomentGatherer, MomentsFile, Moved, Saved, Starved,
+};
+use kbit_engine::Passed;
 use kbit_formats::FormatError;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -26,6 +29,8 @@ pub struct Gathering {
     pub chunks: Option<usize>,
     /// Also for the output matrix.
     pub output: bool,
+    /// Second moments besides: block by block, and without a file to go on from.
+    pub second_moments: bool,
     /// File to write.
     pub out: PathBuf,
     /// True to write over a file of that name.
@@ -39,6 +44,8 @@ pub struct GatheringSummary {
     pub path: PathBuf,
     /// Tensors with data.
     pub tensors: usize,
+    /// Tensors with second moments of their inputs.
+    pub moments: usize,
     /// Windows in it.
     pub windows: u64,
     /// Windows that an earlier, interrupted gathering had done.
@@ -94,6 +101,9 @@ pub fn gather(
         bos: tokenizer.bos().filter(|_| tokenizer.adds_bos()),
         output: gathering.output,
     };
+    if gathering.second_moments {
+        return gather_moments(model, gathering, options, &windows, progress);
+    }
     let key = key_of(&serde_json::json!({
         "model": source(&model.path)?,
         "mode": model.model.mode().to_string(),
@@ -143,20 +153,96 @@ pub fn gather(
     drop(bar);
     let seconds = started.elapsed().as_secs_f64();
     let gathered = gatherer.gathered();
-    let names: Vec<String> = gathering.texts.iter().map(|path| path.display().to_string()).collect();
-    let summary = write(out, &gathered, &names, done as u64, gathering.context, gathering.overwrite)?;
+    let summary =
+        write(out, &gathered, &gathering.datasets(), done as u64, gathering.context, gathering.overwrite)?;
     if partial.exists() {
         std::fs::remove_file(&partial).map_err(PipelineError::io(&partial, "removing"))?;
     }
-    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-    let rate = ((done - resumed) * gathering.context) as f64 / seconds.max(1e-9);
     Ok(GatheringSummary {
         resumed: resumed as u64,
         moved: half.and_then(|half| Means::new(&gathered).moved(&Means::new(&half))),
         seconds,
-        tokens_per_second: (done > resumed).then_some(rate),
+        tokens_per_second: rate(done - resumed, gathering.context, seconds),
         ..summary
     })
+}
+
+/// Tokens a second; none where no window was run.
+#[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+fn rate(windows: usize, context: usize, seconds: f64) -> Option<f64> {
+    (windows > 0).then(|| (windows * context) as f64 / seconds.max(1e-9))
+}
+
+/// Gathers second moments with the importance matrix.
+fn gather_moments(
+    model: &OpenModel,
+    gathering: &Gathering,
+    options: GatherOptions,
+    windows: &[&[u32]],
+    progress: &Progress,
+) -> Result<GatheringSummary, PipelineError> {
+    let started = Instant::now();
+    let gatherer = MomentGatherer::new(&model.model, options)?;
+    let file = MomentsFile::create(
+        &gathering.out,
+        gatherer.inputs(),
+        &gathering.datasets(),
+        whole(windows.len() as u64),
+        whole(gathering.context as u64),
+        gathering.overwrite,
+    )?;
+    let moments = gatherer.inputs().iter().map(|input| input.tensors.len()).sum();
+    let blocks = model.model.description().layers as u64;
+    let bar = progress.items("windows of a block", windows.len() as u64 * blocks);
+    let mut tokens = 0;
+    let gathered = gatherer.gather(
+        windows,
+        |passed| {
+            if let Passed::Batch { tokens: more, .. } = passed {
+                tokens += more;
+                bar.set((tokens / gathering.context) as u64);
+            }
+        },
+        |moments| file.write(&moments),
+    )?;
+    drop(bar);
+    file.finish(&gathered)?;
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(GatheringSummary {
+        moments,
+        seconds,
+        tokens_per_second: rate(windows.len(), gathering.context, seconds),
+        ..GatheringSummary::of(&gathering.out, &gathered, windows.len() as u64, gathering.context)
+    })
+}
+
+/// A number as the format has it.
+fn whole(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+impl Gathering {
+    /// The texts as the file names them.
+    fn datasets(&self) -> Vec<String> {
+        self.texts.iter().map(|path| path.display().to_string()).collect()
+    }
+}
+
+impl GatheringSummary {
+    fn of(path: &Path, gathered: &[Gathered], windows: u64, context: usize) -> Self {
+        Self {
+            path: path.to_owned(),
+            tensors: gathered.len(),
+            moments: 0,
+            windows,
+            resumed: 0,
+            context,
+            moved: None,
+            starved: kbit_calibrate::starved(gathered),
+            seconds: 0.0,
+            tokens_per_second: None,
+        }
+    }
 }
 
 /// Writes the file, and says what it holds.
@@ -168,19 +254,8 @@ fn write(
     context: usize,
     overwrite: bool,
 ) -> Result<GatheringSummary, PipelineError> {
-    let whole = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
     kbit_calibrate::write(out, gathered, datasets, whole(windows), whole(context as u64), overwrite)?;
-    Ok(GatheringSummary {
-        path: out.to_owned(),
-        tensors: gathered.len(),
-        windows,
-        resumed: 0,
-        context,
-        moved: None,
-        starved: kbit_calibrate::starved(gathered),
-        seconds: 0.0,
-        tokens_per_second: None,
-    })
+    Ok(GatheringSummary::of(out, gathered, windows, context))
 }
 
 /// Where what was gathered so far lies.

@@ -459,6 +459,15 @@ impl SliceWork<'_> {
         Ok(Some((values, tokens)))
     }
 
+    /// Second moments of the slice's inputs, where the plan gives them to the scheme.
+    fn moments(&self) -> Result<Option<Vec<f32>>, PipelineError> {
+        let Some(importance) = self.run.plan.importance.as_ref().filter(|_| self.tensor.moments) else {
+            return Ok(None);
+        };
+        let source = self.run.plan.edits.original_name(&self.info.tensor);
+        Ok(Some(importance.matrix.read_moments(&source, self.info.slice)?))
+    }
+
     /// For each column, the deviation of the weights that produce it, where the plan gives it to the scheme.
     fn producer(&self) -> Result<Option<Vec<f32>>, PipelineError> {
         if !self.tensor.producer {
@@ -474,9 +483,11 @@ impl SliceWork<'_> {
     /// Opens the job; observes all groups and prepares where the plan asks for it.
     fn begin(&self, whole: Option<&[f32]>) -> Result<(Job, Vec<Vec<u8>>), PipelineError> {
         let importance = self.importance()?;
+        let moments = self.moments()?;
         let producer = self.producer()?;
         let aux = AuxData {
             diag: importance.as_ref().map(|(values, _)| values.as_slice()),
+            hessian: moments.as_ref().map(|values| (values.as_slice(), self.tensor.shape.cols)),
             producer_std: producer.as_deref(),
             n_samples: importance.as_ref().map_or(0, |(_, tokens)| *tokens),
             ..AuxData::default()

@@ -21,6 +21,8 @@ pub struct ImportanceUse {
     pub sha256: String,
     /// Matrices that are quantized with regard to it.
     pub weighted: usize,
+    /// Matrices that are quantized with regard to the second moments of their inputs.
+    pub moments: usize,
     /// Matrices whose scheme would use data that are not there.
     pub without: Vec<String>,
     /// Stacks of experts with data for some of them only.
@@ -46,6 +48,7 @@ impl ImportanceUse {
             path: importance.matrix.path().to_owned(),
             sha256: importance.matrix.sha256().to_owned(),
             weighted: 0,
+            moments: 0,
             without: Vec::new(),
             partial: Vec::new(),
         }
@@ -115,8 +118,13 @@ impl ImportanceUse {
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         const SHOWN: usize = 8;
-        let mut notes =
-            vec![format!("importance from {} for {} matrices", self.path.display(), self.weighted)];
+        let mut notes = Vec::new();
+        if self.weighted > 0 || self.moments == 0 {
+            notes.push(format!("importance from {} for {} matrices", self.path.display(), self.weighted));
+        }
+        if self.moments > 0 {
+            notes.push(format!("second moments from {} for {} matrices", self.path.display(), self.moments));
+        }
         if !self.without.is_empty() {
             let shown = self.without.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
             let more = match self.without.len().saturating_sub(SHOWN) {

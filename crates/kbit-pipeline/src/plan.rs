@@ -74,6 +74,8 @@ pub struct PlannedTensor {
     pub fallback: Option<Fallback>,
     /// Whether its scheme is given the importance of its columns.
     pub importance: bool,
+    /// Whether its scheme is given the second moments of its inputs.
+    pub moments: bool,
     /// Whether its scheme is given the deviation of the weights that produce its columns.
     pub producer: bool,
 }
@@ -462,6 +464,11 @@ pub(crate) fn matrix_shape(shape: &[u64]) -> Option<MatrixShape> {
     }
 }
 
+/// True of tensors whose inputs are looked up, or are those of no block: no second moments are gathered for them.
+const fn lacks_inputs(role: Role) -> bool {
+    matches!(role, Role::TokenEmbedding | Role::Output)
+}
+
 struct Builder<'a> {
     registry: &'a Registry,
     checkpoint: &'a Checkpoint,
@@ -575,6 +582,7 @@ impl Builder<'_> {
             bytes,
             fallback: None,
             importance: false,
+            moments: false,
             producer: false,
         });
         Ok(())
@@ -599,27 +607,48 @@ impl Builder<'_> {
             shape: tensor.shape.clone(),
         })?;
         let first_stored = self.stored.len();
-        let (scheme, plan, fallback) = match self.plan(chosen, tensor, shape)? {
+        let mut planned = self.plan(chosen, tensor, shape)?;
+        let mut other = GgmlType::F16;
+        if let Ok((_, plan)) = &planned
+            && plan.requires_hessian()
+            && lacks_inputs(tensor.role)
+            && !self.has_moments(tensor, shape)
+        {
+            planned = Err("second moments are gathered for matrices in blocks alone".to_owned());
+            if shape.cols.is_multiple_of(GgmlType::Q8_0.block_elements()) {
+                other = GgmlType::Q8_0;
+            }
+        }
+        let (scheme, plan, fallback) = match planned {
             Ok((scheme, plan)) => (scheme, plan, None),
             Err(reason) => {
-                let half = self.registry.scheme("ggml:f16")?;
-                let params = half.resolve(&kbit_host::ParamValues::new())?;
-                let half = Chosen { scheme: half, params, isolation: Isolation::InProcess };
+                let instead = self.registry.scheme(&format!("ggml:{}", other.name().to_lowercase()))?;
+                let params = instead.resolve(&kbit_host::ParamValues::new())?;
+                let instead = Chosen { scheme: instead, params, isolation: Isolation::InProcess };
                 let (scheme, plan) = self
-                    .plan(&half, tensor, shape)?
+                    .plan(&instead, tensor, shape)?
                     .map_err(|reason| PipelineError::NoFallback { tensor: tensor.name.clone(), reason })?;
                 let fallback = Fallback {
                     tensor: tensor.name.clone(),
                     wanted: chosen.scheme.id().to_owned(),
-                    stored: "F16".to_owned(),
+                    stored: other.name().to_owned(),
                     reason,
-                    bits: 16.0,
+                    bits: other.bits_per_weight(),
                     wanted_bits: chosen.scheme.ggml_type().map(GgmlType::bits_per_weight),
                 };
                 (scheme, plan, Some(fallback))
             }
         };
         let importance = self.has_importance(scheme, tensor, shape, &plan, refused_later)?;
+        let moments = plan.uses_hessian() && self.has_moments(tensor, shape);
+        if plan.requires_hessian() && !moments {
+            let cure = "gather them with `kbit calibrate --second-moments` and give the file by `--imatrix FILE` (`importance: FILE` in a \
+                        configuration), or choose another scheme for it by `--map` (`rules`)";
+            return Err(self.needs(scheme, tensor, "second moments of its inputs", cure));
+        }
+        if let Some(found) = self.importance_use.as_mut().filter(|_| moments) {
+            found.moments += 1;
+        }
         let producer = self.has_producer(scheme, tensor, shape, &plan)?;
         let slice_bytes = plan.total_bytes(shape.rows).ok_or_else(|| too_large(tensor))?;
         let bytes = slice_bytes.checked_mul(shape.slices).ok_or_else(|| too_large(tensor))?;
@@ -639,6 +668,7 @@ impl Builder<'_> {
             bytes,
             fallback,
             importance,
+            moments,
             producer,
         });
         Ok(())
@@ -661,12 +691,6 @@ impl Builder<'_> {
             _ => false,
         };
         let needs = |what: &str, cure| self.needs(scheme, tensor, what, cure);
-        if plan.requires_hessian() {
-            return Err(needs(
-                "second moments of its inputs, which no importance matrix holds",
-                "choose another scheme",
-            ));
-        }
         if given || !plan.requires_importance() || refused_later {
             return Ok(given);
         }
@@ -679,6 +703,14 @@ impl Builder<'_> {
                 &format!("importance, and {} has none for this tensor", importance.matrix.path().display()),
                 "choose another scheme for it by `--map` (`rules`), or gather the importance anew",
             ),
+        })
+    }
+
+    /// Whether there are second moments of the tensor's inputs.
+    fn has_moments(&self, tensor: &OutputTensor, shape: MatrixShape) -> bool {
+        self.importance.is_some_and(|importance| {
+            let source = self.edits.original_name(&tensor.name);
+            importance.matrix.has_moments(&source, shape.slices, shape.cols)
         })
     }
 

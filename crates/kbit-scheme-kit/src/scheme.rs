@@ -136,7 +136,28 @@ pub struct BlockTensor {
 }
 
 impl<L: Levels> BlockScheme<L> {
-    fn layout(&self, shape: &Shape<'_>) -> Result<Layout, Error> {
+    /// The numbers of a block whose weights lie between `min` and `max`, as they will be read back: for schemes that choose codes
+    /// themselves and store them as this one does. `tensor` and `row` are for errors.
+    ///
+    /// # Errors
+    /// Numbers that the scale type cannot hold.
+    pub fn fit_range(&self, min: f32, max: f32, tensor: &str, row: u64) -> Result<Fit, Error> {
+        let place = Place { tensor, first_row: row, cols: 1, offset: 0 };
+        self.round(self.levels.fit(&Summary { min, max, mean_magnitude: 0.0 }), &place)
+    }
+
+    /// Writes a row group with these numbers of its blocks and these codes of its weights, all [`Layout::group_weights`] of them.
+    /// Not for setups with double quantization.
+    pub fn write(&self, layout: &Layout, fits: &[Fit], codes: &[u8], parts: &mut [&mut [u8]]) {
+        write_fits(layout, fits, parts);
+        write_codes(layout, codes, parts);
+    }
+
+    /// How a matrix is cut into blocks and groups.
+    ///
+    /// # Errors
+    /// A matrix too wide for memory.
+    pub fn layout(&self, shape: &Shape<'_>) -> Result<Layout, Error> {
         let Setup { bits, granularity, scale, double, with_minimum, .. } = self.setup;
         let mut layout = Layout::new(bits, granularity, scale, double, with_minimum, shape)?;
         if self.statistics_bytes() > 0 {
@@ -237,10 +258,10 @@ impl<L: Levels> BlockScheme<L> {
                 None => self.fit(&values[block.clone()], book, &place.at(block.start))?,
             });
         }
-        for part in parts.iter_mut().skip(1) {
-            part.fill(0);
-        }
         if let Some(double) = layout.double {
+            for part in parts.iter_mut().skip(1) {
+                part.fill(0);
+            }
             space.scales.clear();
             space.scales.extend(space.fits.iter().map(|fit| fit.scale));
             space.scales.resize(layout.scales(), 0.0);
@@ -249,16 +270,9 @@ impl<L: Levels> BlockScheme<L> {
             for (fit, scale) in space.fits.iter_mut().zip(&space.scales) {
                 fit.scale = *scale;
             }
+            write_minima(layout, &space.fits, parts);
         } else {
-            for (index, fit) in space.fits.iter().enumerate() {
-                layout.scale.write(parts[1], index, fit.scale);
-            }
-        }
-        if layout.with_minimum {
-            let last = parts.len() - 1;
-            for (index, fit) in space.fits.iter().enumerate() {
-                layout.scale.write(parts[last], index, fit.minimum);
-            }
+            write_fits(layout, &space.fits, parts);
         }
         space.codes.clear();
         space.codes.resize(layout.group_weights(), 0);
@@ -267,12 +281,34 @@ impl<L: Levels> BlockScheme<L> {
                 self.levels.encode(&values[block.clone()], *fit, book, &mut space.codes[block]);
             }
         }
-        if layout.bits == 0 {
-            pack_trits(&space.codes, parts[0]);
-        } else {
-            pack::pack_codes(layout.bits, &space.codes, parts[0]);
-        }
+        write_codes(layout, &space.codes, parts);
         Ok(())
+    }
+}
+
+/// Writes the scales of a group, and the minima where the layout has some.
+fn write_fits(layout: &Layout, fits: &[Fit], parts: &mut [&mut [u8]]) {
+    parts[1].fill(0);
+    for (index, fit) in fits.iter().enumerate() {
+        layout.scale.write(parts[1], index, fit.scale);
+    }
+    write_minima(layout, fits, parts);
+}
+
+fn write_minima(layout: &Layout, fits: &[Fit], parts: &mut [&mut [u8]]) {
+    if let Some(minima) = parts.last_mut().filter(|_| layout.with_minimum) {
+        minima.fill(0);
+        for (index, fit) in fits.iter().enumerate() {
+            layout.scale.write(minima, index, fit.minimum);
+        }
+    }
+}
+
+fn write_codes(layout: &Layout, codes: &[u8], parts: &mut [&mut [u8]]) {
+    if layout.bits == 0 {
+        pack_trits(codes, parts[0]);
+    } else {
+        pack::pack_codes(layout.bits, codes, parts[0]);
     }
 }
 

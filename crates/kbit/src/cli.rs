@@ -370,6 +370,9 @@ pub struct Calibrate {
     /// Gather for the output matrix too
     #[arg(long)]
     pub output_matrix: bool,
+    /// Gather second moments of the inputs too, as `gptq` needs them: the file then has cols^2 / 2 numbers for each input
+    #[arg(long, requires = "model", conflicts_with = "output_matrix")]
+    pub second_moments: bool,
     /// Write over a file of that name
     #[arg(long)]
     pub overwrite: bool,

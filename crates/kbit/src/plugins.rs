@@ -12,6 +12,7 @@ pub const STATICS: &[StaticPlugin] = &[
     StaticPlugin { name: "dynamic", entry: kbit_scheme_dynamic::kbit_plugin_entry_v1 },
     StaticPlugin { name: "float", entry: kbit_scheme_float::kbit_plugin_entry_v1 },
     StaticPlugin { name: "ggml", entry: kbit_scheme_ggml::kbit_plugin_entry_v1 },
+    StaticPlugin { name: "gptq", entry: kbit_scheme_gptq::kbit_plugin_entry_v1 },
     StaticPlugin { name: "hqq", entry: kbit_scheme_hqq::kbit_plugin_entry_v1 },
     StaticPlugin { name: "int", entry: kbit_scheme_int::kbit_plugin_entry_v1 },
     StaticPlugin { name: "mixed", entry: kbit_scheme_mixed::kbit_plugin_entry_v1 },

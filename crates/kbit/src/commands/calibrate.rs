@@ -22,6 +22,7 @@ pub fn calibrate(session: &Session, arguments: &Calibrate) -> Result<u8, Failure
                 context: usize::try_from(arguments.context).map_err(Failure::usage)?,
                 chunks: arguments.chunks.and_then(|chunks| usize::try_from(chunks).ok()),
                 output: arguments.output_matrix,
+                second_moments: arguments.second_moments,
                 out: arguments.out.clone(),
                 overwrite: arguments.overwrite,
             };
@@ -37,8 +38,12 @@ pub fn calibrate(session: &Session, arguments: &Calibrate) -> Result<u8, Failure
 }
 
 fn words(summary: &GatheringSummary) -> String {
+    let moments = match summary.moments {
+        0 => String::new(),
+        tensors => format!(", second moments for {tensors}"),
+    };
     let mut text = format!(
-        "{}: {} tensors, {} windows of {} tokens\n",
+        "{}: {} tensors{moments}, {} windows of {} tokens\n",
         summary.path.display(),
         summary.tensors,
         summary.windows,

@@ -43,6 +43,7 @@ fn importance(session: &Session, arguments: &Inspect) -> Result<u8, Failure> {
             "entry_count": matrix.entries().len(),
             "value_count": values,
             "partial_entries": partial,
+            "moments_count": matrix.moments_count(),
             "peak_rss_bytes": kbit_formats::peak_rss_bytes(),
         });
         if let Some(fields) = document.as_object_mut().filter(|_| arguments.tensors) {
@@ -68,6 +69,9 @@ fn importance(session: &Session, arguments: &Inspect) -> Result<u8, Failure> {
         },
         matrix.entries().len(),
     );
+    if matrix.moments_count() > 0 {
+        text.push_str(&format!("second moments of the inputs of {} tensors\n", matrix.moments_count()));
+    }
     let size = matrix.chunk_size().map_or_else(String::new, |size| format!(" of {size} tokens"));
     text.push_str(&format!(
         "gathered on {} chunks{size} of {}\n",
