@@ -4,7 +4,7 @@
 //! that there is to see of a block before the next one begins. The streams of all tokens stay in memory meanwhile, keys and values
 //! those of one batch.
 
-use super::{BlockPass, LayerCache, Session, Sequence, Span, embed, norm_rows};
+use super::{BlockPass, LayerCache, Sequence, Session, Span, embed, norm_rows};
 use crate::EngineError;
 
 /// How far texts have come.
@@ -66,10 +66,15 @@ impl Session<'_> {
             rotation.extend(angles, longest)?;
         }
 
-        self.each_batch(&batches, states, |_| Ok::<(), EngineError>(()), |session, parts, spans| {
-            let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
-            embed(session.model, &session.compute, &tokens, spans, &mut session.buffers)
-        })?;
+        self.each_batch(
+            &batches,
+            states,
+            |_| Ok::<(), EngineError>(()),
+            |session, parts, spans| {
+                let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
+                embed(session.model, &session.compute, &tokens, spans, &mut session.buffers)
+            },
+        )?;
         for block in 0..self.model.layers.len() {
             let told = |tokens| passed(Passed::Batch { block, tokens });
             self.each_batch(&batches, states, told, |session, _, spans| {
@@ -79,12 +84,17 @@ impl Session<'_> {
             })?;
             passed(Passed::Block(block))?;
         }
-        self.each_batch(&batches, states, |_| Ok::<(), EngineError>(()), |session, ..| {
-            let Session { model, compute, buffers, .. } = session;
-            norm_rows(compute, model.output_norm.as_ref(), buffers.stream.rows(), &mut buffers.normed)?;
-            std::mem::swap(&mut buffers.normed, &mut buffers.stream);
-            Ok(())
-        })?;
+        self.each_batch(
+            &batches,
+            states,
+            |_| Ok::<(), EngineError>(()),
+            |session, _, _| {
+                let Session { model, compute, buffers, .. } = session;
+                norm_rows(compute, model.output_norm.as_ref(), buffers.stream.rows(), &mut buffers.normed)?;
+                std::mem::swap(&mut buffers.normed, &mut buffers.stream);
+                Ok(())
+            },
+        )?;
         Ok(())
     }
 
