@@ -60,7 +60,8 @@ struct Figures {
 #[derive(Debug, Serialize)]
 struct Row {
     scheme: String,
-    peer: Figures,
+    /// None where llama-quantize refuses the scheme for this model: it has no other type for some of its shapes.
+    peer: Option<Figures>,
     kbit: Figures,
     quantize_seconds: f64,
     evaluate_seconds: f64,
@@ -68,13 +69,13 @@ struct Row {
 
 impl Row {
     /// kbit's perplexity by the peer's, less 1.
-    fn perplexity_difference(&self) -> f64 {
-        self.kbit.perplexity / self.peer.perplexity - 1.0
+    fn perplexity_difference(&self, peer: &Figures) -> f64 {
+        self.kbit.perplexity / peer.perplexity - 1.0
     }
 
     /// Difference of the divergences, in standard errors of one of them.
-    fn kld_difference(&self) -> f64 {
-        (self.kbit.kld - self.peer.kld) / self.peer.kld_stderr
+    fn kld_difference(&self, peer: &Figures) -> f64 {
+        (self.kbit.kld - peer.kld) / peer.kld_stderr
     }
 }
 
@@ -153,24 +154,30 @@ pub fn sweep(peers: &Peers, args: &Args) -> Result<()> {
             Some(ty) => (ty.to_uppercase(), &["--pure"][..]),
             None => (scheme.to_uppercase(), &[][..]),
         };
-        let quantize =
-            succeeded(pair.quantize(&model, &file_type, None, pure)?, "llama-quantize", &pair.peer_log())?;
-        let evaluate = perplexity(&pair.theirs, &["--kl-divergence"])?;
-        let said = fs::read(pair.peer_log()).map_err(in_context(pair.peer_log().display()))?;
-        let peer = figures(&String::from_utf8_lossy(&said))
-            .ok_or_else(|| format!("{}: llama-perplexity gives no divergence", pair.peer_log().display()))?;
-        peak = peak.max(quantize.peak).max(evaluate.peak);
-        let row = Row {
+        let quantize = pair.quantize(&model, &file_type, None, pure)?;
+        peak = peak.max(quantize.peak);
+        let mut row = Row {
             scheme: scheme.clone(),
-            peer,
+            peer: None,
             kbit: *kbit,
             quantize_seconds: quantize.seconds,
-            evaluate_seconds: evaluate.seconds,
+            evaluate_seconds: 0.0,
         };
-        say(&format!(
-            "{:<12} llama-quantize {:>5.1} s, llama-perplexity {:>5.1} s",
-            row.scheme, row.quantize_seconds, row.evaluate_seconds
-        ));
+        if quantize.success {
+            let evaluate = perplexity(&pair.theirs, &["--kl-divergence"])?;
+            let said = fs::read(pair.peer_log()).map_err(in_context(pair.peer_log().display()))?;
+            let peer = figures(&String::from_utf8_lossy(&said)).ok_or_else(|| {
+                format!("{}: llama-perplexity gives no divergence", pair.peer_log().display())
+            })?;
+            peak = peak.max(evaluate.peak);
+            (row.peer, row.evaluate_seconds) = (Some(peer), evaluate.seconds);
+            say(&format!(
+                "{:<12} llama-quantize {:>5.1} s, llama-perplexity {:>5.1} s: KLD {:.6}, kbit {:.6}",
+                row.scheme, row.quantize_seconds, row.evaluate_seconds, peer.kld, kbit.kld
+            ));
+        } else {
+            say(&format!("{scheme:<12} llama-quantize refuses: {}", process::complaint(&pair.peer_log())));
+        }
         rows.push(row);
     }
     let peer_seconds =
@@ -209,15 +216,17 @@ fn show(sweep: &Sweep, args: &Args) -> Result<()> {
         "kbit",
     ]);
     for row in &sweep.rows {
+        let of_both =
+            |figure: &dyn Fn(&Figures) -> String| row.peer.as_ref().map_or_else(|| "-".to_owned(), figure);
         table.row(vec![
             row.scheme.clone(),
-            format!("{:.4}", row.peer.perplexity),
+            of_both(&|peer| format!("{:.4}", peer.perplexity)),
             format!("{:.4}", row.kbit.perplexity),
-            format!("{:+.3} %", 100.0 * row.perplexity_difference()),
-            format!("{:.6}", row.peer.kld),
+            of_both(&|peer| format!("{:+.3} %", 100.0 * row.perplexity_difference(peer))),
+            of_both(&|peer| format!("{:.6}", peer.kld)),
             format!("{:.6}", row.kbit.kld),
-            format!("{:+.2}", row.kld_difference()),
-            format!("{:.2} %", 100.0 * row.peer.same_top),
+            of_both(&|peer| format!("{:+.2}", row.kld_difference(peer))),
+            of_both(&|peer| format!("{:.2} %", 100.0 * peer.same_top)),
             format!("{:.2} %", 100.0 * row.kbit.same_top),
         ]);
     }
