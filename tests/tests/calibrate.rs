@@ -139,8 +139,19 @@ fn texts_that_are_too_short_and_wrong_usage_are_named() {
 /// Mean divergence of `file` from the f32 model, on a text that nothing was gathered on.
 fn divergence(folder: &Path, reference: &str, file: &str) -> f64 {
     let text = repository("assets/text/prose.txt");
-    let arguments =
-        ["eval", file, "--metric", "kl", "--reference", reference, "--text", &text, "--context", "128", "--json"];
+    let arguments = [
+        "eval",
+        file,
+        "--metric",
+        "kl",
+        "--reference",
+        reference,
+        "--text",
+        &text,
+        "--context",
+        "128",
+        "--json",
+    ];
     let found: Value = serde_json::from_str(&kbit_ok(folder, &arguments)).expect("JSON");
     found["value"].as_f64().unwrap_or_else(|| panic!("no value in {found}"))
 }
@@ -152,7 +163,10 @@ fn second_moments_stand_beside_the_sums_of_a_plain_gathering() {
     let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &options, "plain.gguf");
     let with = [&options[..], &["--second-moments"]].concat();
     let found = gathered(folder.path(), "assets/family/s0", &[TEXT], &with, "moments.gguf");
-    assert_eq!((&found["tensors"], &found["moments"], &found["windows"]), (&14.into(), &14.into(), &12.into()));
+    assert_eq!(
+        (&found["tensors"], &found["moments"], &found["windows"]),
+        (&14.into(), &14.into(), &12.into())
+    );
     let three = [&with[..], &["--threads", "3"]].concat();
     let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &three, "three.gguf");
     assert_eq!(bytes(folder.path(), "moments.gguf"), bytes(folder.path(), "three.gguf"));
@@ -164,7 +178,8 @@ fn second_moments_stand_beside_the_sums_of_a_plain_gathering() {
     let moments = &all[plain.len()..];
     let names: Vec<&str> = moments.iter().map(|(name, _)| name.as_str()).collect();
     let expected = [0, 1].map(|block| {
-        ["attn_q", "attn_output", "ffn_gate", "ffn_down"].map(|part| format!("blk.{block}.{part}.weight.moments"))
+        ["attn_q", "attn_output", "ffn_gate", "ffn_down"]
+            .map(|part| format!("blk.{block}.{part}.weight.moments"))
     });
     assert_eq!(names, expected.as_flattened());
     for (name, triangle) in moments {
@@ -190,7 +205,17 @@ fn error_feedback_loses_less_than_rounding_in_the_same_layout() {
     let _ = gathered(folder.path(), "assets/family/s1", &[TEXT], &options, "s1.gguf");
     let model = repository("assets/family/s1");
     let convert = |scheme: &str, out: &str| {
-        let arguments = ["convert", &model, out, "--scheme", scheme, "--imatrix", "s1.gguf", "--map", "token_embd=ggml:q8_0"];
+        let arguments = [
+            "convert",
+            &model,
+            out,
+            "--scheme",
+            scheme,
+            "--imatrix",
+            "s1.gguf",
+            "--map",
+            "token_embd=ggml:q8_0",
+        ];
         let _ = kbit_ok(folder.path(), &arguments);
         divergence(folder.path(), &model, out)
     };
@@ -212,7 +237,10 @@ fn error_feedback_without_second_moments_says_how_to_get_them() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = repository("assets/family/s0");
     let message = kbit_fails(folder.path(), 1, &["convert", &model, "x.gguf", "--scheme", "gptq:bits=4"]);
-    assert!(message.contains("blk.0.attn_") && message.contains("kbit calibrate --second-moments"), "{message}");
+    assert!(
+        message.contains("blk.0.attn_") && message.contains("kbit calibrate --second-moments"),
+        "{message}"
+    );
     let options = ["--context", "64", "--chunks", "2"];
     let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &options, "plain.gguf");
     let plain = ["convert", &model, "x.gguf", "--scheme", "gptq:q4_0", "--imatrix", "plain.gguf"];
@@ -222,9 +250,13 @@ fn error_feedback_without_second_moments_says_how_to_get_them() {
 
     let with = [&options[..], &["--second-moments"]].concat();
     let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &with, "moments.gguf");
-    let convert = ["convert", &model, "x.gguf", "--scheme", "gptq:q4_0", "--imatrix", "moments.gguf", "--json"];
+    let convert =
+        ["convert", &model, "x.gguf", "--scheme", "gptq:q4_0", "--imatrix", "moments.gguf", "--json"];
     let found: Value = serde_json::from_str(&kbit_ok(folder.path(), &convert)).expect("JSON");
-    assert!(found.to_string().contains("second moments are gathered for matrices in blocks alone"), "{found}");
+    assert!(
+        found.to_string().contains("second moments are gathered for matrices in blocks alone"),
+        "{found}"
+    );
     let other = repository("assets/family/s1");
     let other = ["convert", &other, "y.gguf", "--scheme", "gptq:q4_0", "--imatrix", "moments.gguf"];
     let message = kbit_fails(folder.path(), 1, &other);

@@ -56,8 +56,7 @@ impl<'m> MomentGatherer<'m> {
     /// When the model cannot be run.
     pub fn new(model: &'m Model, options: GatherOptions) -> Result<Self, CalibrateError> {
         let observer = Arc::new(Inputs::default());
-        let mut session =
-            model.session(options.context).observed(Arc::clone(&observer) as Arc<dyn Observer>);
+        let mut session = model.session(options.context).observed(Arc::clone(&observer) as Arc<dyn Observer>);
         let token = [options.bos.unwrap_or(0)];
         session.hidden_states(&[&token[..]], 0, &mut Vec::new())?;
         let mut inputs: Vec<SharedInput> = Vec::new();
@@ -280,7 +279,10 @@ mod tests {
                     let expected = products.sum::<f64>() / count as f64;
                     let found = f64::from(means[start_of(a) + b]);
                     // At most 512 roundings of sums below 512, each by 2^-24 of it, over 512 tokens.
-                    assert!((found - expected).abs() < 1e-4, "{cols}, {count}: {a}, {b}: {found}, {expected}");
+                    assert!(
+                        (found - expected).abs() < 1e-4,
+                        "{cols}, {count}: {a}, {b}: {found}, {expected}"
+                    );
                 }
             }
         }

@@ -7,7 +7,8 @@ use crate::measure::read_text;
 use crate::open::OpenModel;
 use crate::progress::Progress;
 use kbit_calibrate::{
-    GatherOptions, Gathered, Gatherer, ImportanceMatrix, Means, MomentGatherer, MomentsFile, Moved, Saved, Starved,
+    GatherOptions, Gathered, Gatherer, ImportanceMatrix, Means, MomentGatherer, MomentsFile, Moved, Saved,
+    Starved,
 };
 use kbit_engine::Passed;
 use kbit_formats::FormatError;

@@ -1,17 +1,17 @@
-//! The factor by which the errors of earlier columns correct later ones.
+//! The factors by which the errors of earlier columns correct later ones.
 //!
-//! With `H` the mean of `x x^T` over the inputs, what a row's errors `e` cost is `e H e^T`. `H = U D U^T` with `U` upper triangular and
-//! ones on its diagonal turns that into the sum over columns `j` of `D[j] (e[j] + sum(e[k] U[k][j], k < j))^2`: the best level for a
-//! column is the one nearest to its weight plus the correction by the errors before it. That is the procedure of GPTQ (Frantar et al.
-//! 2022) without an inverse, as Chee et al. (2023, QuIP) have shown; `D[j]` is the square of their diagonal of the inverse's factor,
-//! inverted. It is also the variance of an input that the later ones do not explain.
+//! With `H` the mean of `x x^T` over the inputs, what a row's errors `e` cost is `e H e^T`. Let `H = U D U^T` with `U` upper triangular
+//! and ones on its diagonal, and `V` the inverse of `U`. Once column `i` has its level, the best that later columns can do about the
+//! error `d` is to move by `-d V[i][j]`: that is GPTQ (Frantar et al. 2022), whose factor of the inverse of `H` has the rows of `V`
+//! divided by the square root of `D`, found without inverting `H` (compare Chee et al. 2023, QuIP). What stays is the sum of
+//! `D[i] d^2`: `D[i]` is the variance of an input that the later ones do not explain.
 
 /// Lanes of sums: a fixed order of additions that every instruction set keeps.
 const LANES: usize = 8;
 /// Rows that are factored side by side.
 const ROWS: usize = 8;
-/// A pivot below this share of its own second moment is rounding: the later inputs explain the column wholly.
-const EXPLAINED: f64 = 1e-10;
+/// A pivot below this share of its own second moment is the rounding of moments to 2^-24: the later inputs explain the column wholly.
+const EXPLAINED: f64 = 1e-6;
 /// A pivot below minus this share of the mean second moment is none of a mean of `x x^T`, whose entries are rounded to 2^-24.
 const INDEFINITE: f64 = 1e-3;
 
@@ -19,7 +19,7 @@ const INDEFINITE: f64 = 1e-3;
 #[derive(Debug)]
 pub struct Factor {
     cols: usize,
-    /// Rows of `U` without the one on the diagonal: `n - 1` numbers, then `n - 2`, and so on.
+    /// Rows of `V` without the one on the diagonal: `n - 1` numbers, then `n - 2`, and so on.
     rows: Vec<f32>,
     /// `D`.
     variances: Vec<f32>,
@@ -46,7 +46,8 @@ impl Factor {
 
     /// [`Factor::new`], compiled for each instruction set.
     ///
-    /// Taken from the last column to the first, the factors are those of `L D L^T`, which are found row by row.
+    /// Taken from the last column to the first, the factors are those of `L D L^T`, which are found row by row, and `V` is the inverse of
+    /// `L`.
     #[inline(always)]
     fn of(moments: &[f32], stride: usize, order: &[u32], damping: f64) -> Result<Self, NoFactor> {
         let cols = order.len();
@@ -103,6 +104,7 @@ impl Factor {
             }
         }
 
+        invert(&mut lower, cols, &mut scaled);
         let mut rows = Vec::with_capacity(lower.len());
         for row in (0..cols).rev() {
             #[expect(clippy::cast_possible_truncation, reason = "kept in single precision")]
@@ -118,11 +120,46 @@ impl Factor {
         &self.variances
     }
 
-    /// What the error at place `place` adds to each of the places after it, for an error of 1.
+    /// What is to be taken from each of the places after `place`, for an error of 1 there.
     #[inline(always)]
     pub fn after(&self, place: usize) -> &[f32] {
         let start = place * (2 * self.cols - place - 1) / 2;
         &self.rows[start..][..self.cols - place - 1]
+    }
+}
+
+/// Makes a lower triangle with ones on its diagonal, which are not stored, its inverse. `space` holds [`ROWS`] rows.
+///
+/// Row `i` of the inverse is minus the sum of the inverse's rows before it, by the numbers of row `i`.
+#[inline(always)]
+fn invert(lower: &mut [f64], cols: usize, space: &mut [f64]) {
+    let add = |by: f64, row: &[f64], own: &mut [f64]| {
+        for (own, row) in own.iter_mut().zip(row) {
+            *own -= by * row;
+        }
+        own[row.len()] -= by;
+    };
+    for first in (0..cols).step_by(ROWS) {
+        let count = ROWS.min(cols - first);
+        let (done, making) = lower.split_at_mut(start_of(first));
+        let at = |row: usize| start_of(row) - start_of(first);
+        for row in 0..count {
+            let own = &mut making[at(first + row)..][..first + row];
+            space[row * cols..][..first + row].copy_from_slice(own);
+            own.fill(0.0);
+        }
+        for k in 0..first {
+            let other = &done[start_of(k)..][..k];
+            for row in 0..count {
+                add(space[row * cols + k], other, &mut making[at(first + row)..][..first + row]);
+            }
+        }
+        for row in 1..count {
+            let (before, own) = making.split_at_mut(at(first + row));
+            for k in first..first + row {
+                add(space[row * cols + k], &before[at(k)..][..k], &mut own[..first + row]);
+            }
+        }
     }
 }
 
@@ -159,26 +196,28 @@ mod tests {
     use crate::testing::moments;
 
     #[test]
-    fn factors_multiply_to_the_matrix() {
+    fn factors_make_the_matrix_diagonal() {
         for cols in [1, 2, 7, 8, 9, 40] {
             let h = moments(cols, 3 * cols, 5);
             let order: Vec<u32> = (0..cols as u32).map(|j| (j * 7 + 3) % cols as u32).collect();
             let order = if cols % 7 == 0 { (0..cols as u32).rev().collect() } else { order };
             let factor = Factor::new(&h, cols, &order, 0.0).unwrap();
-            let u = |row: usize, col: usize| match row.cmp(&col) {
+            let v = |row: usize, col: usize| match row.cmp(&col) {
                 std::cmp::Ordering::Less => f64::from(factor.after(row)[col - row - 1]),
                 std::cmp::Ordering::Equal => 1.0,
                 std::cmp::Ordering::Greater => 0.0,
             };
-            let largest = h.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+            let h = |a: usize, b: usize| f64::from(h[order[a] as usize * cols + order[b] as usize]);
+            let largest = (0..cols).map(|a| h(a, a)).fold(0.0, f64::max);
             for a in 0..cols {
                 for b in 0..cols {
-                    let product: f64 =
-                        (0..cols).map(|k| u(a, k) * f64::from(factor.variances()[k]) * u(b, k)).sum();
-                    let expected = f64::from(h[order[a] as usize * cols + order[b] as usize]);
-                    // Factors are rounded to single precision, relative to terms of at most the largest moment.
-                    let bound = cols as f64 * f64::from(f32::EPSILON * largest);
-                    assert!((product - expected).abs() <= bound, "{cols}: {a}, {b}: {product}, {expected}");
+                    // V H V^T = D.
+                    let terms = (0..cols).flat_map(|k| (0..cols).map(move |l| (k, l)));
+                    let sum: f64 = terms.map(|(k, l)| v(a, k) * h(k, l) * v(b, l)).sum();
+                    let expected = if a == b { f64::from(factor.variances()[a]) } else { 0.0 };
+                    // Factors, some of them above 1, are rounded to single precision.
+                    let bound = 20.0 * cols as f64 * f64::from(f32::EPSILON) * largest;
+                    assert!((sum - expected).abs() <= bound, "{cols}: {a}, {b}: {sum}, {expected}");
                 }
             }
         }

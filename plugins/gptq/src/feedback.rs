@@ -113,10 +113,9 @@ impl Feedback {
         let most = f32::from(storage.most());
         let numbers = (first..).take(rows.len());
 
-        // Weights in the order of their columns, and the same with the corrections so far.
-        let originals: Vec<f32> =
+        // Weights in the order of their columns, with the corrections so far.
+        let mut targets: Vec<f32> =
             rows.iter().flat_map(|row| columns.iter().map(|column| row[*column as usize])).collect();
-        let mut targets = originals.clone();
         let mut steps = vec![LevelStep::default(); rows.len() * parts];
         let mut fitted: Vec<Option<S::Unit>> = Vec::new();
         fitted.resize_with(rows.len() * units, || None);
@@ -149,9 +148,7 @@ impl Feedback {
                     let code = if step == 0.0 {
                         0.0
                     } else {
-                        kbit_scheme_kit::round_half_even(
-                            ((target[place] - least) / step).clamp(0.0, most),
-                        )
+                        kbit_scheme_kit::round_half_even(((target[place] - least) / step).clamp(0.0, most))
                     };
                     #[expect(
                         clippy::cast_possible_truncation,
@@ -161,10 +158,10 @@ impl Feedback {
                     {
                         codes[row * cols + column] = code as u8;
                     }
-                    let error = originals[row * cols + place] - (code * step + least);
+                    let error = target[place] - (code * step + least);
                     errors[row * GATHERED + place - block.start] = error;
                     let rest = &mut target[place + 1..block.end];
-                    add(error, &self.factor.after(place)[..rest.len()], rest);
+                    take(error, &self.factor.after(place)[..rest.len()], rest);
                 }
             }
             self.correct(&block, cols, &errors, &mut targets);
@@ -182,18 +179,18 @@ impl Feedback {
             for place in block.clone() {
                 let factors = &self.factor.after(place)[start - place - 1..end - place - 1];
                 for (target, errors) in targets.chunks_mut(cols).zip(errors.chunks(GATHERED)) {
-                    add(errors[place - block.start], factors, &mut target[start..end]);
+                    take(errors[place - block.start], factors, &mut target[start..end]);
                 }
             }
         }
     }
 }
 
-/// `out += factor * x`.
+/// `out -= factor * x`.
 #[inline(always)]
-fn add(factor: f32, x: &[f32], out: &mut [f32]) {
+fn take(factor: f32, x: &[f32], out: &mut [f32]) {
     for (out, x) in out.iter_mut().zip(x) {
-        *out += factor * x;
+        *out -= factor * x;
     }
 }
 
@@ -213,7 +210,9 @@ mod tests {
 
     #[test]
     fn blocks_cover_all_columns_and_units_begin_where_all_is_corrected() {
-        for (cols, unit) in [(1, 32), (100, 16), (600, 32), (600, 48), (512, 256), (1000, 300), (64, 4096), (130, 129)] {
+        for (cols, unit) in
+            [(1, 32), (100, 16), (600, 32), (600, 48), (512, 256), (1000, 300), (64, 4096), (130, 129)]
+        {
             let mut next = 0;
             let mut starts = Vec::new();
             for block in blocks(cols, unit) {

@@ -187,13 +187,7 @@ impl Storage for Rows<'_> {
         u8::MAX >> (8 - self.scheme.bits)
     }
 
-    fn fit(
-        &self,
-        row: u64,
-        values: &[f32],
-        weights: &[f32],
-        steps: &mut [LevelStep],
-    ) -> Result<Fit, Error> {
+    fn fit(&self, row: u64, values: &[f32], weights: &[f32], steps: &mut [LevelStep]) -> Result<Fit, Error> {
         let min = values.iter().fold(f32::INFINITY, |min, value| min.min(*value));
         let max = values.iter().fold(f32::NEG_INFINITY, |max, value| max.max(*value));
         let most = f32::from(self.most());

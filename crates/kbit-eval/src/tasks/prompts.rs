@@ -444,7 +444,8 @@ mod tests {
     /// Contexts as lm-evaluation-harness 0.4.13 makes them of the same documents, two spaces included.
     #[test]
     fn answers_of_cloze_examples_follow_a_space_and_minimal_pairs_follow_pairs() {
-        let words = "kind: cloze\ndoc_to_text: t\ndoc_to_target: \"{{ ' ' ~ w }}\"\nfewshot: {sampler: first_n}\n";
+        let words =
+            "kind: cloze\ndoc_to_text: t\ndoc_to_target: \"{{ ' ' ~ w }}\"\nfewshot: {sampler: first_n}\n";
         let documents = [json!({"t": "one", "w": "two"}), json!({"t": "three", "w": "four"})];
         let asked = ask(words, &documents, Some(1)).unwrap();
         let Question::Cloze { context, continuation } = &asked[1] else { panic!("a cloze") };
@@ -454,7 +455,10 @@ mod tests {
         let documents = [json!({"g": "He is.", "b": "He are."}), json!({"g": "I am.", "b": "I is."})];
         let asked = ask(pairs, &documents, Some(1)).unwrap();
         let Question::Choice { contexts, continuations, .. } = &asked[1] else { panic!("a choice") };
-        assert_eq!((contexts[0].as_str(), continuations.join("|").as_str()), (" He is.\n\n", " I am.| I is."));
+        assert_eq!(
+            (contexts[0].as_str(), continuations.join("|").as_str()),
+            (" He is.\n\n", " I am.| I is.")
+        );
     }
 
     #[test]
