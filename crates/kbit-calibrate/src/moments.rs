@@ -1,11 +1,13 @@
 //! Second moments: of what a matrix is multiplied with, the mean of `x x^T` over tokens.
 //!
 //! They are gathered block by block, so that those of one block at a time are in memory, and each is handed over when its block is done.
-//! Within a batch products are added in single precision in the order of the tokens, batches in double precision; so figures do not
-//! depend on the number of threads.
+//! Within a batch products are added in single precision, batches in double precision; and each band of rows is multiplied by one thread, so
+//! that figures do not depend on their number.
 
 use crate::gather::Squares;
 use crate::{CalibrateError, GatherOptions, Gathered};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par};
 use kbit_engine::{MatrixName, Model, Observer, Passed, Rows, Session};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -157,10 +159,8 @@ impl Observer for Inputs {
     }
 }
 
-/// Columns that are multiplied with each other at a time.
-const BAND: usize = 32;
-/// Of these, those that go together in registers.
-const TILE: usize = 4;
+/// Rows of the triangle that are a task.
+const BAND: usize = 64;
 
 /// The lower triangle of sums of `x x^T`, and the number of tokens.
 #[derive(Debug)]
@@ -184,32 +184,17 @@ impl Sums {
     fn add(&mut self, rows: &Copied) {
         let (cols, count) = (self.cols, rows.data.len() / self.cols.max(1));
         self.tokens += count as u64;
-        // `[count, BAND]` of each band of columns, zeros beyond the last.
-        let bands: Vec<Vec<f32>> = (0..cols.div_ceil(BAND))
-            .into_par_iter()
-            .map(|band| {
-                let first = band * BAND;
-                let width = BAND.min(cols - first);
-                let mut packed = vec![0.0; count * BAND];
-                for (packed, row) in packed.chunks_exact_mut(BAND).zip(rows.data.chunks_exact(cols)) {
-                    packed[..width].copy_from_slice(&row[first..first + width]);
-                }
-                packed
-            })
-            .collect();
+        let x = MatRef::from_row_major_slice(&rows.data, count, cols);
         let mut rest = self.triangle.as_mut_slice();
-        let mut own = Vec::with_capacity(bands.len());
-        for band in 0..bands.len() {
-            let (first, end) = (band * BAND, ((band + 1) * BAND).min(cols));
-            let (rows, others) = rest.split_at_mut(start_of(end) - start_of(first));
+        let mut bands = Vec::with_capacity(cols.div_ceil(BAND));
+        for first in (0..cols).step_by(BAND) {
+            let (own, others) = rest.split_at_mut(start_of((first + BAND).min(cols)) - start_of(first));
             rest = others;
-            own.push((band, rows));
+            bands.push((first, own));
         }
         // Long ones first, so that no thread ends long after the others.
-        own.reverse();
-        own.into_par_iter().with_max_len(1).for_each(|(band, rows)| {
-            pulp::Arch::new().dispatch(|| add_band(&bands, band, rows));
-        });
+        bands.reverse();
+        bands.into_par_iter().with_max_len(1).for_each(|(first, own)| add_band(x, first, own));
     }
 
     /// The means; zeros where nothing was seen.
@@ -224,31 +209,18 @@ impl Sums {
     }
 }
 
-/// Adds the products of the columns of band `band` with those of all bands up to it. `rows`: their rows of the triangle.
-#[inline(always)]
-fn add_band(bands: &[Vec<f32>], band: usize, rows: &mut [f64]) {
-    let first = band * BAND;
-    for (other, columns) in bands.iter().enumerate().take(band + 1) {
-        for tile in (0..BAND).step_by(TILE) {
-            let mut sums = [[0f32; BAND]; TILE];
-            let pairs = bands[band].as_chunks::<BAND>().0.iter().zip(columns.as_chunks::<BAND>().0);
-            for (own, columns) in pairs {
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let x = own[tile + row];
-                    for (sum, column) in sums.iter_mut().zip(columns) {
-                        *sum += x * column;
-                    }
-                }
-            }
-            for (row, sums) in (first + tile..).zip(&sums) {
-                let start = start_of(row) - start_of(first) + other * BAND;
-                // As far as the diagonal, and as there are rows.
-                let end = (start_of(row + 1) - start_of(first)).min(start + BAND);
-                let Some(out) = rows.get_mut(start..end) else { break };
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out += f64::from(*sum);
-                }
-            }
+/// Adds the products of the columns from `first` on with those up to their own. `out`: their rows of the triangle.
+fn add_band(x: MatRef<'_, f32>, first: usize, out: &mut [f64]) {
+    let end = (first + BAND).min(x.ncols());
+    let mut products = Mat::<f32>::zeros(end, end - first);
+    let (all, own) = (x.subcols(0, end).transpose(), x.subcols(first, end - first));
+    matmul(products.as_mut(), Accum::Replace, all, own, 1.0, Par::Seq);
+    let mut rest = out;
+    for (column, row) in (first..end).enumerate() {
+        let (own, others) = rest.split_at_mut(row + 1);
+        rest = others;
+        for (b, sum) in own.iter_mut().enumerate() {
+            *sum += f64::from(products[(b, column)]);
         }
     }
 }
