@@ -45,6 +45,8 @@ pub struct Gatherer<'m> {
 }
 
 impl<'m> Gatherer<'m> {
+    /// Floats of hidden states that a streamed model, which is read once for all windows together, has in memory.
+    const STREAMED: usize = 1 << 26;
     /// Rows of logits that are computed at a time, to see the input of the output matrix.
     const LOGITS: usize = 64;
 
@@ -59,7 +61,13 @@ impl<'m> Gatherer<'m> {
     /// Windows that go through the model together.
     #[must_use]
     pub fn together(&self) -> usize {
-        (Session::BATCH / self.options.context.max(1)).max(1)
+        let model = self.session.model();
+        let tokens = if model.is_streamed() {
+            Self::STREAMED / model.description().hidden.max(1)
+        } else {
+            Session::BATCH
+        };
+        (tokens / self.options.context.max(1)).max(1)
     }
 
     /// Runs `windows`, each of [`GatherOptions::context`] tokens.

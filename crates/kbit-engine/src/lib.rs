@@ -51,7 +51,7 @@ pub use generation::{Finish, Generated, Generator};
 pub use kbit_models::Description;
 pub use kernels::{InstructionSet, Kernels};
 pub use mode::{Group, Mode, Rounding, UnknownMode};
-pub use model::{Model, Tensors};
+pub use model::{Model, TensorSource, Tensors};
 pub use observe::{MatrixName, Observer};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Passed, Session};

@@ -28,7 +28,7 @@ pub struct Model {
     pub(crate) embedding_norm: Option<Norm>,
     /// A learned vector for each position.
     pub(crate) positions: Option<Weight>,
-    pub(crate) layers: Vec<Layer>,
+    layers: Layers,
     pub(crate) output_norm: Option<Norm>,
     /// From the width of the stream to that of the embedding, where they differ.
     pub(crate) output_projection: Option<Linear>,
@@ -42,6 +42,47 @@ pub struct Model {
 /// Gives the tensor of a GGUF name, or `None` where there is none of that name. A tensor is one codec a slice: one for a
 /// matrix or vector, as many as the first axis is long for a stack of matrices.
 pub type Tensors<'a> = dyn FnMut(&str) -> Result<Option<Vec<Arc<dyn Codec>>>, CodecError> + 'a;
+
+/// As [`Tensors`], for tensors that are asked for again and again, from any thread.
+pub type TensorSource = dyn Fn(&str) -> Result<Option<Vec<Arc<dyn Codec>>>, CodecError> + Send + Sync;
+
+/// The blocks of a model.
+enum Layers {
+    /// All of them, as long as the model lives.
+    Held(Vec<Layer>),
+    /// One at a time, while it is used.
+    Streamed {
+        source: Arc<TensorSource>,
+        /// Of each block: index into [`Model::ropes`].
+        ropes: Vec<Option<usize>>,
+    },
+}
+
+impl std::fmt::Debug for Layers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Held(layers) => f.debug_list().entries(layers).finish(),
+            Self::Streamed { ropes, .. } => write!(f, "{} streamed blocks", ropes.len()),
+        }
+    }
+}
+
+/// A block of a model, held by it or loaded for this use.
+pub(crate) enum LayerRef<'m> {
+    Held(&'m Layer),
+    Loaded(Box<Layer>),
+}
+
+impl std::ops::Deref for LayerRef<'_> {
+    type Target = Layer;
+
+    fn deref(&self) -> &Layer {
+        match self {
+            Self::Held(layer) => layer,
+            Self::Loaded(layer) => layer,
+        }
+    }
+}
 
 /// One transformer block.
 #[derive(Debug)]
@@ -195,12 +236,31 @@ impl Model {
     /// When a tensor is missing, has another shape than the description says or cannot be decoded, or when a vector
     /// has elements that are not finite.
     pub fn new(description: Description, tensors: &mut Tensors<'_>) -> Result<Self, EngineError> {
+        Self::load(description, tensors, None)
+    }
+
+    /// As [`Model::new`], but the tensors of a block are asked for whenever the block is used, and let go after that: a model larger than
+    /// memory runs, at the speed of its source. [`Session::hidden_states`] then takes all of its texts through a block before it goes on to
+    /// the next one. A tensor that is missing or wrong is found when its block is used.
+    ///
+    /// # Errors
+    /// As [`Model::new`], of the tensors outside of blocks.
+    pub fn streamed(description: Description, source: Arc<TensorSource>) -> Result<Self, EngineError> {
+        Self::load(description, &mut |name| source(name), Some(&source))
+    }
+
+    /// With `streamed`, tensors of blocks are left for later.
+    fn load(
+        description: Description,
+        tensors: &mut Tensors<'_>,
+        streamed: Option<&Arc<TensorSource>>,
+    ) -> Result<Self, EngineError> {
         let mut loader = Loader { description: &description, found: HashMap::new(), weights: 0 };
         for expected in description.tensors()? {
-            match tensors(&expected.name)? {
-                Some(codecs) => loader.accept(&expected, codecs)?,
-                None if expected.required => return Err(loader.missing(&expected.name, expected.shape)),
-                None => {}
+            if streamed.is_some() && expected.name.starts_with("blk.") {
+                loader.weights = loader.weights.saturating_add(expected.shape.iter().product());
+            } else {
+                loader.ask(&expected, tensors)?;
             }
         }
         let d = &description;
@@ -223,9 +283,9 @@ impl Model {
             )
         };
         let mut kinds: Vec<&Rope> = Vec::new();
-        let mut layers = Vec::with_capacity(d.layers);
-        for (layer, block) in d.blocks.iter().enumerate() {
-            let rope = match &block.position {
+        let mut rope_of = Vec::with_capacity(d.layers);
+        for block in &d.blocks {
+            rope_of.push(match &block.position {
                 Position::Rope(rope) => {
                     let known = kinds.iter().position(|kind| *kind == rope);
                     Some(known.unwrap_or_else(|| {
@@ -234,9 +294,16 @@ impl Model {
                     }))
                 }
                 Position::None | Position::Alibi { .. } => None,
-            };
-            layers.push(loader.layer(layer, block, rope)?);
+            });
         }
+        let layers = match streamed {
+            Some(source) => Layers::Streamed { source: Arc::clone(source), ropes: rope_of },
+            None => {
+                let blocks = d.blocks.iter().zip(rope_of).enumerate();
+                let layers = blocks.map(|(layer, (block, rope))| loader.layer(layer, block, rope));
+                Layers::Held(layers.collect::<Result<_, _>>()?)
+            }
+        };
         let ropes = kinds.into_iter().map(|rope| loader.rope(rope)).collect::<Result<Vec<_>, _>>()?;
         let max_bias = d.blocks.iter().find_map(|block| match block.position {
             Position::Alibi { max_bias } => Some(max_bias),
@@ -265,10 +332,31 @@ impl Model {
         })
     }
 
+    /// True where blocks are loaded whenever they are used.
+    #[must_use]
+    pub fn is_streamed(&self) -> bool {
+        matches!(self.layers, Layers::Streamed { .. })
+    }
+
+    /// One block.
+    pub(crate) fn layer(&self, index: usize) -> Result<LayerRef<'_>, EngineError> {
+        let (source, ropes) = match &self.layers {
+            Layers::Held(layers) => return Ok(LayerRef::Held(&layers[index])),
+            Layers::Streamed { source, ropes } => (source, ropes),
+        };
+        let description = &self.description;
+        let mut loader = Loader { description, found: HashMap::new(), weights: 0 };
+        let own = format!("blk.{index}.");
+        for expected in description.tensors()?.iter().filter(|expected| expected.name.starts_with(&own)) {
+            loader.ask(expected, &mut |name| source(name))?;
+        }
+        Ok(LayerRef::Loaded(Box::new(loader.layer(index, &description.blocks[index], ropes[index])?)))
+    }
+
     /// Attention of one block.
-    pub(crate) fn heads(&self, layer: usize) -> Heads<'_> {
+    pub(crate) fn heads<'l>(&'l self, index: usize, layer: &'l Layer) -> Heads<'l> {
         let d = &self.description;
-        let block = &d.blocks[layer];
+        let block = &d.blocks[index];
         Heads {
             heads: d.heads,
             kv_heads: d.kv_heads,
@@ -278,7 +366,7 @@ impl Model {
             cap: d.attention.cap,
             window: block.window,
             slopes: self.slopes.as_deref().filter(|_| matches!(block.position, Position::Alibi { .. })),
-            sinks: self.layers[layer].sinks.as_deref(),
+            sinks: layer.sinks.as_deref(),
             cache: self.cache,
         }
     }
@@ -363,6 +451,15 @@ impl Loader<'_> {
             tensor: tensor.to_owned(),
             wanted: Shape(wanted),
             architecture: self.description.architecture.clone(),
+        }
+    }
+
+    /// Asks for a tensor, checks its shape and keeps it.
+    fn ask(&mut self, expected: &ExpectedTensor, tensors: &mut Tensors<'_>) -> Result<(), EngineError> {
+        match tensors(&expected.name)? {
+            Some(codecs) => self.accept(expected, codecs),
+            None if expected.required => Err(self.missing(&expected.name, expected.shape.clone())),
+            None => Ok(()),
         }
     }
 

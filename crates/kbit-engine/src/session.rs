@@ -209,7 +209,7 @@ impl<'m> Session<'m> {
 
     /// Final hidden states of several texts, each from an empty context: for each text those of the tokens from the
     /// `from`th on, after the last normalisation, `[rows, hidden]`, one text after the other. [`Session::logits`]
-    /// turns them into logits. Texts are computed together, up to [`Session::BATCH`] tokens at a time; what the
+    /// turns them into logits. Texts are computed together, up to [`Session::BATCH`] tokens at a time, or block by block where the model is streamed; what the
     /// session held is lost.
     ///
     /// # Errors
@@ -220,6 +220,19 @@ impl<'m> Session<'m> {
         from: usize,
         states: &mut Vec<f32>,
     ) -> Result<(), EngineError> {
+        if self.model.is_streamed() {
+            self.block_by_block(texts, states, |_| Ok::<(), EngineError>(()))?;
+            let hidden = self.model.description().hidden;
+            let (mut read, mut written) = (0, 0);
+            for text in texts {
+                let wanted = text.len().saturating_sub(from) * hidden;
+                read += text.len() * hidden;
+                states.copy_within(read - wanted..read, written);
+                written += wanted;
+            }
+            states.truncate(written);
+            return Ok(());
+        }
         self.in_pool(|session| session.hidden_states_here(texts, from, states))
     }
 
@@ -251,8 +264,8 @@ impl<'m> Session<'m> {
         if let Some((held, branches)) = self.sequences.split_first_mut() {
             for branch in branches.iter_mut().take(texts.len()) {
                 branch.layers.resize_with(layers, LayerCache::default);
-                for (index, (to, from)) in branch.layers.iter_mut().zip(&held.layers).enumerate() {
-                    to.copy_from(from, held.len, self.model.heads(index).kv_heads)?;
+                for (to, from) in branch.layers.iter_mut().zip(&held.layers) {
+                    to.copy_from(from, held.len, self.model.description().kv_heads)?;
                 }
                 branch.len = held.len;
             }
@@ -432,10 +445,12 @@ impl<'m> Session<'m> {
         }
 
         embed(model, compute, &tokens, &all, b)?;
-        for index in 0..model.layers.len() {
+        for index in 0..d.layers {
             // After the last keys and values, only the tokens whose results are wanted go on.
-            let on = if index + 1 == model.layers.len() { &wanted } else { &all };
-            let block = BlockPass { model, compute, rotations, index, cache: index };
+            let on = if index + 1 == d.layers { &wanted } else { &all };
+            let loaded = model.layer(index)?;
+            let layer = &*loaded;
+            let block = BlockPass { model, compute, rotations, index, layer, cache: index };
             block.run(sequences, &all, on, b)?;
         }
         norm_rows(compute, model.output_norm.as_ref(), b.stream.rows(), &mut b.normed)?;
@@ -454,6 +469,7 @@ struct BlockPass<'p> {
     rotations: &'p [(Rotation, Angles)],
     /// Which block.
     index: usize,
+    layer: &'p Layer,
     /// Which of a sequence's caches its keys and values go to.
     cache: usize,
 }
@@ -468,8 +484,8 @@ impl BlockPass<'_> {
         on: &[Span],
         b: &mut Buffers,
     ) -> Result<(), EngineError> {
-        let Self { model, compute, rotations, index, cache } = *self;
-        let (d, layer, heads) = (model.description(), &model.layers[index], model.heads(index));
+        let Self { model, compute, rotations, index, layer, cache } = *self;
+        let (d, heads) = (model.description(), model.heads(index, layer));
         let rotation = layer.rope.and_then(|rope| rotations.get(rope));
         let turn = |spans: &[Span], x: RowsMut<'_>| {
             let Some((rotation, angles)) = rotation else { return };

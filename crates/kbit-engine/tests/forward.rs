@@ -4,7 +4,7 @@
 mod common;
 
 use common::{bits, logits, model, random_tensors, small, tokens, with_threads};
-use kbit_engine::{Description, EngineError, InstructionSet, Kernels, Passed, Session};
+use kbit_engine::{Description, EngineError, InstructionSet, Kernels, Model, Passed, Session};
 use kbit_models::description::{Activation, Gate, NormKind, Position, Residual, RopeScaling, RopeStyle};
 use kbit_types::{Codec, CodecError, MatrixShape};
 use std::ops::Range;
@@ -405,6 +405,57 @@ fn block_by_block_states_are_those_of_a_whole_pass() {
 }
 
 #[test]
+fn a_streamed_model_gives_what_the_whole_one_gives_and_holds_one_block() {
+    for (name, d) in variants() {
+        let tensors = random_tensors(&d, 1, true);
+        let whole = model(&d, &tensors);
+        let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let source = {
+            let (tensors, asked) = (tensors.clone(), Arc::clone(&asked));
+            move |name: &str| {
+                asked.lock().unwrap().push(name.to_owned());
+                Ok(tensors.get(name).cloned())
+            }
+        };
+        let streamed = Model::streamed(d.clone(), Arc::new(source)).unwrap();
+        assert!(streamed.is_streamed() && !whole.is_streamed());
+        assert!(asked.lock().unwrap().iter().all(|name| !name.starts_with("blk.")), "{name}");
+        let texts: Vec<Vec<u32>> =
+            [100, 3, 513].iter().enumerate().map(|(i, &len)| tokens(&d, len, i as u64)).collect();
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let of = |model: &Model, from: usize| {
+            let mut states = Vec::new();
+            model.session(600).hidden_states(&texts, from, &mut states).unwrap();
+            bits(&states)
+        };
+        for from in [0, 2, 99, 600] {
+            assert_eq!(of(&streamed, from), of(&whole, from), "{name}, from {from}");
+        }
+        // Once a pass: blocks in their order.
+        asked.lock().unwrap().clear();
+        let _ = of(&streamed, 0);
+        let blocks: Vec<String> = asked
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|name| name.ends_with("attn_output.weight"))
+            .cloned()
+            .collect();
+        let expected: Vec<String> =
+            (0..d.layers).map(|layer| format!("blk.{layer}.attn_output.weight")).collect();
+        assert_eq!(blocks, expected, "{name}");
+        assert_eq!(bits(&logits(&streamed, texts[0])), bits(&logits(&whole, texts[0])), "{name}");
+    }
+    let d = small();
+    let mut tensors = random_tensors(&d, 1, true);
+    tensors.remove("blk.1.ffn_up.weight");
+    let streamed =
+        Model::streamed(d.clone(), Arc::new(move |name: &str| Ok(tensors.get(name).cloned()))).unwrap();
+    let error = streamed.session(8).forward(&[1, 2], 0, &mut Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("blk.1.ffn_up.weight"), "{error}");
+}
+
+#[test]
 fn branches_give_what_whole_texts_give() {
     for (name, d) in variants() {
         let model = model(&d, &random_tensors(&d, 1, true));
@@ -499,7 +550,7 @@ fn a_missing_tensor_is_named() {
     let d = small();
     let mut tensors = random_tensors(&d, 1, true);
     tensors.remove("blk.1.ffn_up.weight");
-    let error = kbit_engine::Model::new(d, &mut |name| Ok(tensors.get(name).cloned())).unwrap_err();
+    let error = Model::new(d, &mut |name| Ok(tensors.get(name).cloned())).unwrap_err();
     let message = error.to_string();
     assert!(message.starts_with("tensor blk.1.ffn_up.weight [56, 40] is missing"), "{message}");
 }
@@ -519,7 +570,7 @@ fn a_tensor_of_another_shape_is_named() {
             tensor.to_owned(),
             vec![Arc::new(common::Plain { rows, cols, data, group: 1, open: true })],
         );
-        let error = kbit_engine::Model::new(d, &mut |name| Ok(tensors.get(name).cloned())).unwrap_err();
+        let error = Model::new(d, &mut |name| Ok(tensors.get(name).cloned())).unwrap_err();
         assert!(error.to_string().starts_with(message), "{error}");
     }
 }
@@ -532,7 +583,7 @@ fn a_norm_with_nan_is_refused() {
     data[7] = f32::NAN;
     let plain = common::Plain { rows: 1, cols: 40, data, group: 1, open: true };
     tensors.insert("blk.0.attn_norm.weight".to_owned(), vec![Arc::new(plain)]);
-    let error = kbit_engine::Model::new(d, &mut |name| Ok(tensors.get(name).cloned())).unwrap_err();
+    let error = Model::new(d, &mut |name| Ok(tensors.get(name).cloned())).unwrap_err();
     assert!(error.to_string().starts_with("tensor blk.0.attn_norm.weight: element 7 is NaN"), "{error}");
 }
 

@@ -1,6 +1,6 @@
 //! The model that others are compared with, kept in a compact form between passes.
 
-use crate::run::Plan;
+use crate::run::group;
 use crate::{EvalError, Windows};
 use kbit_engine::{Kernels, Model};
 use std::ops::Range;
@@ -16,6 +16,8 @@ pub struct Reference<'m> {
     pub(crate) model: &'m Model,
     pub(crate) tokens: &'m [u32],
     pub(crate) windows: Windows,
+    /// Windows of a group.
+    group: usize,
     /// One entry a group of windows that is kept.
     kept: Vec<OnceLock<Seen>>,
 }
@@ -70,11 +72,11 @@ impl<'m> Reference<'m> {
         windows: &Windows,
         bytes: usize,
     ) -> Result<Self, EvalError> {
-        let group = Plan::group(windows);
+        let group = group(model, windows);
         let groups = windows.count(tokens.len())?.div_ceil(group);
         let size = group * windows.scored() * model.description().hidden * size_of::<f32>();
         let kept = (0..groups.min(bytes / size.max(1))).map(|_| OnceLock::new()).collect();
-        Ok(Self { model, tokens, windows: *windows, kept })
+        Ok(Self { model, tokens, windows: *windows, group, kept })
     }
 
     /// What was kept of a group of windows.
@@ -91,6 +93,8 @@ impl<'m> Reference<'m> {
     }
 
     fn place(&self, windows: &Range<usize>) -> Option<&OnceLock<Seen>> {
-        self.kept.get(windows.start / Plan::group(&self.windows))
+        // Other groups, of a candidate that is streamed where the reference is not, are not kept.
+        let is_own = windows.len() <= self.group && windows.start.is_multiple_of(self.group);
+        self.kept.get(windows.start / self.group).filter(|_| is_own)
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Threads {
 
 impl Threads {
     pub(crate) fn new(models: &[&Model]) -> Self {
-        Self { apart: models.iter().all(|model| model.weights() < SMALL) }
+        Self { apart: models.iter().all(|model| model.weights() < SMALL && !model.is_streamed()) }
     }
 
     /// Rows of logits that are computed at a time.
@@ -61,24 +61,32 @@ impl Threads {
     }
 }
 
+/// Floats of hidden states that a streamed model has in memory for a group of windows.
+const STREAMED: usize = 1 << 26;
+
+/// Windows that go through a model together: as many as make a batch; of a streamed model, which is read once for all of them, as many as
+/// memory is set aside for.
+pub(crate) fn group(model: &Model, windows: &Windows) -> usize {
+    let tokens =
+        if model.is_streamed() { STREAMED / model.description().hidden.max(1) } else { Session::BATCH };
+    (tokens / windows.context).max(1)
+}
+
 /// Windows of a text, and who runs them.
 pub(crate) struct Plan<'t> {
     pub(crate) windows: &'t Windows,
     pub(crate) tokens: &'t [u32],
     /// Windows of the text.
     pub(crate) count: usize,
+    group: usize,
     threads: Threads,
 }
 
 impl<'t> Plan<'t> {
     pub(crate) fn new(models: &[&Model], windows: &'t Windows, tokens: &'t [u32]) -> Result<Self, EvalError> {
         let count = windows.count(tokens.len())?;
-        Ok(Self { windows, tokens, count, threads: Threads::new(models) })
-    }
-
-    /// Windows that go through a model together.
-    pub(crate) fn group(windows: &Windows) -> usize {
-        (Session::BATCH / windows.context).max(1)
+        let group = models.iter().map(|model| group(model, windows)).max().unwrap_or(1);
+        Ok(Self { windows, tokens, count, group, threads: Threads::new(models) })
     }
 
     /// Calls `measure` for groups of windows that go through a model together; results in order, one a group.
@@ -87,7 +95,7 @@ impl<'t> Plan<'t> {
         progress: &Progress<'_>,
         measure: impl Fn(Range<usize>) -> Result<T, EvalError> + Sync,
     ) -> Result<Vec<T>, EvalError> {
-        let group = Self::group(self.windows);
+        let group = self.group;
         let done = AtomicUsize::new(0);
         let step = |index: usize| {
             let range = index * group..((index + 1) * group).min(self.count);

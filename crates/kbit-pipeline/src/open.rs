@@ -5,7 +5,7 @@ use crate::plan::matrix_shape;
 use kbit_blocks::BlockCodec;
 use kbit_engine::Model;
 use kbit_formats::Checkpoint;
-use kbit_formats::gguf::{Gguf, Mapped, Maps, TensorInfo};
+use kbit_formats::gguf::{Gguf, Maps, TensorInfo};
 use kbit_formats::packed::PackedIndex;
 use kbit_host::{Bytes, Isolation, MatrixInfo, OpenScheme, ParamValues, PluginCodec, Registry, TensorBytes};
 use kbit_models::{ConvertOptions, OutputTensor, TrainingInfo};
@@ -80,8 +80,26 @@ impl OpenModel {
     ) -> Result<Self, PipelineError> {
         let checkpoint = Checkpoint::open(path)?;
         match checkpoint.gguf() {
-            Some(_) => Self::from_gguf(&Gguf::open(path)?, registry, isolation),
-            None => Self::from_folder(Arc::new(checkpoint), options),
+            Some(_) => Self::from_gguf(Gguf::open(path)?, registry, isolation, false),
+            None => Self::from_folder(Arc::new(checkpoint), options, false),
+        }
+    }
+
+    /// As [`OpenModel::open`], but each block is read whenever it is used, so that a model larger than memory runs at the speed of the disk.
+    /// Embedding and output stay in memory.
+    ///
+    /// # Errors
+    /// As [`OpenModel::open`]; a block that is damaged is found when it is used.
+    pub fn stream(
+        path: &Path,
+        registry: &Registry,
+        isolation: Isolation,
+        options: &ConvertOptions,
+    ) -> Result<Self, PipelineError> {
+        let checkpoint = Checkpoint::open(path)?;
+        match checkpoint.gguf() {
+            Some(_) => Self::from_gguf(Gguf::open(path)?, registry, isolation, true),
+            None => Self::from_folder(Arc::new(checkpoint), options, true),
         }
     }
 
@@ -93,36 +111,41 @@ impl OpenModel {
         self.tokenizer.as_ref().ok_or_else(|| PipelineError::NoTokenizer { path: self.path.clone() })
     }
 
-    fn from_gguf(gguf: &Gguf, registry: &Registry, isolation: Isolation) -> Result<Self, PipelineError> {
-        let map = gguf.map()?;
-        let mut packed = PackedModel::new(gguf, &map, registry, isolation)?;
+    fn from_gguf(
+        gguf: Gguf,
+        registry: &Registry,
+        isolation: Isolation,
+        streamed: bool,
+    ) -> Result<Self, PipelineError> {
+        let gguf = Arc::new(gguf);
+        let store = if streamed { Store::Read } else { Store::Mapped(gguf.map()?) };
+        let stored = Arc::new(StoredModel::new(&gguf, store, registry, isolation)?);
         let names: Vec<String> = gguf
             .tensors()
             .iter()
             .map(|tensor| tensor.name.clone())
-            .chain(packed.tensors.keys().cloned())
+            .chain(stored.packed.keys().cloned())
             .collect();
         let has = |name: &str| names.iter().any(|known| known == name);
         let description = kbit_models::describe(gguf.metadata(), &has)?;
         let further = kbit_models::further_blocks(gguf.metadata())?;
+        let known: HashSet<String> =
+            description.tensors()?.into_iter().map(|expected| expected.name).collect();
         let mut used = HashMap::new();
-        let model = Model::new(description, &mut |name| {
-            let codecs = match packed.codecs(name)? {
-                Some(codecs) => Some(codecs),
-                None => gguf.tensor(name).map(|tensor| block_codecs(tensor, map.of(tensor))).transpose()?,
-            };
-            Ok(remembered(&mut used, name, codecs))
-        })?;
-        let sizes = stored_sizes(gguf, &packed);
+        let model = if streamed {
+            let stored = Arc::clone(&stored);
+            Model::streamed(description, Arc::new(move |name: &str| stored.codecs(name)))?
+        } else {
+            Model::new(description, &mut |name| Ok(remembered(&mut used, name, stored.codecs(name)?)))?
+        };
+        let sizes = stored_sizes(&gguf, &stored);
         let layers = model.description().layers;
         // Parts that were passed through, and blocks that predict further tokens, have no place in the forward pass.
         let is_apart = |name: &str| {
             kbit_models::is_other_modality(name)
                 || (layers..layers + further).any(|layer| name.starts_with(&format!("blk.{layer}.")))
         };
-        if let Some((tensor, ..)) =
-            sizes.iter().find(|(name, ..)| !used.contains_key(name) && !is_apart(name))
-        {
+        if let Some((tensor, ..)) = sizes.iter().find(|(name, ..)| !known.contains(name) && !is_apart(name)) {
             return Err(PipelineError::UnknownTensor {
                 path: gguf.path().to_owned(),
                 tensor: tensor.clone(),
@@ -143,22 +166,34 @@ impl OpenModel {
         })
     }
 
-    fn from_folder(checkpoint: Arc<Checkpoint>, options: &ConvertOptions) -> Result<Self, PipelineError> {
+    fn from_folder(
+        checkpoint: Arc<Checkpoint>,
+        options: &ConvertOptions,
+        streamed: bool,
+    ) -> Result<Self, PipelineError> {
         let options = ConvertOptions { without_tokenizer: true, ..options.clone() };
         let conversion = kbit_models::convert(&checkpoint, &options)?;
         let total: u64 = conversion.tensors.iter().map(|tensor| elements(tensor).saturating_mul(4)).sum();
-        let resident = total <= RESIDENT_BYTES;
-        let by_name: HashMap<&str, &OutputTensor> =
-            conversion.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+        let resident = streamed || total <= RESIDENT_BYTES;
+        let by_name: HashMap<String, OutputTensor> =
+            conversion.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.clone())).collect();
         let description = conversion.description.clone().ok_or_else(|| PipelineError::NotRunnable {
             path: checkpoint.path().to_owned(),
             architecture: conversion.architecture.clone(),
         })?;
         let mut used = HashMap::new();
-        let model = Model::new(description, &mut |name| {
-            let codecs = by_name.get(name).map(|tensor| SourceCodec::open(&checkpoint, tensor, resident));
-            Ok(remembered(&mut used, name, codecs.transpose()?))
-        })?;
+        let source = {
+            let checkpoint = Arc::clone(&checkpoint);
+            move |name: &str| {
+                let tensor = by_name.get(name);
+                tensor.map(|tensor| SourceCodec::open(&checkpoint, tensor, resident)).transpose()
+            }
+        };
+        let model = if streamed {
+            Model::streamed(description, Arc::new(source))?
+        } else {
+            Model::new(description, &mut |name| Ok(remembered(&mut used, name, source(name)?)))?
+        };
         let sizes: Vec<_> = conversion
             .tensors
             .iter()
@@ -229,10 +264,10 @@ fn tokenizer(metadata: &kbit_formats::gguf::Metadata) -> Result<Option<Tokenizer
 /// Name, weights and stored bytes of each tensor of the model.
 type Sizes = Vec<(String, u64, u64)>;
 
-fn stored_sizes(gguf: &Gguf, packed: &PackedModel<'_>) -> Sizes {
+fn stored_sizes(gguf: &Gguf, stored: &StoredModel) -> Sizes {
     let mut sizes: Sizes = Vec::new();
     for tensor in gguf.tensors() {
-        let owner = packed.tensors.iter().find(|(name, _)| {
+        let owner = stored.packed.iter().find(|(name, _)| {
             tensor.name.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'))
         });
         match owner {
@@ -262,54 +297,29 @@ fn decoder_bits(sizes: &Sizes) -> f64 {
     if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
 }
 
-/// The bytes of one stored tensor in the map.
-struct MappedTensor {
-    map: Arc<Mapped>,
-    range: Range<usize>,
-}
-
-impl AsRef<[u8]> for MappedTensor {
-    fn as_ref(&self) -> &[u8] {
-        &self.map.bytes()[self.range.clone()]
-    }
+/// Where the bytes of tensors come from.
+enum Store {
+    /// Maps of the files.
+    Mapped(Maps),
+    /// Read into memory for each use.
+    Read,
 }
 
 /// A codec for each slice of a tensor.
 type Codecs = Vec<Arc<dyn Codec>>;
-
-fn block_codecs(tensor: &TensorInfo, map: &Arc<Mapped>) -> Result<Codecs, CodecError> {
-    let source = |message: String| CodecError::Source { tensor: tensor.name.clone(), message };
-    let shape: Vec<u64> = tensor.dims.iter().rev().copied().collect();
-    let shape = stack_shape(&shape).ok_or_else(|| {
-        source(format!("shape {shape:?} is no stack of matrices; the engine cannot use it"))
-    })?;
-    slices_of(map.range(tensor), shape.slices)
-        .map(|range| {
-            let bytes = MappedTensor { map: Arc::clone(map), range };
-            let codec = BlockCodec::new(&tensor.name, tensor.ty, shape.rows, shape.cols, bytes);
-            Ok(Arc::new(codec.map_err(|error| source(error.to_string()))?) as Arc<dyn Codec>)
-        })
-        .collect()
-}
 
 /// The shape of a tensor that has something in it, so that there are no more slices than bytes.
 fn stack_shape(shape: &[u64]) -> Option<MatrixShape> {
     matrix_shape(shape).filter(|shape| shape.elements().is_some_and(|elements| elements > 0))
 }
 
-/// Bytes of each of `count` slices of equal size.
-fn slices_of(all: Range<usize>, count: u64) -> impl Iterator<Item = Range<usize>> {
-    let count = usize::try_from(count).unwrap_or(usize::MAX).max(1);
-    let size = all.len() / count;
-    (0..count).map(move |slice| all.start + slice * size..all.start + (slice + 1) * size)
-}
-
-/// Tensors that schemes with their own layout store in parts.
-struct PackedModel<'a> {
-    gguf: &'a Gguf,
-    map: Maps,
+/// The tensors of a GGUF file.
+struct StoredModel {
+    gguf: Arc<Gguf>,
+    store: Store,
     schemes: Vec<(OpenScheme, Vec<String>)>,
-    tensors: HashMap<String, PackedEntry>,
+    /// Those that schemes with their own layout store in parts.
+    packed: HashMap<String, PackedEntry>,
 }
 
 struct PackedEntry {
@@ -317,14 +327,14 @@ struct PackedEntry {
     shape: MatrixShape,
 }
 
-impl<'a> PackedModel<'a> {
+impl StoredModel {
     fn new(
-        gguf: &'a Gguf,
-        map: &Maps,
+        gguf: &Arc<Gguf>,
+        store: Store,
         registry: &Registry,
         isolation: Isolation,
     ) -> Result<Self, PipelineError> {
-        let mut model = Self { gguf, map: map.clone(), schemes: Vec::new(), tensors: HashMap::new() };
+        let mut model = Self { gguf: Arc::clone(gguf), store, schemes: Vec::new(), packed: HashMap::new() };
         let Some(index) = PackedIndex::read(gguf)? else { return Ok(model) };
         for scheme in &index.schemes {
             let found = registry.scheme(&scheme.id)?;
@@ -337,13 +347,59 @@ impl<'a> PackedModel<'a> {
         for tensor in &index.tensors {
             let shape = MatrixShape { rows: tensor.rows, cols: tensor.cols, slices: tensor.slices };
             let scheme = usize::try_from(tensor.scheme).unwrap_or(usize::MAX);
-            model.tensors.insert(tensor.name.clone(), PackedEntry { scheme, shape });
+            model.packed.insert(tensor.name.clone(), PackedEntry { scheme, shape });
         }
         Ok(model)
     }
 
-    fn codecs(&mut self, name: &str) -> Result<Option<Codecs>, CodecError> {
-        let Some(entry) = self.tensors.get(name) else { return Ok(None) };
+    /// The codecs of the tensor `name`, if there is one.
+    fn codecs(&self, name: &str) -> Result<Option<Codecs>, CodecError> {
+        match (self.packed.get(name), self.gguf.tensor(name)) {
+            (Some(entry), _) => self.packed_codecs(name, entry).map(Some),
+            (None, Some(tensor)) => self.block_codecs(tensor).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Bytes of each of `count` slices of equal size.
+    fn slices(&self, tensor: &TensorInfo, count: u64) -> Result<Vec<Bytes>, CodecError> {
+        let size = tensor.bytes / count.max(1);
+        let slice = |slice: u64| match &self.store {
+            Store::Mapped(maps) => {
+                let map = maps.of(tensor);
+                let size = usize::try_from(size).unwrap_or(usize::MAX);
+                let start = map.range(tensor).start + usize::try_from(slice).unwrap_or(usize::MAX) * size;
+                Ok(Bytes::new(Arc::clone(map), start..start + size))
+            }
+            Store::Read => {
+                let source = |message: String| CodecError::Source { tensor: tensor.name.clone(), message };
+                let mut bytes = Vec::new();
+                let len = usize::try_from(size).unwrap_or(usize::MAX);
+                bytes.try_reserve_exact(len).map_err(|_| source(format!("no memory for {size} bytes")))?;
+                bytes.resize(len, 0u8);
+                self.gguf
+                    .read_at(tensor, slice * size, &mut bytes)
+                    .map_err(|error| source(error.to_string()))?;
+                Ok(Bytes::from(bytes))
+            }
+        };
+        (0..count).map(slice).collect()
+    }
+
+    fn block_codecs(&self, tensor: &TensorInfo) -> Result<Codecs, CodecError> {
+        let source = |message: String| CodecError::Source { tensor: tensor.name.clone(), message };
+        let shape: Vec<u64> = tensor.dims.iter().rev().copied().collect();
+        let shape = stack_shape(&shape).ok_or_else(|| {
+            source(format!("shape {shape:?} is no stack of matrices; the engine cannot use it"))
+        })?;
+        let codec = |bytes: Bytes| {
+            let codec = BlockCodec::new(&tensor.name, tensor.ty, shape.rows, shape.cols, bytes);
+            Ok(Arc::new(codec.map_err(|error| source(error.to_string()))?) as Arc<dyn Codec>)
+        };
+        self.slices(tensor, shape.slices)?.into_iter().map(codec).collect()
+    }
+
+    fn packed_codecs(&self, name: &str, entry: &PackedEntry) -> Result<Codecs, CodecError> {
         let source = |message: String| CodecError::Source { tensor: name.to_owned(), message };
         let (scheme, parts) = self
             .schemes
@@ -359,15 +415,14 @@ impl<'a> PackedModel<'a> {
             let stored = format!("{name}.{part}");
             let body =
                 self.gguf.tensor(&stored).ok_or_else(|| source(format!("part {stored} is missing")))?;
-            let head = self.gguf.tensor(&format!("{stored}.head"));
-            let bodies = slices_of(self.map.of(body).range(body), slices);
-            let mut heads = head.map(|head| slices_of(self.map.of(head).range(head), slices));
-            for (bytes, range) in bytes.iter_mut().zip(bodies) {
-                bytes.parts.push(Bytes::new(Arc::clone(self.map.of(body)), range));
-                bytes.heads.push(match (head, heads.as_mut().and_then(Iterator::next)) {
-                    (Some(head), Some(range)) => Bytes::new(Arc::clone(self.map.of(head)), range),
-                    _ => Bytes::from(Vec::new()),
-                });
+            let heads = match self.gguf.tensor(&format!("{stored}.head")) {
+                Some(head) => self.slices(head, slices)?,
+                None => (0..slices).map(|_| Bytes::from(Vec::new())).collect(),
+            };
+            let bodies = self.slices(body, slices)?;
+            for ((bytes, body), head) in bytes.iter_mut().zip(bodies).zip(heads) {
+                bytes.parts.push(body);
+                bytes.heads.push(head);
             }
         }
         let open = |(bytes, slice): (TensorBytes, u64)| {
@@ -376,7 +431,7 @@ impl<'a> PackedModel<'a> {
                 scheme.open_tensor(&info, bytes).map_err(|error| source(error.to_string()))?;
             Ok(Arc::new(codec) as Arc<dyn Codec>)
         };
-        bytes.into_iter().zip(0..).map(open).collect::<Result<Codecs, CodecError>>().map(Some)
+        bytes.into_iter().zip(0..).map(open).collect()
     }
 }
 

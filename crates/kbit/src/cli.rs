@@ -376,6 +376,9 @@ pub struct Calibrate {
     /// Write over a file of that name
     #[arg(long)]
     pub overwrite: bool,
+    /// Read each block of the model whenever it is used: for models larger than memory
+    #[arg(long)]
+    pub stream: bool,
     #[command(flatten)]
     pub computing: Computing,
 }
@@ -462,6 +465,9 @@ pub struct Eval {
     /// Number of windows [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub chunks: Option<u32>,
+    /// Read each block of the model whenever it is used: for `perplexity` and `kl` of models larger than memory
+    #[arg(long)]
+    pub stream: bool,
     #[command(flatten)]
     pub computing: Computing,
 }

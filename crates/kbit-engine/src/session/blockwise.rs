@@ -75,11 +75,14 @@ impl Session<'_> {
                 embed(session.model, &session.compute, &tokens, spans, &mut session.buffers)
             },
         )?;
-        for block in 0..self.model.layers.len() {
+        let model = self.model;
+        for block in 0..model.description().layers {
+            let loaded = model.layer(block)?;
+            let layer = &*loaded;
             let told = |tokens| passed(Passed::Batch { block, tokens });
             self.each_batch(&batches, states, told, |session, _, spans| {
-                let Session { model, compute, sequences, rotations, buffers, .. } = session;
-                BlockPass { model, compute, rotations, index: block, cache: 0 }
+                let Session { compute, sequences, rotations, buffers, .. } = session;
+                BlockPass { model, compute, rotations, index: block, layer, cache: 0 }
                     .run(sequences, spans, spans, buffers)
             })?;
             passed(Passed::Block(block))?;

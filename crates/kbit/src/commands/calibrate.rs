@@ -16,7 +16,7 @@ pub fn calibrate(session: &Session, arguments: &Calibrate) -> Result<u8, Failure
         None => merge(&arguments.merge, &arguments.out, arguments.overwrite)?,
         Some(path) => {
             let registry = session.registry(&[], None)?;
-            let model = super::open_model(path, &registry, arguments.computing)?;
+            let model = super::open_model_as(path, &registry, arguments.computing, arguments.stream)?;
             let gathering = Gathering {
                 texts: arguments.text.clone(),
                 context: usize::try_from(arguments.context).map_err(Failure::usage)?,

@@ -13,12 +13,17 @@ use std::time::Instant;
 
 /// Measures a model on a text or a task.
 pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
+    if arguments.stream && !matches!(arguments.metric, MetricArg::Perplexity | MetricArg::Kl) {
+        return Err(Failure::usage(
+            "--stream goes with the metrics perplexity and kl: others go through the model text by text",
+        ));
+    }
     if let (MetricArg::Task, Some(task)) = (arguments.metric, &arguments.task) {
         return super::task::eval(session, arguments, task);
     }
     let text = arguments.text.as_ref().ok_or_else(|| Failure::usage("this metric needs --text F"))?;
     let registry = session.registry(&[], None)?;
-    let model = super::open_model(&arguments.model, &registry, arguments.computing)?;
+    let model = super::open_model_as(&arguments.model, &registry, arguments.computing, arguments.stream)?;
     let context = usize::try_from(arguments.context).map_err(Failure::usage)?;
     let chunks = arguments.chunks.and_then(|chunks| usize::try_from(chunks).ok());
     let mut data = DataSet::tokenize(text, model.tokenizer()?, context, chunks)?;
@@ -37,8 +42,8 @@ pub fn eval(session: &Session, arguments: &Eval) -> Result<u8, Failure> {
         (MetricArg::Information, _) => super::information::measure(arguments, &model, &data, &tick)?,
         (MetricArg::Kl, None) => return Err(Failure::usage("the metric kl needs --reference BASE")),
         (MetricArg::Kl, Some(path)) => {
-            let reference =
-                OpenModel::open(path, &registry, Isolation::InProcess, &ConvertOptions::default())?;
+            let open = if arguments.stream { OpenModel::stream } else { OpenModel::open };
+            let reference = open(path, &registry, Isolation::InProcess, &ConvertOptions::default())?;
             let others = DataSet::tokenize(text, reference.tokenizer()?, context, chunks)?;
             if let Some(place) = first_difference(&data, &others) {
                 return Err(Failure::failed(format!(

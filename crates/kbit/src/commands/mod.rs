@@ -35,7 +35,18 @@ use std::process::ExitCode;
 
 /// Opens a model that computes as the options say.
 fn open_model(path: &Path, registry: &Registry, computing: Computing) -> Result<OpenModel, PipelineError> {
-    let model = OpenModel::open(path, registry, Isolation::InProcess, &ConvertOptions::default())?;
+    open_model_as(path, registry, computing, false)
+}
+
+/// As [`open_model`]; `streamed`: each block is read whenever it is used.
+fn open_model_as(
+    path: &Path,
+    registry: &Registry,
+    computing: Computing,
+    streamed: bool,
+) -> Result<OpenModel, PipelineError> {
+    let open = if streamed { OpenModel::stream } else { OpenModel::open };
+    let model = open(path, registry, Isolation::InProcess, &ConvertOptions::default())?;
     Ok(model.with_mode(computing.mode).with_cache(computing.cache_type))
 }
 
