@@ -9,6 +9,7 @@ pub const STATICS: &[StaticPlugin] = &[];
 /// The plugins of this program.
 #[cfg(feature = "static-plugins")]
 pub const STATICS: &[StaticPlugin] = &[
+    StaticPlugin { name: "awq", entry: kbit_scheme_awq::kbit_plugin_entry_v1 },
     StaticPlugin { name: "dynamic", entry: kbit_scheme_dynamic::kbit_plugin_entry_v1 },
     StaticPlugin { name: "float", entry: kbit_scheme_float::kbit_plugin_entry_v1 },
     StaticPlugin { name: "ggml", entry: kbit_scheme_ggml::kbit_plugin_entry_v1 },
