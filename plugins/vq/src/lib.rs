@@ -7,9 +7,9 @@
 //! large language models, GPTVQ (van Baalen et al. 2024, arXiv 2402.15319) and AQLM (Egiazarian et al. 2024, arXiv 2401.06118) quantize
 //! vectors so.
 //!
-//! With importance of the columns, distances and means are weighted by it, so that what is small is the error of the matrix's outputs.
-//! After a block has its codes, its scale is fitted to them by least squares, and the codes to the scale (`refits` times, as long as
-//! that helps).
+//! With importance of the columns, distances, means and root mean squares are weighted by it, so that what is small is the error of the
+//! matrix's outputs. After a block has its codes, its scale is fitted to them by least squares, and the codes to the scale (`refits` times,
+//! as long as that helps).
 //!
 //! # Stored bytes
 //!
@@ -73,7 +73,8 @@ const PARAMS: &[Param] = &[
     block_param(16),
     Param {
         key: "norm",
-        doc: "What the weights of a block are divided by: their largest magnitude, or the root of their mean square.",
+        doc: "What the weights of a block are divided by: their largest magnitude, or the root of their mean square (weighted, \
+              with importance).",
         unit: "",
         kind: ParamKind::Choice(&["absmax", "rms"]),
         default: DefaultValue::Str("rms"),
@@ -286,19 +287,19 @@ impl Vq {
         usize::try_from(wanted).unwrap_or(usize::MAX).min(cut.vectors)
     }
 
-    /// The scale of a block before its codes are known, as it will be stored.
-    fn first_scale(&self, values: &[f32], tensor: &str, row: u64) -> Result<f32, Error> {
+    /// The scale of a block before its codes are known, as it will be stored. `weights`: of the values, not all 0.
+    fn first_scale(&self, values: &[f32], weights: &[f32], tensor: &str, row: u64) -> Result<f32, Error> {
         let scale = match self.norm {
             Norm::Absmax => largest_magnitude(values).0,
             Norm::Rms => {
-                let square: f64 = values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum();
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_precision_loss,
-                    reason = "a magnitude among those of the values"
-                )]
+                let (mut square, mut total) = (0f64, 0f64);
+                for (value, weight) in values.iter().zip(weights) {
+                    square += f64::from(*weight) * f64::from(*value) * f64::from(*value);
+                    total += f64::from(*weight);
+                }
+                #[expect(clippy::cast_possible_truncation, reason = "a magnitude among those of the values")]
                 {
-                    (square / values.len() as f64).sqrt() as f32
+                    (square / total).sqrt() as f32
                 }
             }
         };
@@ -323,7 +324,9 @@ impl Vq {
             if first / self.block != block {
                 block = first / self.block;
                 let end = ((block + 1) * self.block).min(row.len());
-                scale = self.first_scale(&row[block * self.block..end], &job.tensor, number)?;
+                let columns = block * self.block..end;
+                scale =
+                    self.first_scale(&row[columns.clone()], &job.weights[columns], &job.tensor, number)?;
             }
             record.fill(0);
             let (values, place) = record.split_at_mut(D * 4);
@@ -411,7 +414,7 @@ impl Vq {
                 .zip(weights.chunks(self.block / D))
                 .zip(codes.chunks_mut(self.block / D * self.stages));
             for (block, ((values, weights), codes)) in blocks.enumerate() {
-                let first = self.first_scale(values, &job.tensor, number)?;
+                let first = self.first_scale(values, weights.as_flattened(), &job.tensor, number)?;
                 let scale = self.encode_block(&mut coder, values, weights, job.weighed, first, codes);
                 self.scale.write(scales_out, block, scale);
             }
