@@ -25,6 +25,8 @@ const SCHEMES: &[&str] = &[
     "dynamic:bits=6",
     "ternary",
     "hqq:bits=3",
+    "vq",
+    "vq:dim=2,bits=4,stages=2,norm=absmax",
     "c-rtn",
 ];
 
@@ -119,7 +121,7 @@ fn python_gguf_reads_the_same_tensors_and_metadata() {
 #[test]
 fn the_bytes_do_not_depend_on_the_number_of_threads() {
     let folder = tempfile::tempdir().expect("a folder");
-    for scheme in ["int:bits=4,block=64", "quantile:bits=3,codebook=empirical", "ggml:q4_1"] {
+    for scheme in ["int:bits=4,block=64", "quantile:bits=3,codebook=empirical", "ggml:q4_1", "vq:bits=6"] {
         let source = repository("assets/family/s1");
         for threads in ["1", "2", "5"] {
             let out = format!("t{threads}.gguf");

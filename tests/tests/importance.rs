@@ -132,7 +132,7 @@ fn a_scheme_that_cannot_do_without_importance_is_refused_before_work_starts() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
     let model = repository("assets/family/s3");
-    for scheme in ["ggml:iq2_xxs", "ggml:iq2_xs", "ggml:iq1_s"] {
+    for scheme in ["ggml:iq2_xxs", "ggml:iq2_xs", "ggml:iq1_s", "awq:bits=3"] {
         for more in [&[][..], &["--dry-run"]] {
             let arguments = ["convert", &model, "q.gguf", "--scheme", scheme];
             let message = kbit_fails(at, 1, &[&arguments[..], more].concat());
@@ -140,9 +140,37 @@ fn a_scheme_that_cannot_do_without_importance_is_refused_before_work_starts() {
                 message.contains("needs an importance matrix") && message.contains("--imatrix"),
                 "{scheme}: {message}"
             );
+            assert!(message.contains("kbit calibrate"), "{scheme}: {message}");
         }
     }
     assert_eq!(std::fs::read_dir(at).expect("a folder").count(), 0);
+}
+
+/// The matrices of the blocks; for the others there is no importance.
+#[test]
+fn own_schemes_use_importance_and_do_not_depend_on_threads() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    write_dat(&at.join("i.dat"), &source(at), is_block, |_, value| value);
+    for scheme in ["awq:bits=3", "awq:bits=4,symmetric=false,grid=4", "vq:bits=6"] {
+        let mut files = Vec::new();
+        for threads in ["1", "3"] {
+            let arguments = [
+                "convert",
+                "f32.gguf",
+                "q.gguf",
+                "--scheme",
+                scheme,
+                "--map",
+                "^(token_embd|output)=int:bits=4",
+            ];
+            let more = ["--imatrix", "i.dat", "--threads", threads, "--overwrite"];
+            let _ = kbit_ok(at, &[&arguments[..], &more].concat());
+            let _ = kbit_ok(at, &["verify", "q.gguf"]);
+            files.push(std::fs::read(at.join("q.gguf")).expect("a file"));
+        }
+        assert!(files[0] == files[1], "{scheme}");
+    }
 }
 
 #[test]

@@ -697,7 +697,8 @@ impl Builder<'_> {
         Err(match self.importance {
             None => needs(
                 "an importance matrix",
-                "give one by `--imatrix FILE` (`importance: FILE` in a configuration), or choose another scheme",
+                "gather one by `kbit calibrate MODEL --text FILE -o FILE` and give it by `--imatrix FILE` (`importance: FILE` in a \
+                 configuration), or choose another scheme",
             ),
             Some(importance) => needs(
                 &format!("importance, and {} has none for this tensor", importance.matrix.path().display()),

@@ -517,15 +517,20 @@ pub(crate) unsafe extern "C" fn begin<S: Scheme>(
             )));
         }
         for (mask, there, what) in [
-            (abi::AUX_DIAG, aux.diag.is_some(), "importance of the columns"),
-            (abi::AUX_HESSIAN, aux.hessian.is_some(), "a Hessian"),
-            (abi::AUX_PRODUCER, aux.producer_std.is_some(), "the deviation of the producing weights"),
+            (
+                abi::AUX_DIAG,
+                aux.diag.is_some(),
+                "importance of the columns; gather it by `kbit calibrate` and give it by `--imatrix FILE` (`importance: FILE`)",
+            ),
+            (abi::AUX_HESSIAN, aux.hessian.is_some(), "a Hessian; calibrate first"),
+            (
+                abi::AUX_PRODUCER,
+                aux.producer_std.is_some(),
+                "the deviation of the producing weights; choose another scheme",
+            ),
         ] {
             if plan.aux_required & mask != 0 && !there {
-                return Err(Error::missing(format!(
-                    "tensor {}: the scheme needs {what}; calibrate first",
-                    shape.tensor
-                )));
+                return Err(Error::missing(format!("tensor {}: the scheme needs {what}", shape.tensor)));
             }
         }
         let job = state.scheme.begin(&shape.get(), data, &aux)?;

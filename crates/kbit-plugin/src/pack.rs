@@ -1,4 +1,5 @@
-//! Packing codes of 1 to 8 bits: code `i` takes the bits `[i * bits, (i + 1) * bits)` of the bytes, least significant first.
+//! Packing codes of 1 to 8 bits, or in wide form of 1 to 16: code `i` takes the bits `[i * bits, (i + 1) * bits)` of the bytes, least
+//! significant first.
 
 /// Bytes that `count` codes of `bits` bits take.
 #[must_use]
@@ -41,6 +42,41 @@ pub fn unpack_codes(bits: u32, bytes: &[u8], codes: &mut [u8]) {
         6 => unpack::<6>(bytes, codes),
         7 => unpack::<7>(bytes, codes),
         _ => codes.copy_from_slice(bytes),
+    }
+}
+
+/// As [`pack_codes`], of codes of 1 to 16 bits: indices of codebooks with more than 256 entries.
+///
+/// # Panics
+/// If `bits` is not 1 to 16, or `out` is not [`packed_bytes`] long.
+pub fn pack_wide_codes(bits: u32, codes: &[u16], out: &mut [u8]) {
+    assert!((1..=16).contains(&bits), "wide codes have 1 to 16 bits");
+    assert_eq!(out.len(), packed_bytes(bits, codes.len()), "a buffer of the wrong size");
+    for (eight, bytes) in codes.chunks(8).zip(out.chunks_mut(bits as usize)) {
+        let word = eight.iter().rev().fold(0u128, |word, code| word << bits | u128::from(*code));
+        bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
+    }
+}
+
+/// As [`unpack_codes`], of codes of 1 to 16 bits.
+///
+/// # Panics
+/// If `bits` is not 1 to 16, or `bytes` is not [`packed_bytes`] long.
+pub fn unpack_wide_codes(bits: u32, bytes: &[u8], codes: &mut [u16]) {
+    assert!((1..=16).contains(&bits), "wide codes have 1 to 16 bits");
+    assert_eq!(bytes.len(), packed_bytes(bits, codes.len()), "a buffer of the wrong size");
+    let mask = u16::MAX >> (16 - bits);
+    for (eight, bytes) in codes.chunks_mut(8).zip(bytes.chunks(bits as usize)) {
+        let mut word = [0; 16];
+        word[..bytes.len()].copy_from_slice(bytes);
+        let mut word = u128::from_le_bytes(word);
+        for code in eight {
+            #[expect(clippy::cast_possible_truncation, reason = "masked to at most 16 bits")]
+            {
+                *code = word as u16 & mask;
+            }
+            word >>= bits;
+        }
     }
 }
 
@@ -108,6 +144,32 @@ mod tests {
                 let used = bits as usize * count;
                 if !used.is_multiple_of(8) {
                     assert_eq!(bytes[used / 8] >> (used % 8), 0, "unused bits are zero");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wide_codes_are_packed_as_narrow_ones_and_come_back() {
+        let mut state = 7u32;
+        for bits in 1..=16 {
+            for count in 0..40 {
+                let codes: Vec<u16> = (0..count)
+                    .map(|_| {
+                        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        (state >> 16) as u16 >> (16 - bits)
+                    })
+                    .collect();
+                let mut bytes = vec![0xff; packed_bytes(bits, count)];
+                pack_wide_codes(bits, &codes, &mut bytes);
+                let mut back = vec![0xffff; count];
+                unpack_wide_codes(bits, &bytes, &mut back);
+                assert_eq!(back, codes, "{bits} bits");
+                if bits <= 8 {
+                    let narrow: Vec<u8> = codes.iter().map(|code| *code as u8).collect();
+                    let mut other = vec![0xff; bytes.len()];
+                    pack_codes(bits, &narrow, &mut other);
+                    assert_eq!(other, bytes, "{bits} bits");
                 }
             }
         }

@@ -5,14 +5,18 @@
 #![forbid(unsafe_code)]
 
 mod codebook;
+mod importance;
 mod layout;
 pub mod levels;
+mod parallel;
 mod scale;
 mod scheme;
 pub mod testing;
 
 pub use codebook::Codebook;
+pub use importance::relative_importance;
 pub use layout::{Granularity, Layout};
+pub use parallel::parallel_map;
 pub use scale::{DoubleQuantization, ScaleType};
 pub use scheme::{
     BlockJob, BlockScheme, BlockTensor, Fit, Levels, Setup, Summary, absmax_fit, decode_with, encode_with,

@@ -1,5 +1,6 @@
 //! Storing scales: in 32 or 16 bits, or quantized themselves.
 
+use crate::scheme::scale_too_large;
 use crate::{largest_magnitude, round_half_even};
 use kbit_plugin::{Error, PartType, convert, pack};
 
@@ -53,6 +54,14 @@ impl ScaleType {
             Self::Bf16 => convert::bf16_to_f32(convert::f32_to_bf16(scale)),
         };
         rounded.is_finite().then_some(rounded)
+    }
+
+    /// As [`ScaleType::round`], of a scale of a row.
+    ///
+    /// # Errors
+    /// A scale that overflows the type.
+    pub fn round_in_row(self, scale: f32, tensor: &str, row: u64) -> Result<f32, Error> {
+        self.round(scale).ok_or_else(|| scale_too_large(scale, tensor, row))
     }
 
     /// Writes scale `index`; it was rounded to the type before.

@@ -102,6 +102,12 @@ pub trait Levels: Sized + Send + Sync + 'static {
         fit
     }
 
+    /// As [`Levels::refine`], where the job weighs errors by column ([`BlockJob::weigh`]): `weights` has one for each value.
+    fn refine_weighed(&self, values: &[f32], weights: &[f32], fit: Fit) -> Fit {
+        let _ = weights;
+        self.refine(values, fit)
+    }
+
     /// Codes of `values`; `fit.scale` is not zero. `book` is the matrix's own codebook, where the setup asks for one.
     fn encode(&self, values: &[f32], fit: Fit, book: Option<&Codebook>, codes: &mut [u8]);
 
@@ -127,6 +133,22 @@ pub struct BlockJob {
     tensor: String,
     fit: Option<Fit>,
     book: Option<Codebook>,
+    weights: Option<Vec<f32>>,
+}
+
+impl BlockJob {
+    /// The same job, whose levels are refined so that errors of column `i` count `weights[i]`-fold: [`Levels::refine_weighed`]. That
+    /// concerns blocks that are pieces of a row.
+    #[must_use]
+    pub fn weigh(self, weights: Vec<f32>) -> Self {
+        Self { weights: Some(weights), ..self }
+    }
+
+    /// The weights of the values of a block.
+    fn weights_of(&self, block: &Range<usize>) -> Option<&[f32]> {
+        let column = block.start % self.layout.cols;
+        self.weights.as_ref()?.get(column..column + block.len())
+    }
 }
 
 /// An encoded matrix.
@@ -183,7 +205,13 @@ impl<L: Levels> BlockScheme<L> {
     }
 
     /// The fit for `values` as it will be stored; before double quantization.
-    fn fit(&self, values: &[f32], book: Option<&Codebook>, place: &Place<'_>) -> Result<Fit, Error> {
+    fn fit(
+        &self,
+        values: &[f32],
+        weights: Option<&[f32]>,
+        book: Option<&Codebook>,
+        place: &Place<'_>,
+    ) -> Result<Fit, Error> {
         let mut summary = summarize::<L>(values, place)?;
         let mut mean = 0.0;
         if self.setup.center {
@@ -194,7 +222,11 @@ impl<L: Levels> BlockScheme<L> {
         fit.minimum += mean;
         let mut rounded = self.round(fit, place)?;
         if L::REFINES && rounded.scale != 0.0 {
-            let refined = self.levels.refine(values, Fit { minimum: fit.minimum, ..rounded });
+            let found = Fit { minimum: fit.minimum, ..rounded };
+            let refined = match weights {
+                Some(weights) => self.levels.refine_weighed(values, weights, found),
+                None => self.levels.refine(values, found),
+            };
             rounded = self.round(refined, place)?;
         }
         if !self.setup.search || rounded.scale == 0.0 {
@@ -227,22 +259,59 @@ impl<L: Levels> BlockScheme<L> {
             } else {
                 self.setup.scale.round(value)
             };
-            stored.ok_or_else(|| {
-                Error::numeric(format!(
-                    "tensor {}: a scale of {value:e} near row {} does not fit the scale type; choose scale=f32 or scale=bf16",
-                    place.tensor, place.first_row
-                ))
-            })
+            stored.ok_or_else(|| scale_too_large(value, place.tensor, place.first_row))
         };
         Ok(Fit { scale: rounded(fit.scale)?, minimum: rounded(fit.minimum)? })
     }
 
-    fn encode_group(
+    /// What rows become: what decoding gives of the bytes that encoding writes, without the bytes. `values` and `out`: whole row
+    /// groups from row `first_row` on, of which the last may be short.
+    ///
+    /// # Errors
+    /// As when encoding.
+    pub fn round_trip(
+        &self,
+        job: &BlockJob,
+        first_row: u64,
+        values: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let layout = &job.layout;
+        let scales = layout.scales();
+        let bytes = |count: fn(DoubleQuantization, usize) -> usize| {
+            vec![0u8; layout.double.map_or(0, |double| count(double, scales))]
+        };
+        let mut codes = bytes(DoubleQuantization::code_bytes);
+        let mut supers = bytes(DoubleQuantization::super_bytes);
+        let mut space = Space::default();
+        let weights = layout.group_weights();
+        for (index, (values, out)) in values.chunks(weights).zip(out.chunks_mut(weights)).enumerate() {
+            let first_row = first_row + (index * layout.row_group) as u64;
+            let place = Place { tensor: &job.tensor, first_row, cols: layout.cols, offset: 0 };
+            self.quantize_group(job, values, &place, (&mut codes, &mut supers), &mut space)?;
+            for (block, fit) in layout.blocks(values.len() / layout.cols).zip(&space.fits) {
+                self.decode_block(&space.codes[block.clone()], *fit, job.book.as_ref(), &mut out[block]);
+            }
+        }
+        Ok(())
+    }
+
+    fn decode_block(&self, codes: &[u8], fit: Fit, book: Option<&Codebook>, out: &mut [f32]) {
+        if fit.scale == 0.0 {
+            out.fill(fit.minimum);
+        } else {
+            self.levels.decode(codes, fit, book, out);
+        }
+    }
+
+    /// The fits of a group's blocks, as they will be read back, and the codes of its weights, in `space`. `double`: what double
+    /// quantization stores of the scales and their scales; empty without it.
+    fn quantize_group(
         &self,
         job: &BlockJob,
         values: &[f32],
         place: &Place<'_>,
-        parts: &mut [&mut [u8]],
+        double: (&mut [u8], &mut [u8]),
         space: &mut Space,
     ) -> Result<(), Error> {
         let layout = &job.layout;
@@ -255,24 +324,20 @@ impl<L: Levels> BlockScheme<L> {
                     refuse_not_finite_at(&values[block.clone()], place, block.start)?;
                     fit
                 }
-                None => self.fit(&values[block.clone()], book, &place.at(block.start))?,
+                None => {
+                    let weights = job.weights_of(&block);
+                    self.fit(&values[block.clone()], weights, book, &place.at(block.start))?
+                }
             });
         }
-        if let Some(double) = layout.double {
-            for part in parts.iter_mut().skip(1) {
-                part.fill(0);
-            }
+        if let Some(quantization) = layout.double {
             space.scales.clear();
             space.scales.extend(space.fits.iter().map(|fit| fit.scale));
             space.scales.resize(layout.scales(), 0.0);
-            let [_, codes, supers, ..] = parts else { return Err(Error::internal("three parts")) };
-            double.write(&mut space.scales, codes, supers);
+            quantization.write(&mut space.scales, double.0, double.1);
             for (fit, scale) in space.fits.iter_mut().zip(&space.scales) {
                 fit.scale = *scale;
             }
-            write_minima(layout, &space.fits, parts);
-        } else {
-            write_fits(layout, &space.fits, parts);
         }
         space.codes.clear();
         space.codes.resize(layout.group_weights(), 0);
@@ -280,6 +345,29 @@ impl<L: Levels> BlockScheme<L> {
             if fit.scale != 0.0 {
                 self.levels.encode(&values[block.clone()], *fit, book, &mut space.codes[block]);
             }
+        }
+        Ok(())
+    }
+
+    fn encode_group(
+        &self,
+        job: &BlockJob,
+        values: &[f32],
+        place: &Place<'_>,
+        parts: &mut [&mut [u8]],
+        space: &mut Space,
+    ) -> Result<(), Error> {
+        let layout = &job.layout;
+        if layout.double.is_some() {
+            for part in parts.iter_mut().skip(1) {
+                part.fill(0);
+            }
+            let [_, codes, supers, ..] = parts else { return Err(Error::internal("three parts")) };
+            self.quantize_group(job, values, place, (codes, supers), space)?;
+            write_minima(layout, &space.fits, parts);
+        } else {
+            self.quantize_group(job, values, place, Default::default(), space)?;
+            write_fits(layout, &space.fits, parts);
         }
         write_codes(layout, &space.codes, parts);
         Ok(())
@@ -343,6 +431,13 @@ fn not_finite(value: f32, tensor: &str, row: u64, column: usize) -> Error {
     let kind = if value.is_nan() { "NaN" } else { "infinity" };
     Error::numeric(format!(
         "tensor {tensor}: {kind} at row {row}, column {column}; the checkpoint is damaged: get it anew"
+    ))
+}
+
+/// A scale (or minimum) that its type cannot hold.
+pub(crate) fn scale_too_large(value: f32, tensor: &str, row: u64) -> Error {
+    Error::numeric(format!(
+        "tensor {tensor}: a scale of {value:e} near row {row} does not fit the scale type; choose scale=f32 or scale=bf16"
     ))
 }
 
@@ -502,7 +597,8 @@ impl<L: Levels> Scheme for BlockScheme<L> {
     }
 
     fn begin(&self, shape: &Shape<'_>, _: Option<Slab<'_>>, _: &Aux<'_>) -> Result<BlockJob, Error> {
-        Ok(BlockJob { layout: self.layout(shape)?, tensor: shape.tensor.to_owned(), fit: None, book: None })
+        let layout = self.layout(shape)?;
+        Ok(BlockJob { layout, tensor: shape.tensor.to_owned(), fit: None, book: None, weights: None })
     }
 
     fn observe(
@@ -522,7 +618,8 @@ impl<L: Levels> Scheme for BlockScheme<L> {
             if self.setup.empirical {
                 let mut bins = vec![0u32; BINS];
                 for block in layout.blocks(values.len() / layout.cols) {
-                    let fit = self.fit(&values[block.clone()], None, &place.at(block.start))?;
+                    let weights = job.weights_of(&block);
+                    let fit = self.fit(&values[block.clone()], weights, None, &place.at(block.start))?;
                     if fit.scale == 0.0 {
                         continue;
                     }
@@ -680,11 +777,7 @@ impl<L: Levels> Scheme for BlockScheme<L> {
                     },
                     minimum: if layout.with_minimum { layout.scale.read(body(last), index) } else { 0.0 },
                 };
-                if fit.scale == 0.0 {
-                    values[block].fill(fit.minimum);
-                } else {
-                    self.levels.decode(&codes[block.clone()], fit, book, &mut values[block]);
-                }
+                self.decode_block(&codes[block.clone()], fit, book, &mut values[block]);
             }
             for (row, source) in values[..weights].chunks(layout.cols).enumerate() {
                 out.row_mut(first + row).copy_from_slice(source);
@@ -721,6 +814,44 @@ pub fn absmax_fit(book: &Codebook, summary: &Summary) -> Fit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{levels::Int, testing};
+
+    #[test]
+    fn a_round_trip_without_bytes_is_that_of_the_bytes() {
+        // 37 rows: the last group is short.
+        let (rows, cols) = (37, 100);
+        let values = testing::gaussian(rows * cols);
+        let shape = Shape { tensor: "t", rows: rows as u64, cols: cols as u64, slice: 0, n_slices: 1 };
+        for settings in [
+            "bits=4",
+            "bits=3,symmetric=false,scale_bits=6,scale_block=32",
+            "bits=2,center=true,granularity=row",
+            "bits=4,scale_bits=8,granularity=flat,block=48",
+        ] {
+            let params = Params::parse(Int::INFO.params, settings).unwrap();
+            let scheme = BlockScheme::<Int>::open(&Host::none(), &params).unwrap();
+            let job = scheme.begin(&shape, None, &Aux::default()).unwrap();
+            let mut out = vec![f32::NAN; values.len()];
+            scheme.round_trip(&job, 0, &values, &mut out).unwrap();
+            assert_eq!(
+                out,
+                testing::round_trip::<BlockScheme<Int>>(settings, rows, cols, &values),
+                "{settings}"
+            );
+        }
+    }
+
+    #[test]
+    fn blocks_of_a_row_have_the_weights_of_their_columns() {
+        let shape = Shape { tensor: "t", rows: 2, cols: 100, slice: 0, n_slices: 1 };
+        let params = Params::parse(Int::INFO.params, "").unwrap();
+        let scheme = BlockScheme::<Int>::open(&Host::none(), &params).unwrap();
+        let job = scheme.begin(&shape, None, &Aux::default()).unwrap();
+        assert_eq!(job.weights_of(&(0..64)), None);
+        let job = job.weigh((0..100u8).map(f32::from).collect());
+        assert_eq!(job.weights_of(&(164..200)).unwrap(), (64..100u8).map(f32::from).collect::<Vec<_>>());
+        assert_eq!(job.weights_of(&(90..110)), None);
+    }
 
     #[test]
     fn trits_come_back() {

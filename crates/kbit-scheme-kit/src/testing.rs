@@ -36,6 +36,17 @@ const fn shape(rows: usize, cols: usize) -> Shape<'static> {
     Shape { tensor: "blk.0.test.weight", rows: rows as u64, cols: cols as u64, slice: 0, n_slices: 1 }
 }
 
+/// `sum(h (v - w)^2) / sum(h w^2)` where column `i` has the weight `h = weights[i]`.
+#[must_use]
+pub fn weighted_mse(source: &[f32], decoded: &[f32], weights: &[f32]) -> f64 {
+    let (mut error, mut size) = (0.0, 0.0);
+    for ((w, v), h) in source.iter().zip(decoded).zip(weights.iter().cycle()) {
+        error += f64::from(*h) * f64::from(w - v).powi(2);
+        size += f64::from(*h) * f64::from(*w).powi(2);
+    }
+    error / size
+}
+
 /// Encodes in ranges of `step` groups, into buffers that hold rubbish before, with made-up data about the inputs.
 fn encode<S: Scheme>(
     scheme: &S,
@@ -152,10 +163,10 @@ pub fn round_trip<S: Scheme>(settings: &str, rows: usize, cols: usize, values: &
     decode(&scheme, rows, cols, &encoded, usize::MAX >> 32).expect("it decodes")
 }
 
-/// What `values` become under `settings`, with these data about the inputs.
+/// As [`round_trip`], with this auxiliary data in place of made-up importance.
 ///
 /// # Errors
-/// When the scheme refuses.
+/// Those of the scheme.
 pub fn round_trip_with<S: Scheme>(
     settings: &str,
     rows: usize,
@@ -166,6 +177,36 @@ pub fn round_trip_with<S: Scheme>(
     let scheme: S = open(settings)?;
     let encoded = encode_with(&scheme, rows, cols, values, usize::MAX >> 32, aux)?;
     decode(&scheme, rows, cols, &encoded, usize::MAX >> 32)
+}
+
+/// Damaged bytes are refused with words, or decode to any weights: heads and parts of one bits, of zeros and of noise.
+///
+/// # Panics
+/// When the scheme panics, or refuses without words.
+pub fn survives_damage<S: Scheme>(settings: &str) {
+    let scheme: S = open(settings).expect("the settings are valid");
+    let (rows, cols) = (9, 100);
+    let good = encode(&scheme, rows, cols, &gaussian(rows * cols), 1 << 20).expect("it encodes");
+    let noise: Vec<u8> = gaussian(256).iter().map(|value| (value * 1e3) as i32 as u8).collect();
+    for damage in [&[0xff][..], &[0], &noise] {
+        for (heads, parts) in [(true, true), (true, false), (false, true)] {
+            let replaced = |bytes: &[Vec<u8>], replace: bool| -> Vec<Vec<u8>> {
+                if !replace {
+                    return bytes.to_vec();
+                }
+                bytes.iter().map(|bytes| damage.iter().cycle().copied().take(bytes.len()).collect()).collect()
+            };
+            let damaged = Encoded {
+                plan: good.plan.clone(),
+                heads: replaced(&good.heads, heads),
+                parts: replaced(&good.parts, parts),
+            };
+            match decode(&scheme, rows, cols, &damaged, 1 << 20) {
+                Ok(values) => assert_eq!(values.len(), rows * cols),
+                Err(error) => assert!(!error.message.is_empty(), "{settings}: refused without words"),
+            }
+        }
+    }
 }
 
 /// Stored bytes of a matrix under `settings`.
