@@ -25,6 +25,7 @@ const SCHEMES: &[&str] = &[
     "dynamic:bits=6",
     "ternary",
     "hqq:bits=3",
+    "trellis:bits=3,state_bits=10",
     "c-rtn",
 ];
 

@@ -212,9 +212,18 @@ fn stories260k_converts_to_every_scheme_and_back() {
     let Some(model) = shared("models/stories260K-f32.gguf") else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let types = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"].map(|ty| format!("ggml:{ty}"));
-    let own =
-        ["int", "float", "quantile", "quantile:codebook=empirical", "dynamic", "ternary", "hqq", "c-rtn"]
-            .map(str::to_owned);
+    let own = [
+        "int",
+        "float",
+        "quantile",
+        "quantile:codebook=empirical",
+        "dynamic",
+        "ternary",
+        "hqq",
+        "trellis:state_bits=10",
+        "c-rtn",
+    ]
+    .map(str::to_owned);
     for scheme in types.into_iter().chain(own) {
         let _ =
             kbit_ok(folder.path(), &["convert", text(&model), "x.gguf", "--scheme", &scheme, "--overwrite"]);

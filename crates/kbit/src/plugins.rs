@@ -17,4 +17,5 @@ pub const STATICS: &[StaticPlugin] = &[
     StaticPlugin { name: "mixed", entry: kbit_scheme_mixed::kbit_plugin_entry_v1 },
     StaticPlugin { name: "quantile", entry: kbit_scheme_quantile::kbit_plugin_entry_v1 },
     StaticPlugin { name: "ternary", entry: kbit_scheme_ternary::kbit_plugin_entry_v1 },
+    StaticPlugin { name: "trellis", entry: kbit_scheme_trellis::kbit_plugin_entry_v1 },
 ];

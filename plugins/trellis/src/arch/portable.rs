@@ -1,0 +1,104 @@
+//! Plain loops, for every CPU; those without products are compiled again for the other sets.
+
+use super::{LANES, Step};
+use crate::code::{Code, UNIT};
+
+/// See [`Kernels::step`](super::Kernels::step).
+pub(crate) fn step(step: Step<'_>) {
+    let Step { table, bits, from, from_bits, x, to, dropped } = step;
+    let groups = to.len();
+    let low = (1u32 << bits) - 1;
+    let blocks = table.chunks_exact(LANES << bits).zip(to.as_chunks_mut::<LANES>().0);
+    for (block, ((table, to), dropped)) in blocks.zip(dropped.as_chunks_mut::<LANES>().0).enumerate() {
+        let mut best = [u32::MAX; LANES];
+        for (choice, values) in (0..).zip(table.as_chunks::<LANES>().0) {
+            let first = choice as usize * groups + block * LANES;
+            for lane in 0..LANES {
+                let away = x - values[lane];
+                let cost = away * away + from[(first + lane) >> from_bits];
+                // Costs are not negative, so their bits are in the order of the costs; the choice takes the lowest.
+                let key = cost.to_bits() & !low | choice;
+                best[lane] = best[lane].min(key);
+            }
+        }
+        for lane in 0..LANES {
+            to[lane] = f32::from_bits(best[lane] & !low);
+            dropped[lane] = (best[lane] & low) as u8;
+        }
+    }
+}
+
+/// See [`Kernels::hadamard`](super::Kernels::hadamard).
+#[inline(always)]
+pub(crate) fn hadamard(x: &mut [f32]) {
+    let len = x.len();
+    let mut half = 1;
+    if len >= LANES {
+        for x in x.as_chunks_mut::<LANES>().0 {
+            for half in [1, 2, 4, 8] {
+                let old = *x;
+                for lane in 0..LANES {
+                    let other = old[lane ^ half];
+                    x[lane] = if lane & half == 0 { old[lane] + other } else { other - old[lane] };
+                }
+            }
+        }
+        half = LANES;
+    }
+    while half < len {
+        for pair in x.chunks_exact_mut(2 * half) {
+            let (lower, upper) = pair.split_at_mut(half);
+            for (a, b) in lower.iter_mut().zip(upper) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
+    let unit = 1.0 / (len as f32).sqrt();
+    x.iter_mut().for_each(|x| *x *= unit);
+}
+
+/// See [`Kernels::values`](super::Kernels::values).
+pub(crate) fn values(code: Code, rows: &[u8], cols: usize, out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(code.row_bytes(cols)).zip(out.chunks_exact_mut(cols)) {
+        for (t, out) in out.iter_mut().enumerate() {
+            *out = f32::from(code.value(code.read(row, t)));
+        }
+    }
+}
+
+/// See [`Kernels::dot`](super::Kernels::dot).
+pub(crate) fn dot(code: Code, rows: &[u8], x: &[u8], out: &mut [f32]) {
+    let mut values = vec![0.0; x.len() / size_of::<f32>()];
+    for (row, out) in rows.chunks_exact(rows.len() / out.len()).zip(out) {
+        self::values(code, row, values.len(), &mut values);
+        *out = product(&values, x);
+    }
+}
+
+/// See [`Kernels::products`](super::Kernels::products).
+pub(crate) fn products(values: &[f32], x: &[&[u8]], out: &mut [f32]) {
+    let count = out.len() / x.len();
+    for (x, out) in x.iter().zip(out.chunks_exact_mut(count)) {
+        for (values, out) in values.chunks_exact(values.len() / count).zip(out) {
+            *out = product(values, x);
+        }
+    }
+}
+
+fn product(values: &[f32], x: &[u8]) -> f32 {
+    let mut sums = [0.0; UNIT];
+    for (values, x) in values.as_chunks::<UNIT>().0.iter().zip(x.as_chunks::<4>().0.as_chunks::<UNIT>().0) {
+        for lane in 0..UNIT {
+            sums[lane] += values[lane] * f32::from_le_bytes(x[lane]);
+        }
+    }
+    let mut half = UNIT / 2;
+    while half > 0 {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+        half /= 2;
+    }
+    sums[0]
+}
