@@ -78,6 +78,7 @@ impl Code {
     }
 
     /// The bits of a window, as a mask.
+    #[cfg(test)]
     pub(crate) const fn mask(self) -> u32 {
         (1 << self.window) - 1
     }
@@ -117,9 +118,9 @@ impl Code {
         FACTORS[self.pair as usize - 4]
     }
 
-    /// The value of a window, in 8192ths.
-    pub(crate) const fn value(self, window: u32) -> i16 {
-        warp((window as u16).wrapping_mul(self.multiplier()).cast_signed(), self.factors())
+    /// The value of a window, in 8192ths. Bits above those of a window make no difference.
+    pub(crate) const fn value(self, window: u16) -> i16 {
+        warp(window.wrapping_mul(self.multiplier()).cast_signed(), self.factors())
     }
 
     /// Writes a row: the low bits of each window, one after another.
@@ -142,7 +143,8 @@ impl Code {
         }
     }
 
-    /// The window of weight `t` of a row.
+    /// The window of weight `t` of a row: the naive way, for tests.
+    #[cfg(test)]
     pub(crate) fn read(self, row: &[u8], t: usize) -> u32 {
         let start = self.start(t);
         let byte = |index: usize| u32::from(row[if index < row.len() { index } else { index - row.len() }]);
@@ -184,6 +186,32 @@ mod tests {
     }
 
     #[test]
+    fn what_can_follow_and_what_can_come_before_is_spread_evenly() {
+        for rate in RATES {
+            for window in SHORTEST..=LONGEST {
+                let code = Code::new(rate, window).unwrap();
+                for bits in [code.bits(0), code.bits(1)] {
+                    // Windows that differ in their newest bits, and those that differ in their oldest.
+                    for step in [1 << (window - bits), 1] {
+                        let phase = |choice: u16| (choice * step).wrapping_mul(code.multiplier());
+                        let mut phases: Vec<u16> = (0..1 << bits).map(phase).collect();
+                        phases.sort_unstable();
+                        phases.push(phases[0]);
+                        let widest =
+                            phases.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).max().unwrap();
+                        // Evenly, the gaps are 2^16 over their number.
+                        let times = f64::from(widest) * f64::from(1 << bits) / 65536.0;
+                        assert!(
+                            times < 2.0,
+                            "{rate}, {window}, step {step}: a gap of {times} times the mean"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn values_stay_what_they_are() {
         // The first, the second, the third, the 101st, the middle and the last window of some codes; files depend on them.
         for (rate, window, wanted) in [
@@ -195,7 +223,7 @@ mod tests {
         ] {
             let code = Code::new(rate, window).unwrap();
             let windows = [0, 1, 2, 100, 1 << (window - 1), code.mask()];
-            assert_eq!(windows.map(|window| code.value(window)), wanted, "{rate}, {window}");
+            assert_eq!(windows.map(|window| code.value(window as u16)), wanted, "{rate}, {window}");
         }
     }
 
@@ -205,7 +233,7 @@ mod tests {
             for window in [8, 12, 16] {
                 let code = Code::new(rate, window).unwrap();
                 let mut values: Vec<f64> = (0..=code.mask())
-                    .map(|window| f64::from(code.value(window)) / f64::from(DENOMINATOR))
+                    .map(|window| f64::from(code.value(window as u16)) / f64::from(DENOMINATOR))
                     .collect();
                 values.sort_by(f64::total_cmp);
                 let at = |share: f64| values[(share * values.len() as f64) as usize];

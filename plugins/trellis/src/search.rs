@@ -26,7 +26,7 @@ pub(crate) struct Trellis {
 
 impl Trellis {
     pub(crate) fn new(code: Code) -> Self {
-        Self::with_values(code, |window| f32::from(code.value(window)) / DENOMINATOR)
+        Self::with_values(code, |window| f32::from(code.value(window as u16)) / DENOMINATOR)
     }
 
     /// Bytes of the tables.
@@ -252,7 +252,7 @@ mod tests {
         };
         for rate in [2.0, 3.0, 4.0] {
             let own = Code::new(rate, 10).unwrap();
-            let own = lost(own, |window| f32::from(own.value(window)) / DENOMINATOR);
+            let own = lost(own, |window| f32::from(own.value(window as u16)) / DENOMINATOR);
             let hashed = lost(Code::new(rate, 12).unwrap(), hash);
             assert!(own < hashed, "{rate} bits: {own}, with the hash {hashed}");
         }

@@ -148,11 +148,9 @@ impl Kernels {
 }
 
 /// Bytes that are read from the start of a unit on, at most.
-#[cfg(target_arch = "x86_64")]
 const READ: usize = 32;
 
 /// A row in the midst of others. Its last units are read from a copy that goes on with the first bytes of the row.
-#[cfg(target_arch = "x86_64")]
 struct Row<'a> {
     /// From the row on.
     bytes: &'a [u8],
@@ -164,7 +162,6 @@ struct Row<'a> {
     start: usize,
 }
 
-#[cfg(target_arch = "x86_64")]
 impl<'a> Row<'a> {
     /// The row of `len` bytes at the start of `bytes`, with units of `unit` bytes, 8 to 16.
     #[inline]
@@ -220,7 +217,7 @@ mod tests {
                 let bytes = noise(rows * code.row_bytes(cols));
                 let wanted: Vec<f32> = bytes
                     .chunks(code.row_bytes(cols))
-                    .flat_map(|row| (0..cols).map(|t| f32::from(code.value(code.read(row, t)))))
+                    .flat_map(|row| (0..cols).map(|t| f32::from(code.value(code.read(row, t) as u16))))
                     .collect();
                 for kernels in Kernels::all() {
                     let mut out = vec![f32::NAN; rows * cols];

@@ -1,6 +1,6 @@
 //! Plain loops, for every CPU; those without products are compiled again for the other sets.
 
-use super::{LANES, Step};
+use super::{LANES, READ, Row, Step};
 use crate::code::{Code, UNIT};
 
 /// See [`Kernels::step`](super::Kernels::step).
@@ -58,21 +58,41 @@ pub(crate) fn hadamard(x: &mut [f32]) {
     x.iter_mut().for_each(|x| *x *= unit);
 }
 
+/// Values of a unit.
+#[inline]
+fn read(code: Code, bytes: &[u8; READ]) -> [f32; UNIT] {
+    let mut windows = [0u16; UNIT];
+    for (weight, window) in windows.iter_mut().enumerate() {
+        let (byte, bit) = (code.start(weight) / 8, code.start(weight) % 8);
+        // What is above the window goes with the product's upper bits.
+        let three = u32::from_le_bytes([bytes[byte], bytes[byte + 1], bytes[byte + 2], 0]);
+        *window = (three >> bit) as u16;
+    }
+    windows.map(|window| f32::from(code.value(window)))
+}
+
 /// See [`Kernels::values`](super::Kernels::values).
 pub(crate) fn values(code: Code, rows: &[u8], cols: usize, out: &mut [f32]) {
-    for (row, out) in rows.chunks_exact(code.row_bytes(cols)).zip(out.chunks_exact_mut(cols)) {
-        for (t, out) in out.iter_mut().enumerate() {
-            *out = f32::from(code.value(code.read(row, t)));
+    let len = code.row_bytes(cols);
+    for (index, out) in out.chunks_exact_mut(cols).enumerate() {
+        let row = Row::new(&rows[index * len..], len, code.unit_bytes());
+        for (unit, out) in out.as_chunks_mut::<UNIT>().0.iter_mut().enumerate() {
+            *out = read(code, row.unit(unit));
         }
     }
 }
 
 /// See [`Kernels::dot`](super::Kernels::dot).
 pub(crate) fn dot(code: Code, rows: &[u8], x: &[u8], out: &mut [f32]) {
-    let mut values = vec![0.0; x.len() / size_of::<f32>()];
-    for (row, out) in rows.chunks_exact(rows.len() / out.len()).zip(out) {
-        self::values(code, row, values.len(), &mut values);
-        *out = product(&values, x);
+    let len = rows.len() / out.len();
+    let x = x.as_chunks::<4>().0.as_chunks::<UNIT>().0;
+    for (index, out) in out.iter_mut().enumerate() {
+        let row = Row::new(&rows[index * len..], len, code.unit_bytes());
+        let mut sums = [0.0; UNIT];
+        for (unit, x) in x.iter().enumerate() {
+            add(&mut sums, &read(code, row.unit(unit)), x);
+        }
+        *out = total(sums);
     }
 }
 
@@ -89,10 +109,21 @@ pub(crate) fn products(values: &[f32], x: &[&[u8]], out: &mut [f32]) {
 fn product(values: &[f32], x: &[u8]) -> f32 {
     let mut sums = [0.0; UNIT];
     for (values, x) in values.as_chunks::<UNIT>().0.iter().zip(x.as_chunks::<4>().0.as_chunks::<UNIT>().0) {
-        for lane in 0..UNIT {
-            sums[lane] += values[lane] * f32::from_le_bytes(x[lane]);
-        }
+        add(&mut sums, values, x);
     }
+    total(sums)
+}
+
+/// Adds the products of a unit, each rounded, to as many sums.
+#[inline]
+fn add(sums: &mut [f32; UNIT], values: &[f32; UNIT], x: &[[u8; 4]; UNIT]) {
+    for lane in 0..UNIT {
+        sums[lane] += values[lane] * f32::from_le_bytes(x[lane]);
+    }
+}
+
+/// The sum of the sums, added in halves.
+fn total(mut sums: [f32; UNIT]) -> f32 {
     let mut half = UNIT / 2;
     while half > 0 {
         for lane in 0..half {
