@@ -25,6 +25,7 @@ const SCHEMES: &[&str] = &[
     "dynamic:bits=6",
     "ternary",
     "hqq:bits=3",
+    "trellis:bits=3,state_bits=10",
     "vq",
     "vq:dim=2,bits=4,stages=2,norm=absmax",
     "c-rtn",

@@ -220,6 +220,7 @@ fn stories260k_converts_to_every_scheme_and_back() {
         "dynamic",
         "ternary",
         "hqq",
+        "trellis:state_bits=10",
         "vq",
         "c-rtn",
     ]

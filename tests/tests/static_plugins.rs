@@ -24,7 +24,7 @@ fn built_in_plugins_write_the_same_bytes() {
     for (number, scheme) in
         ["ggml:q5_1", "int:bits=3,block=64,scale_bits=8", "float:bits=4", "quantile:bits=3,block=128"]
             .into_iter()
-            .chain(["dynamic:bits=5", "ternary"])
+            .chain(["dynamic:bits=5", "ternary", "trellis:bits=2.5,state_bits=10"])
             .enumerate()
     {
         let loaded = format!("{number}-loaded.gguf");

@@ -86,9 +86,9 @@ const SDK: &[File] =
 const MAX_NAME: usize = 40;
 
 /// Names that would collide with what kbit ships or with what has a meaning in arguments.
-const TAKEN: [&str; 15] = [
-    "ggml", "awq", "gptq", "hqq", "int", "float", "quantile", "dynamic", "mixed", "ternary", "vq", "c-rtn",
-    "none", "f32", "test",
+const TAKEN: [&str; 16] = [
+    "ggml", "awq", "gptq", "hqq", "int", "float", "quantile", "dynamic", "mixed", "ternary", "trellis", "vq",
+    "c-rtn", "none", "f32", "test",
 ];
 
 fn check_name(name: &str) -> Result<(), HostError> {

@@ -161,6 +161,7 @@ impl Recipe {
         match chosen.params.get("bits") {
             #[expect(clippy::cast_precision_loss, reason = "a bit width is small")]
             Some(ParamValue::Int(bits)) => Some(*bits as f64),
+            Some(ParamValue::Float(bits)) => Some(*bits),
             _ => None,
         }
     }

@@ -19,5 +19,6 @@ pub const STATICS: &[StaticPlugin] = &[
     StaticPlugin { name: "mixed", entry: kbit_scheme_mixed::kbit_plugin_entry_v1 },
     StaticPlugin { name: "quantile", entry: kbit_scheme_quantile::kbit_plugin_entry_v1 },
     StaticPlugin { name: "ternary", entry: kbit_scheme_ternary::kbit_plugin_entry_v1 },
+    StaticPlugin { name: "trellis", entry: kbit_scheme_trellis::kbit_plugin_entry_v1 },
     StaticPlugin { name: "vq", entry: kbit_scheme_vq::kbit_plugin_entry_v1 },
 ];

@@ -1,0 +1,312 @@
+//! AVX-512 F, BW, DQ and VL; products also with VBMI.
+//!
+//! Invariant: an [`Avx512`] exists only where the CPU has the first four, and AVX2 and FMA; a [`Vbmi`] only where it has all. Loads
+//! and stores go through references to whole vectors' worth of numbers; nothing else is unsafe.
+#![expect(unsafe_code, reason = "vector instructions, loads and stores")]
+
+use super::avx2::Avx2;
+use super::{LANES, READ, Row, Step, portable};
+use crate::code::{Code, UNIT};
+use std::arch::x86_64::*;
+
+/// Proof that the CPU has the features.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx512 {
+    avx2: Avx2,
+    vbmi: Option<Vbmi>,
+}
+
+/// Proof that the CPU has VBMI, too.
+#[derive(Clone, Copy, Debug)]
+struct Vbmi(());
+
+impl Avx512 {
+    /// The proof, if it holds.
+    pub(crate) fn new() -> Option<Self> {
+        let avx2 = Avx2::new()?;
+        let vbmi = is_x86_feature_detected!("avx512vbmi").then_some(Vbmi(()));
+        (is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl"))
+        .then_some(Self { avx2, vbmi })
+    }
+
+    /// Name of the set.
+    pub(crate) const fn name(self) -> &'static str {
+        if self.vbmi.is_some() { "avx512-vbmi" } else { "avx512" }
+    }
+
+    /// See [`Kernels::step`](super::Kernels::step).
+    pub(crate) fn step(self, of: Step<'_>) {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe {
+            match (of.bits, of.from_bits) {
+                (2, 2) => step::<2, 2>(of),
+                (2, 3) => step::<2, 3>(of),
+                (3, 2) => step::<3, 2>(of),
+                (3, 3) => step::<3, 3>(of),
+                (3, 4) => step::<3, 4>(of),
+                (4, 3) => step::<4, 3>(of),
+                (4, 4) => step::<4, 4>(of),
+                _ => portable::step(of),
+            }
+        }
+    }
+
+    /// See [`Kernels::hadamard`](super::Kernels::hadamard).
+    pub(crate) fn hadamard(self, x: &mut [f32]) {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { hadamard(x) }
+    }
+
+    /// See [`Kernels::values`](super::Kernels::values).
+    pub(crate) fn values(self, code: Code, rows: &[u8], cols: usize, out: &mut [f32]) {
+        match self.vbmi {
+            // SAFETY: the proof exists only where the CPU has VBMI.
+            Some(Vbmi(())) => unsafe { values(code, rows, cols, out) },
+            None => self.avx2.values(code, rows, cols, out),
+        }
+    }
+
+    /// See [`Kernels::dot`](super::Kernels::dot).
+    pub(crate) fn dot(self, code: Code, rows: &[u8], x: &[u8], out: &mut [f32]) {
+        match self.vbmi {
+            // SAFETY: the proof exists only where the CPU has VBMI.
+            Some(Vbmi(())) => unsafe { dot(code, rows, x, out) },
+            None => self.avx2.dot(code, rows, x, out),
+        }
+    }
+
+    /// See [`Kernels::products`](super::Kernels::products).
+    pub(crate) fn products(self, values: &[f32], x: &[&[u8]], out: &mut [f32]) {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { products(values, x, out) }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn load(x: &[f32; LANES]) -> __m512 {
+    // SAFETY: reads the 64 bytes of `x`; the instruction needs no alignment.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn load_bytes(x: &[u8; 4 * LANES]) -> __m512 {
+    // SAFETY: reads the 64 bytes of `x`; the instruction needs no alignment.
+    unsafe { _mm512_loadu_ps(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn load_integers(x: &[u8; 4 * LANES]) -> __m512i {
+    // SAFETY: reads the 64 bytes of `x`; the instruction needs no alignment.
+    unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn store(x: __m512, out: &mut [f32; LANES]) {
+    // SAFETY: writes the 64 bytes of `out`; the instruction needs no alignment.
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) }
+}
+
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn hadamard(x: &mut [f32]) {
+    portable::hadamard(x);
+}
+
+/// The operations of [`portable::step`], on vectors.
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn step<const BITS: u32, const FROM_BITS: u32>(step: Step<'_>) {
+    let Step { table, from, x, to, dropped, .. } = step;
+    let groups = to.len();
+    let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    let spread = _mm512_srlv_epi32(lanes, _mm512_set1_epi32(FROM_BITS as i32));
+    let low = _mm512_set1_epi32((1 << BITS) - 1);
+    let x = _mm512_set1_ps(x);
+    let blocks = table.chunks_exact(LANES << BITS).zip(to.as_chunks_mut::<LANES>().0);
+    for (block, ((table, to), dropped)) in blocks.zip(dropped.as_chunks_mut::<LANES>().0).enumerate() {
+        let mut best = _mm512_set1_epi32(-1);
+        for (choice, values) in (0..).zip(table.as_chunks::<LANES>().0) {
+            let first = (choice as usize * groups + block * LANES) >> FROM_BITS;
+            let before = match from[first..].first_chunk() {
+                Some(costs) if FROM_BITS < 4 => _mm512_permutexvar_ps(spread, load(costs)),
+                _ => _mm512_set1_ps(from[first]),
+            };
+            let away = _mm512_sub_ps(x, load(values));
+            let cost = _mm512_add_ps(_mm512_mul_ps(away, away), before);
+            // The choice where `low` has bits, else the cost.
+            let choice = _mm512_set1_epi32(choice);
+            let key = _mm512_ternarylogic_epi32::<0xca>(low, choice, _mm512_castps_si512(cost));
+            best = _mm512_min_epu32(best, key);
+        }
+        store(_mm512_castsi512_ps(_mm512_andnot_si512(low, best)), to);
+        let choices = _mm512_cvtepi32_epi8(_mm512_and_si512(low, best));
+        // SAFETY: writes the 16 bytes of `dropped`; the instruction needs no alignment.
+        unsafe { _mm_storeu_si128(dropped.as_mut_ptr().cast(), choices) }
+    }
+}
+
+/// How the values of a unit come out of its bytes.
+#[derive(Clone, Copy)]
+struct Reader {
+    /// The eight bytes that hold the windows of four weights, for each four.
+    bytes: __m512i,
+    /// For each byte of 32 numbers of 16 bits, which bits of those 64 bits it is.
+    bits: __m512i,
+    multiplier: __m512i,
+    factors: [__m512i; 3],
+    unit: usize,
+}
+
+impl Reader {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+    fn new(code: Code) -> Self {
+        let (mut bytes, mut bits) = ([0u8; 64], [0u8; 64]);
+        for four in 0..UNIT / 4 {
+            let first = code.start(4 * four) / 8;
+            for byte in 0..8 {
+                bytes[8 * four + byte] = (first + byte) as u8;
+            }
+            for weight in 4 * four..4 * four + 4 {
+                let start = (code.start(weight) - 8 * first) as u8;
+                (bits[2 * weight], bits[2 * weight + 1]) = (start, start + 8);
+            }
+        }
+        Self {
+            bytes: load_integers(&bytes),
+            bits: load_integers(&bits),
+            multiplier: _mm512_set1_epi16(code.multiplier().cast_signed()),
+            factors: code.factors().map(|factor| _mm512_set1_epi16(factor)),
+            unit: code.unit_bytes(),
+        }
+    }
+
+    /// Values of a unit, as [`Code::value`] has them.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    fn read(&self, bytes: &[u8; READ]) -> [__m512; 2] {
+        // SAFETY: reads the 32 bytes of `bytes`; the instruction needs no alignment.
+        let here = _mm512_castsi256_si512(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) });
+        let windows = _mm512_multishift_epi64_epi8(self.bits, _mm512_permutexvar_epi8(self.bytes, here));
+        let t = _mm512_mullo_epi16(windows, self.multiplier);
+        let square = _mm512_mulhrs_epi16(t, t);
+        let fourth = _mm512_mulhrs_epi16(square, square);
+        let eighth = _mm512_mulhrs_epi16(fourth, fourth);
+        let sixteenth = _mm512_mulhrs_epi16(eighth, eighth);
+        let power = _mm512_mulhrs_epi16(sixteenth, sixteenth);
+        let sum = _mm512_add_epi16(self.factors[0], _mm512_mulhrs_epi16(self.factors[1], fourth));
+        let sum = _mm512_add_epi16(sum, _mm512_mulhrs_epi16(self.factors[2], power));
+        let values = _mm512_mulhrs_epi16(sum, t);
+        let (lower, upper) = (_mm512_castsi512_si256(values), _mm512_extracti64x4_epi64::<1>(values));
+        [lower, upper].map(|half| _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(half)))
+    }
+}
+
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+fn values(code: Code, rows: &[u8], cols: usize, out: &mut [f32]) {
+    let reader = Reader::new(code);
+    let len = code.row_bytes(cols);
+    for (index, out) in out.chunks_exact_mut(cols).enumerate() {
+        let row = Row::new(&rows[index * len..], len, reader.unit);
+        for (unit, out) in out.as_chunks_mut::<LANES>().0.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let [lower, upper] = reader.read(row.unit(unit));
+            store(lower, &mut out[0]);
+            store(upper, &mut out[1]);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+fn dot(code: Code, rows: &[u8], x: &[u8], out: &mut [f32]) {
+    let reader = Reader::new(code);
+    let x = x.as_chunks::<{ 4 * LANES }>().0.as_chunks::<2>().0;
+    let len = rows.len() / out.len();
+    for (index, out) in out.iter_mut().enumerate() {
+        let row = Row::new(&rows[index * len..], len, reader.unit);
+        let mut sums = [_mm512_setzero_ps(); 2];
+        for (unit, x) in x.iter().enumerate() {
+            let [lower, upper] = reader.read(row.unit(unit));
+            sums[0] = _mm512_fmadd_ps(lower, load_bytes(&x[0]), sums[0]);
+            sums[1] = _mm512_fmadd_ps(upper, load_bytes(&x[1]), sums[1]);
+        }
+        *out = total(sums);
+    }
+}
+
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn products(values: &[f32], x: &[&[u8]], out: &mut [f32]) {
+    let count = out.len() / x.len();
+    match (x, <&mut [f32; 8]>::try_from(&mut *out)) {
+        (&[one, two], Ok(out)) => *out = tile(values, [one, two]),
+        _ => {
+            for (x, out) in x.iter().zip(out.chunks_exact_mut(count)) {
+                for (values, out) in values.chunks_exact(values.len() / count).zip(out) {
+                    *out = row(values, x);
+                }
+            }
+        }
+    }
+}
+
+/// Product of a row.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn row(values: &[f32], x: &[u8]) -> f32 {
+    let mut sums = [_mm512_setzero_ps(); 2];
+    let units = values.as_chunks::<LANES>().0.as_chunks::<2>().0;
+    for (values, x) in units.iter().zip(x.as_chunks::<{ 4 * LANES }>().0.as_chunks::<2>().0) {
+        sums[0] = _mm512_fmadd_ps(load(&values[0]), load_bytes(&x[0]), sums[0]);
+        sums[1] = _mm512_fmadd_ps(load(&values[1]), load_bytes(&x[1]), sums[1]);
+    }
+    total(sums)
+}
+
+/// Products of four rows and two activations, which share each other's loads.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn tile(values: &[f32], x: [&[u8]; 2]) -> [f32; 8] {
+    let count = x[0].len() / (4 * UNIT);
+    let x = x.map(|x| &x.as_chunks::<{ 4 * LANES }>().0.as_chunks::<2>().0[..count]);
+    let values = values.as_chunks::<LANES>().0.as_chunks::<2>().0;
+    let values: [&[[[f32; LANES]; 2]]; 4] = std::array::from_fn(|row| &values[row * count..][..count]);
+    let mut sums = [[[_mm512_setzero_ps(); 2]; 4]; 2];
+    for unit in 0..count {
+        for half in 0..2 {
+            let x = [load_bytes(&x[0][unit][half]), load_bytes(&x[1][unit][half])];
+            for row in 0..4 {
+                let values = load(&values[row][unit][half]);
+                for activation in 0..2 {
+                    let sum = &mut sums[activation][row][half];
+                    *sum = _mm512_fmadd_ps(values, x[activation], *sum);
+                }
+            }
+        }
+    }
+    // As `total` does, for all at once: halves, quarters and eighths of two, four and eight vectors come together in one.
+    let [one, two] = sums.map(|rows| {
+        let rows = rows.map(|[lower, upper]| _mm512_add_ps(lower, upper));
+        let halves = |a: __m512, b: __m512| {
+            _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+        };
+        let (a, b) = (halves(rows[0], rows[1]), halves(rows[2], rows[3]));
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
+    });
+    let pairs = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(one, two), _mm512_shuffle_ps::<0xee>(one, two));
+    let mut all = [0.0; LANES];
+    store(_mm512_add_ps(pairs, _mm512_permute_ps::<0xb1>(pairs)), &mut all);
+    std::array::from_fn(|index| all[4 * (index % 4) + 2 * (index / 4)])
+}
+
+/// The sum of 32 sums, added in halves.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn total(sums: [__m512; 2]) -> f32 {
+    let sums = _mm512_add_ps(sums[0], sums[1]);
+    let sums = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps::<1>(sums));
+    super::avx2::total(sums)
+}
