@@ -15,6 +15,8 @@ const UNKNOWN: f64 = 0.4;
 const ONE: f64 = 0.2;
 /// Least standard deviation: files of equal sums differ in what they are made of.
 const LEAST: f64 = 0.03;
+/// What single precision alone may bring, nats: below it no divergence is told from another.
+const ARITHMETIC: f64 = 1e-9;
 /// Standard deviations to each side of an interval; about 95 % of a normal distribution.
 const SPREAD: f64 = 2.0;
 
@@ -145,7 +147,7 @@ impl Interaction {
     #[must_use]
     pub fn expect(&self, sum: f64) -> Expected {
         if sum <= 0.0 {
-            return Expected { value: 0.0, low: 0.0, high: 0.0 };
+            return Expected { value: 0.0, low: 0.0, high: ARITHMETIC };
         }
         let at = sum.ln();
         let beyond = match (self.points.first(), self.points.last()) {
@@ -156,7 +158,8 @@ impl Interaction {
         // The text enters twice: the files were measured on one, and the file will be on another.
         let variance = self.deviation.powi(2) + (DRIFT * beyond).powi(2) + 2.0 * self.text.powi(2);
         let factor = (SPREAD * variance.sqrt()).exp();
-        Expected { value, low: value / factor, high: value * factor }
+        let low = if value < ARITHMETIC { 0.0 } else { value / factor };
+        Expected { value, low, high: (value * factor).max(ARITHMETIC) }
     }
 
     /// The sum of parts of which `value` is expected; the least where several are.
@@ -257,5 +260,9 @@ mod tests {
         assert!(width(&noisy, 0.01) > width(&several, 0.01));
         assert!(width(&several, 1.0) > width(&several, 0.01));
         near(nothing.expect(0.02).value, 0.02);
+        // Rounding is no divergence.
+        let exact = several.expect(1e-18);
+        assert!(exact.low == 0.0 && exact.high > 1e-12);
+        assert_eq!(several.expect(0.0).value, 0.0);
     }
 }
