@@ -42,6 +42,7 @@ fn every_command_shown_runs() {
         "docs/guide/convert.md",
         "docs/guide/calibrate.md",
         "docs/guide/mixes.md",
+        "docs/guide/plan.md",
         "docs/guide/evaluate.md",
         "docs/guide/tasks.md",
         "docs/guide/compare.md",
@@ -69,7 +70,7 @@ fn every_command_shown_runs() {
 
 #[test]
 fn every_configuration_shown_is_valid() {
-    for page in ["README.md", "docs/guide/convert.md"] {
+    for page in ["README.md", "docs/guide/convert.md", "docs/guide/plan.md"] {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(folder.path().join("configs")).expect("a folder");
         std::os::unix::fs::symlink(root().join("assets"), folder.path().join("assets")).expect("a link");

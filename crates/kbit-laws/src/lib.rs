@@ -6,10 +6,12 @@
 //! with the reason, and [`Fit::predict`] refuses to leave the range. Everything is deterministic: one thread, seeded resampling.
 #![forbid(unsafe_code)]
 
+pub mod additive;
 mod advise;
 mod findings;
 mod fit;
 mod fitter;
+pub mod knapsack;
 mod law;
 mod observe;
 pub mod paired;

@@ -106,33 +106,44 @@ impl<'a> ContentHashes<'a> {
         Ok(hash)
     }
 
-    /// One hash for a model: of its file, of all its shards, or of every file of its folder that a conversion may read.
+    /// One hash for a model; see [`model_hash`].
     ///
     /// # Errors
-    /// When one of them cannot be read.
+    /// When one of its files cannot be read.
     pub fn model(&self, path: &Path) -> Result<String, PipelineError> {
-        if path.is_file() {
-            let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-            let files = if is_gguf { model_files(path)? } else { vec![path.to_owned()] };
-            let hashes: Vec<String> = files.iter().map(|file| self.file(file)).collect::<Result<_, _>>()?;
-            return Ok(match hashes.as_slice() {
-                [only] => only.clone(),
-                _ => key_of(&serde_json::json!(hashes)),
-            });
-        }
-        let mut files = BTreeMap::new();
-        let entries = std::fs::read_dir(path).map_err(PipelineError::io(path, "listing the folder"))?;
-        for entry in entries {
-            let entry = entry.map_err(PipelineError::io(path, "listing the folder"))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let read = ["json", "safetensors", "model", "txt", "jinja"];
-            if read.iter().any(|extension| name.ends_with(&format!(".{extension}"))) && entry.path().is_file()
-            {
-                files.insert(name, self.file(&entry.path())?);
-            }
-        }
-        Ok(key_of(&serde_json::json!(files)))
+        model_hash(path, |file| self.file(file))
     }
+}
+
+/// One hash for a model: of its file, of all its shards, or of every file of its folder that a conversion may read. `hash` gives that
+/// of a file.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub fn model_hash(
+    path: &Path,
+    hash: impl Fn(&Path) -> Result<String, PipelineError>,
+) -> Result<String, PipelineError> {
+    if path.is_file() {
+        let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        let files = if is_gguf { model_files(path)? } else { vec![path.to_owned()] };
+        let hashes: Vec<String> = files.iter().map(|file| hash(file)).collect::<Result<_, _>>()?;
+        return Ok(match hashes.as_slice() {
+            [only] => only.clone(),
+            _ => key_of(&serde_json::json!(hashes)),
+        });
+    }
+    let mut files = BTreeMap::new();
+    let entries = std::fs::read_dir(path).map_err(PipelineError::io(path, "listing the folder"))?;
+    for entry in entries {
+        let entry = entry.map_err(PipelineError::io(path, "listing the folder"))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let read = ["json", "safetensors", "model", "txt", "jinja"];
+        if read.iter().any(|extension| name.ends_with(&format!(".{extension}"))) && entry.path().is_file() {
+            files.insert(name, hash(&entry.path())?);
+        }
+    }
+    Ok(key_of(&serde_json::json!(files)))
 }
 
 #[cfg(test)]

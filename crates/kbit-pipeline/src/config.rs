@@ -4,6 +4,7 @@
 
 use crate::edit::{Edits, SetMetadata};
 use crate::mix::MixOptions;
+use crate::planner::{AMONG_GGML, Target};
 use crate::schema;
 use crate::sensitivity::By;
 use crate::task::{self, TaskEvaluation};
@@ -34,6 +35,8 @@ pub struct Config {
     pub models: Vec<ModelEntry>,
     /// Schemes, in the order of the file.
     pub schemes: Vec<SchemeEntry>,
+    /// Files to plan, in the order of the file; they come after those of `schemes`.
+    pub targets: Vec<TargetEntry>,
     /// Rules for all schemes that have none of their own.
     pub rules: Vec<RuleEntry>,
     /// Texts to measure on.
@@ -118,6 +121,31 @@ pub struct SchemeEntry {
     pub mix: MixOptions,
     /// Isolation of its own.
     pub isolated: Option<bool>,
+}
+
+/// A file to plan.
+#[derive(Debug)]
+pub struct TargetEntry {
+    /// What it is to reach.
+    pub target: Target,
+    /// Schemes to choose from.
+    pub among: Vec<String>,
+    /// Text to calibrate on.
+    pub text: PathBuf,
+    /// Tokens in a window; `None`: 512, or what the model takes.
+    pub context: Option<usize>,
+    /// Number of windows; `None`: as many as score about 4096 tokens.
+    pub chunks: Option<usize>,
+    /// Whether tensors that readers fuse get one scheme.
+    pub agree: bool,
+    /// Whether the choice is measured beside the best mixes.
+    pub verify: bool,
+    /// Name in tables.
+    pub label: String,
+    /// Rules of its own.
+    pub rules: Option<Vec<RuleEntry>>,
+    /// Where it stands.
+    pub place: Place,
 }
 
 /// A scheme for the tensors that match.
@@ -214,6 +242,27 @@ impl Reader<'_> {
                 evaluations.push(self.evaluation(node));
             }
         }
+        let mut schemes = Vec::new();
+        let mut targets = Vec::new();
+        for node in many(root, "schemes") {
+            match (node.get("target"), node.as_str().is_some() || node.get("scheme").is_some()) {
+                (Some(target), false) => targets.extend(self.targets(node, target)),
+                (None, true) => {
+                    self.refuse_keys_of_targets(node);
+                    schemes.push(self.scheme_entry(node));
+                }
+                (Some(target), true) => self.mistakes.push(Mistake::new(
+                    target.place,
+                    "`scheme` and `target` cannot stand together",
+                    "give `among:` with the schemes to choose from, or leave `target` out",
+                )),
+                (None, false) => self.mistakes.push(Mistake::new(
+                    node.place,
+                    "a scheme needs the key `scheme` or `target`",
+                    "add `scheme:` with a name, or `target:` with what a plan is to reach",
+                )),
+            }
+        }
         let laws = root.get("laws");
         let whole = |key: &str, default: i64| {
             laws.and_then(|laws| laws.get(key)).and_then(Node::as_int).unwrap_or(default)
@@ -228,7 +277,8 @@ impl Reader<'_> {
             name: string(root, "name").unwrap_or(stem),
             output: root.get("output").and_then(Node::as_str).map(|path| self.folder.join(path)),
             models,
-            schemes: many(root, "schemes").iter().map(|node| self.scheme_entry(node)).collect(),
+            schemes,
+            targets,
             rules: root.get("rules").map(rules).unwrap_or_default(),
             evaluations,
             tasks,
@@ -267,6 +317,12 @@ impl Reader<'_> {
         }
         let texts = config.evaluations.iter().map(|text| (text.name.as_str(), text.place));
         let tasks = config.tasks.iter().map(|task| (task.name.as_str(), task.place));
+        for (index, target) in config.targets.iter().enumerate() {
+            if config.targets[..index].iter().any(|earlier| earlier.label == target.label) {
+                let message = format!("two plans are named `{}`", target.label);
+                self.mistakes.push(Mistake::new(target.place, message, "give one of them another `label:`"));
+            }
+        }
         let names: Vec<(&str, Place)> = texts.chain(tasks).collect();
         for (index, (name, place)) in names.iter().enumerate() {
             if names[..index].iter().any(|(earlier, _)| earlier == name) {
@@ -394,6 +450,87 @@ impl Reader<'_> {
             },
             isolated: node.get("isolation").and_then(Node::as_str).map(|word| word == "process"),
         }
+    }
+
+    fn refuse_keys_of_targets(&mut self, node: &Node) {
+        for key in ["among", "text", "context", "chunks", "agree", "verify"] {
+            if let Some(value) = node.get(key) {
+                let message = format!("`{key}` goes with `target`, and this is a scheme");
+                self.mistakes.push(Mistake::new(value.place, message, "remove the key"));
+            }
+        }
+    }
+
+    /// One entry for each value of a target.
+    fn targets(&mut self, node: &Node, target: &Node) -> Vec<TargetEntry> {
+        for key in ["params", "pure", "leave_output", "output_type", "embedding_type", "isolation"] {
+            if let Some(value) = node.get(key) {
+                let message = format!("`{key}` goes with `scheme`, and this is a target");
+                self.mistakes.push(Mistake::new(value.place, message, "remove the key"));
+            }
+        }
+        let entries = match &target.value {
+            Tree::Map(entries) => entries.as_slice(),
+            _ => &[],
+        };
+        let [(key, values)] = entries else {
+            let message = format!("a target is one of {}", Target::KEYS.join(", "));
+            self.mistakes.push(Mistake::new(
+                target.place,
+                message,
+                "give one of them; a list of its values plans a file each",
+            ));
+            return Vec::new();
+        };
+        let Some(text) = node.get("text").and_then(Node::as_str).map(|text| self.folder.join(text)) else {
+            self.mistakes.push(Mistake::new(
+                node.place,
+                "a target needs the key `text`",
+                "add `text:` with a UTF-8 text to calibrate on",
+            ));
+            return Vec::new();
+        };
+        if !text.is_file() {
+            let message = format!("there is no text at `{}`", text.display());
+            let help = "give a UTF-8 text file; relative paths start at the configuration's folder";
+            self.mistakes.push(Mistake::new(node.place, message, help));
+        }
+        let size =
+            |key: &str| node.get(key).and_then(Node::as_int).and_then(|value| usize::try_from(value).ok());
+        let flag = |key: &str, default: bool| node.get(key).and_then(Node::as_bool).unwrap_or(default);
+        let label = string(node, "label");
+        if label.is_some() && values.items().len() > 1 {
+            let message = format!("one `label` cannot name {} plans", values.items().len());
+            self.mistakes.push(Mistake::new(node.place, message, "remove `label`, or the list in `target`"));
+        }
+        let mut found = Vec::new();
+        for value in values.items() {
+            let text_of = match &value.value {
+                Tree::Int(value) => value.to_string(),
+                Tree::Float(value) => value.to_string(),
+                Tree::Str(text) => text.clone(),
+                _ => String::new(),
+            };
+            match Target::new(&key.name, &text_of) {
+                Ok(target) => found.push(TargetEntry {
+                    target,
+                    among: node.get("among").map_or_else(|| vec![AMONG_GGML.to_owned()], words),
+                    text: text.clone(),
+                    context: size("context"),
+                    chunks: size("chunks"),
+                    agree: flag("agree", false),
+                    verify: flag("verify", true),
+                    label: label.clone().unwrap_or_else(|| target.label()),
+                    rules: node.get("rules").map(rules),
+                    place: node.place,
+                }),
+                Err(help) => {
+                    let message = format!("`{}` cannot be `{text_of}`", key.name);
+                    self.mistakes.push(Mistake::new(value.place, message, help));
+                }
+            }
+        }
+        found
     }
 
     fn ggml_type(&mut self, node: &Node, key: &str) -> Option<GgmlType> {
@@ -570,6 +707,30 @@ mod tests {
             let error = parse(&format!("models: src\nschemes: [int]\nevaluate: {evaluation}\n")).unwrap_err();
             assert!(error.to_string().contains(told), "{error}");
             assert!(error.mistakes.iter().all(|mistake| mistake.place.line == 3), "{error}");
+        }
+    }
+
+    #[test]
+    fn targets_are_planned_files() {
+        let read = |scheme: &str| parse(&format!("models: src\nschemes: {scheme}\n"));
+        let config = read("[int, {target: {bpw: [3.5, 4]}, text: Cargo.toml}]").unwrap();
+        let labels: Vec<&str> = config.targets.iter().map(|target| target.label.as_str()).collect();
+        assert_eq!((config.schemes.len(), labels), (1, vec!["plan-3.5bpw", "plan-4bpw"]));
+        assert_eq!(config.targets[0].among, ["ggml"]);
+        for (scheme, told) in [
+            ("{target: {bpw: 4}}", "needs the key `text`"),
+            ("{target: {bpw: 4, size: 3GiB}, text: Cargo.toml}", "a target is one of"),
+            ("{target: {bpw: none}, text: Cargo.toml}", "`bpw` cannot be `none`"),
+            ("{target: {bpw: 4}, text: nowhere.txt}", "there is no text"),
+            ("{target: {bpw: 4}, text: Cargo.toml, scheme: int}", "cannot stand together"),
+            ("{target: {bpw: 4}, text: Cargo.toml, pure: true}", "`pure` goes with `scheme`"),
+            ("{target: {bpw: [4, 5]}, text: Cargo.toml, label: a}", "one `label`"),
+            ("{target: {bpw: [4, 4]}, text: Cargo.toml}", "two plans are named"),
+            ("{label: a}", "needs the key `scheme` or `target`"),
+            ("{scheme: int, text: Cargo.toml}", "`text` goes with `target`"),
+        ] {
+            let error = read(scheme).unwrap_err();
+            assert!(error.to_string().contains(told), "{scheme}: {error}");
         }
     }
 

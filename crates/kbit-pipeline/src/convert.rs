@@ -8,11 +8,12 @@ use crate::error::PipelineError;
 use crate::journal::{Entry, Journal};
 use crate::plan::{FilePlan, PlannedTensor, Store};
 use crate::progress::Bar;
+use crate::slice::{CHUNK_WEIGHTS, SLAB_WEIGHTS, SliceSource, bounded, ranges, rows_for, rows_of, weights};
 use crate::statistics::{ErrorSums, TensorError};
 use kbit_formats::Checkpoint;
 use kbit_formats::gguf::{GgufWriter, WriteOptions};
 use kbit_formats::hash::{Checksum, Sha256};
-use kbit_host::{AuxData, Bytes, Job, MatrixInfo, OpenScheme, PluginCodec, TensorBytes, TensorPlan};
+use kbit_host::{Bytes, Job, MatrixInfo, PluginCodec, TensorBytes, TensorPlan};
 use kbit_models::{Conversion, OutputTensor};
 use kbit_types::{Codec, GgmlType, MatrixShape};
 use rayon::prelude::*;
@@ -23,10 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::LocalKey;
 
-/// Weights in one unit of parallel work: its f32 form stays in a core's second-level cache.
-const CHUNK_WEIGHTS: u64 = 1 << 16;
-/// Weights in memory at once, twice (one slab is hashed while the next is encoded).
-const SLAB_WEIGHTS: u64 = 1 << 22;
 /// Bytes that are copied at once.
 const COPY_BYTES: u64 = 4 << 20;
 /// Written bytes after which the journal is brought up to date.
@@ -275,9 +272,20 @@ impl FileRun<'_> {
         for slice in 0..tensor.shape.slices {
             let info = MatrixInfo { tensor: output.name.clone(), shape: tensor.shape, slice };
             let open = &self.plan.schemes[scheme].open;
-            let work = SliceWork { run: self, output, tensor, open, plan, parts, info };
-            let whole = if plan.whole_matrix { Some(work.read_whole()?) } else { None };
-            let (job, heads) = work.begin(whole.as_deref())?;
+            let source = SliceSource {
+                checkpoint: self.checkpoint,
+                conversion: self.conversion,
+                file: self.plan,
+                cancel: &self.options.cancel,
+                output,
+                tensor,
+                open,
+                plan,
+                info,
+            };
+            let work = SliceWork { run: self, source, parts };
+            let whole = if plan.whole_matrix { Some(work.source.read_whole()?) } else { None };
+            let (job, heads) = work.source.begin(whole.as_deref())?;
             for ((_, head), bytes) in parts.iter().zip(&heads) {
                 if let Some(head) = head {
                     self.writer.write_at(tensor.first_stored + head, slice * bytes.len() as u64, bytes)?;
@@ -402,151 +410,23 @@ impl Slab {
 /// The encoding of one slice of a tensor.
 struct SliceWork<'a> {
     run: &'a FileRun<'a>,
-    output: &'a OutputTensor,
-    tensor: &'a PlannedTensor,
-    open: &'a OpenScheme,
-    plan: &'a TensorPlan,
+    source: SliceSource<'a>,
     parts: &'a [(usize, Option<usize>)],
-    info: MatrixInfo,
 }
 
 impl SliceWork<'_> {
-    fn group(&self) -> u64 {
-        self.plan.row_group
-    }
-
-    fn chunk_rows(&self) -> u64 {
-        rows_for(CHUNK_WEIGHTS, self.tensor.shape.cols, self.group())
-    }
-
-    /// Rows of a slab: whole chunks.
-    fn slabs(&self) -> impl Iterator<Item = Range<u64>> {
-        let chunk = self.chunk_rows();
-        let rows = rows_for(SLAB_WEIGHTS, self.tensor.shape.cols, chunk);
-        ranges(0..self.tensor.shape.rows, rows)
-    }
-
-    fn read(&self, rows: Range<u64>, values: &mut [f32]) -> Result<(), PipelineError> {
-        Ok(self.output.expr.read_rows(self.run.checkpoint, self.info.slice, rows, values)?)
-    }
-
-    /// Reads `rows` into `values`, chunks in parallel.
-    fn read_parallel(&self, rows: Range<u64>, values: &mut Vec<f32>) -> Result<(), PipelineError> {
-        let cols = self.tensor.shape.cols;
-        values.resize(weights(&rows, cols), 0.0);
-        let chunk = self.chunk_rows();
-        let chunks: Vec<_> = ranges(rows, chunk).zip(values.chunks_mut(weights(&(0..chunk), cols))).collect();
-        chunks.into_par_iter().try_for_each(|(rows, values)| self.read(rows, values))
-    }
-
-    fn read_whole(&self) -> Result<Vec<f32>, PipelineError> {
-        let mut values = Vec::new();
-        self.read_parallel(0..self.tensor.shape.rows, &mut values)?;
-        Ok(values)
-    }
-
-    /// Importance of the slice's columns and the tokens that it was gathered on, where the plan gives it to the scheme.
-    fn importance(&self) -> Result<Option<(Vec<f32>, u64)>, PipelineError> {
-        let Some(importance) = self.run.plan.importance.as_ref().filter(|_| self.tensor.importance) else {
-            return Ok(None);
-        };
-        let mut values = vec![0.0; bounded(self.tensor.shape.cols)];
-        let tokens = importance.read(
-            &self.run.plan.edits.original_name(&self.info.tensor),
-            self.info.slice,
-            &mut values,
-        )?;
-        Ok(Some((values, tokens)))
-    }
-
-    /// Second moments of the slice's inputs, where the plan gives them to the scheme.
-    fn moments(&self) -> Result<Option<Vec<f32>>, PipelineError> {
-        let Some(importance) = self.run.plan.importance.as_ref().filter(|_| self.tensor.moments) else {
-            return Ok(None);
-        };
-        let source = self.run.plan.edits.original_name(&self.info.tensor);
-        Ok(Some(importance.matrix.read_moments(&source, self.info.slice)?))
-    }
-
-    /// For each column, the deviation of the weights that produce it, where the plan gives it to the scheme.
-    fn producer(&self) -> Result<Option<Vec<f32>>, PipelineError> {
-        if !self.tensor.producer {
-            return Ok(None);
-        }
-        let shape = self.tensor.shape;
-        let deviations = self.run.conversion.producer(&self.output.name, shape).map(|producer| {
-            producer.deviations(self.run.checkpoint, shape.cols, self.info.slice, shape.slices)
-        });
-        Ok(deviations.transpose()?)
-    }
-
-    /// Opens the job; observes all groups and prepares where the plan asks for it.
-    fn begin(&self, whole: Option<&[f32]>) -> Result<(Job, Vec<Vec<u8>>), PipelineError> {
-        let importance = self.importance()?;
-        let moments = self.moments()?;
-        let producer = self.producer()?;
-        let aux = AuxData {
-            diag: importance.as_ref().map(|(values, _)| values.as_slice()),
-            hessian: moments.as_ref().map(|values| (values.as_slice(), self.tensor.shape.cols)),
-            producer_std: producer.as_deref(),
-            n_samples: importance.as_ref().map_or(0, |(_, tokens)| *tokens),
-            ..AuxData::default()
-        };
-        let mut job = self.open.begin(&self.info, whole, &aux)?;
-        let mut stats = Vec::new();
-        if self.plan.stat_bytes > 0 {
-            let cols = self.tensor.shape.cols;
-            let bytes = self.plan.groups(self.tensor.shape.rows).checked_mul(self.plan.stat_bytes);
-            let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
-                PipelineError::TooLarge { tensor: self.output.name.clone(), shape: self.output.shape.clone() }
-            })?;
-            stats.resize(bytes, 0u8);
-            let mut rest = stats.as_mut_slice();
-            let mut read = Vec::new();
-            for rows in self.slabs() {
-                self.run.check_cancelled()?;
-                let values = match whole {
-                    Some(whole) => rows_of(whole, &rows, cols),
-                    None => {
-                        self.read_parallel(rows.clone(), &mut read)?;
-                        &read
-                    }
-                };
-                let slab_stats;
-                (slab_stats, rest) = rest.split_at_mut(self.stat_bytes(&rows));
-                let chunk = self.chunk_rows();
-                let chunks: Vec<_> = ranges(rows, chunk)
-                    .zip(values.chunks(weights(&(0..chunk), cols)))
-                    .zip(slab_stats.chunks_mut(self.stat_bytes(&(0..chunk))))
-                    .collect();
-                chunks
-                    .into_par_iter()
-                    .try_for_each(|((rows, values), stats)| job.observe(rows, values, stats))?;
-            }
-        }
-        let needs_prepare =
-            self.plan.stat_bytes > 0 || self.plan.parts.iter().any(|part| part.head_bytes > 0);
-        let heads =
-            if needs_prepare { job.prepare(&stats)? } else { vec![Vec::new(); self.plan.parts.len()] };
-        Ok((job, heads))
-    }
-
-    fn stat_bytes(&self, rows: &Range<u64>) -> usize {
-        bounded(self.plan.groups(rows.end - rows.start) * self.plan.stat_bytes)
-    }
-
     /// The slice as it stands in the partial file, to decode what was written.
     fn open_written(&self, heads: Vec<Vec<u8>>) -> Result<PluginCodec, PipelineError> {
         let mut bodies = Vec::new();
-        for ((body, _), part) in self.parts.iter().zip(&self.plan.parts) {
-            let stored = self.tensor.first_stored + body;
+        for ((body, _), part) in self.parts.iter().zip(&self.source.plan.parts) {
+            let stored = self.source.tensor.first_stored + body;
             let offset = self.run.plan.layout.tensor(stored).map_or(0, |(_, offset, _)| offset);
-            let bytes = self.plan.groups(self.tensor.shape.rows) * part.group_bytes;
-            let start = offset + self.info.slice * bytes;
+            let bytes = self.source.plan.groups(self.source.tensor.shape.rows) * part.group_bytes;
+            let start = offset + self.source.info.slice * bytes;
             bodies.push(Bytes::new(self.run.writer.map(stored)?, bounded(start)..bounded(start + bytes)));
         }
         let heads = heads.into_iter().map(Bytes::from).collect();
-        Ok(self.open.open_tensor(&self.info, TensorBytes { heads, parts: bodies })?)
+        Ok(self.source.open.open_tensor(&self.source.info, TensorBytes { heads, parts: bodies })?)
     }
 
     fn encode(
@@ -557,11 +437,11 @@ impl SliceWork<'_> {
         hashes: &mut SlabHashes,
         sums: &mut ErrorSums,
     ) -> Result<(), PipelineError> {
-        let cols = self.tensor.shape.cols;
+        let cols = self.source.tensor.shape.cols;
         let mut previous: Option<Slab> = None;
         let mut spare = Slab::default();
-        for rows in self.slabs() {
-            self.run.check_cancelled()?;
+        for rows in self.source.slabs() {
+            self.source.check_cancelled()?;
             let mut current = std::mem::take(&mut spare);
             current.rows = rows;
             let (slab_sums, ()) = rayon::join(
@@ -592,23 +472,25 @@ impl SliceWork<'_> {
         codec: Option<&PluginCodec>,
         slab: &mut Slab,
     ) -> Result<Vec<ErrorSums>, PipelineError> {
-        let cols = self.tensor.shape.cols;
+        let cols = self.source.tensor.shape.cols;
         let rows = slab.rows.clone();
-        let groups = self.plan.groups(rows.end - rows.start);
-        slab.parts.resize_with(self.plan.parts.len(), Vec::new);
-        for (bytes, part) in slab.parts.iter_mut().zip(&self.plan.parts) {
+        let groups = self.source.plan.groups(rows.end - rows.start);
+        slab.parts.resize_with(self.source.plan.parts.len(), Vec::new);
+        for (bytes, part) in slab.parts.iter_mut().zip(&self.source.plan.parts) {
             bytes.resize(bounded(groups * part.group_bytes), 0);
         }
         if matches!(values, Values::Slab) {
             slab.values.resize(weights(&rows, cols), 0.0);
         }
-        let chunk = self.chunk_rows();
+        let chunk = self.source.chunk_rows();
         let chunk_weights = weights(&(0..chunk), cols);
         let mut pieces: Vec<_> = slab
             .parts
             .iter_mut()
-            .zip(&self.plan.parts)
-            .map(|(bytes, part)| bytes.chunks_mut(bounded(self.plan.groups(chunk) * part.group_bytes).max(1)))
+            .zip(&self.source.plan.parts)
+            .map(|(bytes, part)| {
+                bytes.chunks_mut(bounded(self.source.plan.groups(chunk) * part.group_bytes).max(1))
+            })
             .collect();
         let mut kept = slab.values.chunks_mut(chunk_weights);
         let chunks: Vec<_> = ranges(rows, chunk)
@@ -628,18 +510,18 @@ impl SliceWork<'_> {
         codec: Option<&PluginCodec>,
         chunk: Chunk<'_>,
     ) -> Result<ErrorSums, PipelineError> {
-        let cols = self.tensor.shape.cols;
+        let cols = self.source.tensor.shape.cols;
         let Chunk { rows, kept, parts } = chunk;
         match values {
             Values::Whole(whole) => {
                 self.encode_values(job, codec, rows.clone(), rows_of(whole, &rows, cols), parts)
             }
             Values::Slab => {
-                self.read(rows.clone(), kept)?;
+                self.source.read(rows.clone(), kept)?;
                 self.encode_values(job, codec, rows, kept, parts)
             }
             Values::Chunk => with_floats(&CHUNK_VALUES, weights(&rows, cols), |read| {
-                self.read(rows.clone(), read)?;
+                self.source.read(rows.clone(), read)?;
                 self.encode_values(job, codec, rows, read, parts)
             }),
         }
@@ -655,15 +537,15 @@ impl SliceWork<'_> {
         mut parts: Vec<&mut [u8]>,
     ) -> Result<ErrorSums, PipelineError> {
         job.encode(rows.clone(), values, &mut parts)?;
-        let first_group = rows.start / self.group();
-        let all_groups = self.plan.groups(self.tensor.shape.rows);
-        for ((bytes, part), (body, _)) in parts.iter().zip(&self.plan.parts).zip(self.parts) {
-            let offset = (self.info.slice * all_groups + first_group) * part.group_bytes;
-            self.run.writer.write_at(self.tensor.first_stored + body, offset, bytes)?;
+        let first_group = rows.start / self.source.group();
+        let all_groups = self.source.plan.groups(self.source.tensor.shape.rows);
+        for ((bytes, part), (body, _)) in parts.iter().zip(&self.source.plan.parts).zip(self.parts) {
+            let offset = (self.source.info.slice * all_groups + first_group) * part.group_bytes;
+            self.run.writer.write_at(self.source.tensor.first_stored + body, offset, bytes)?;
         }
         let Some(codec) = codec else { return Ok(ErrorSums::default()) };
         with_floats(&DECODED, values.len(), |decoded| {
-            codec.decode(rows, decoded, bounded(self.tensor.shape.cols))?;
+            codec.decode(rows, decoded, bounded(self.source.tensor.shape.cols))?;
             Ok(ErrorSums::of(values, decoded))
         })
     }
@@ -717,36 +599,8 @@ struct Chunk<'a> {
     parts: Vec<&'a mut [u8]>,
 }
 
-/// Rows that hold about `target` weights: a multiple of `group`, at least one group.
-fn rows_for(target: u64, cols: u64, group: u64) -> u64 {
-    (target / cols.max(1) / group.max(1)).max(1) * group.max(1)
-}
-
-/// `rows` in pieces of `step`; the last may be shorter.
-fn ranges(rows: Range<u64>, step: u64) -> impl Iterator<Item = Range<u64>> {
-    let end = rows.end;
-    std::iter::successors((rows.start < end).then_some(rows.start), move |start| {
-        start.checked_add(step).filter(|next| *next < end)
-    })
-    .map(move |start| start..start.saturating_add(step).min(end))
-}
-
-/// The weights of `rows` among those of all rows.
-fn rows_of<'a>(whole: &'a [f32], rows: &Range<u64>, cols: u64) -> &'a [f32] {
-    &whole[weights(&(0..rows.start), cols)..weights(&(0..rows.end), cols)]
-}
-
-/// Number of weights in `rows`; slabs are bounded, so this fits memory.
-fn weights(rows: &Range<u64>, cols: u64) -> usize {
-    bounded((rows.end - rows.start) * cols)
-}
-
-/// A size that the plan has already checked against the file's size, as `usize`.
-fn bounded(size: u64) -> usize {
-    usize::try_from(size).unwrap_or(usize::MAX)
-}
-
-fn refuse_not_finite(
+/// Refuses NaN and infinity; the values begin at row `first_row`.
+pub(crate) fn refuse_not_finite(
     values: &[f32],
     output: &OutputTensor,
     first_row: u64,
@@ -786,22 +640,5 @@ fn refuse_halves_not_finite(
             row: (first + index as u64) / cols.max(1),
             column: (first + index as u64) % cols.max(1),
         }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_cover_all_rows_once() {
-        assert_eq!(ranges(3..10, 4).collect::<Vec<_>>(), [3..7, 7..10]);
-        assert_eq!(ranges(0..0, 4).count(), 0);
-    }
-
-    #[test]
-    fn pieces_start_at_groups() {
-        assert_eq!(rows_for(1 << 16, 64, 24), 1008);
-        assert_eq!(rows_for(1 << 16, 1 << 20, 3), 3);
     }
 }

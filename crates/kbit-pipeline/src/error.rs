@@ -277,6 +277,12 @@ pub enum PipelineError {
         /// What, with both values and where they stand.
         first: String,
     },
+    /// A target that cannot be reached, or a plan that cannot be made or carried out.
+    #[error("{message}")]
+    Plan {
+        /// What, why, and what to do.
+        message: String,
+    },
     /// The run was cancelled.
     #[error("cancelled; run the same command again to go on where it stopped")]
     Cancelled,

@@ -18,13 +18,16 @@ pub mod measure;
 pub mod mix;
 pub mod open;
 pub mod plan;
+pub mod planner;
 pub mod progress;
 pub mod recipe;
 pub mod report;
 pub mod run;
 pub mod schema;
 pub mod sensitivity;
+mod slice;
 pub mod statistics;
 pub mod task;
+pub mod trial;
 
 pub use error::PipelineError;

@@ -67,6 +67,23 @@ impl OpenModel {
         Ok(model)
     }
 
+    /// This model with the tensors of `others`, by their GGUF names, in place of its own.
+    ///
+    /// # Errors
+    /// When one has another shape.
+    pub fn with_codecs(&self, others: &HashMap<String, Codecs>) -> Result<Model, PipelineError> {
+        let model = Model::new(self.model.description().clone(), &mut |name| {
+            Ok(others.get(name).or_else(|| self.codecs.get(name)).cloned())
+        })?;
+        Ok(model)
+    }
+
+    /// True of the tensors that the engine computes with.
+    #[must_use]
+    pub fn uses(&self, tensor: &str) -> bool {
+        self.codecs.contains_key(tensor)
+    }
+
     /// Opens `path`. `registry` provides the schemes of packed files; `options` say how a folder is read, which may always
     /// be without a tokenizer here: what needs one asks for it.
     ///
@@ -306,7 +323,7 @@ enum Store {
 }
 
 /// A codec for each slice of a tensor.
-type Codecs = Vec<Arc<dyn Codec>>;
+pub type Codecs = Vec<Arc<dyn Codec>>;
 
 /// The shape of a tensor that has something in it, so that there are no more slices than bytes.
 fn stack_shape(shape: &[u64]) -> Option<MatrixShape> {

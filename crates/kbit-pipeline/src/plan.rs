@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Bytes between tensors are padded to this.
-const ALIGNMENT: u64 = 32;
+pub(crate) const ALIGNMENT: u64 = 32;
 /// A SHA-256 in hexadecimal, before it is known; patched in place once the tensor is written.
 pub(crate) const UNKNOWN_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 

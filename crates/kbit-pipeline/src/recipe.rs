@@ -192,7 +192,10 @@ fn scheme_written(registry: &Registry, text: &str) -> Result<(SchemeSpec, Arc<Sc
 
 /// The scheme that a rule names. For single tensors the bare name of a ggml type is that type, as in llama-quantize's
 /// `--tensor-type`.
-fn scheme_of_rule(registry: &Registry, text: &str) -> Result<(SchemeSpec, Arc<Scheme>), PipelineError> {
+pub(crate) fn scheme_of_rule(
+    registry: &Registry,
+    text: &str,
+) -> Result<(SchemeSpec, Arc<Scheme>), PipelineError> {
     if let Some(ty) = GgmlType::from_name(text) {
         let spec: SchemeSpec = format!("ggml:{}", ty.name().to_lowercase()).parse()?;
         let found = registry.scheme(&spec.name)?;

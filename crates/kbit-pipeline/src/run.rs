@@ -4,12 +4,13 @@ mod tasks;
 mod texts;
 
 use crate::cache::{Cache, ContentHashes, Stamp, key_of};
-use crate::config::{Config, ModelEntry};
+use crate::config::{Config, ModelEntry, RuleEntry, TargetEntry};
 use crate::convert::{self, RunOptions};
 use crate::error::PipelineError;
 use crate::importance::ImportanceUse;
 use crate::measure::Subject;
 use crate::plan::{Fallback, FilePlan, PlanOptions, SplitBy};
+use crate::planner::{self, PlanFile, PlannedMeasurement, PlannedText};
 use crate::progress::Progress;
 use crate::recipe::{Recipe, recipes};
 use crate::report::write_report;
@@ -17,8 +18,10 @@ use crate::statistics::TensorError;
 use kbit_calibrate::{Importance, ImportanceMatrix};
 use kbit_formats::{Checkpoint, atomic};
 use kbit_host::Registry;
+use kbit_laws::additive::Expected;
 use kbit_models::{Conversion, TrainingInfo};
 use kbit_results::{Cost, Items, Measurement, Sample};
+use kbit_yaml::Mistake;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -34,6 +37,37 @@ pub struct RunPlan<'a> {
     pub out: PathBuf,
     /// One entry a model.
     pub models: Vec<ModelPlan<'a>>,
+    /// What was planned, by [`RunPlan::plan_targets`].
+    planned: Vec<PlannedTarget>,
+    /// Targets that could not be.
+    failures: Vec<Failure>,
+}
+
+/// A target that was planned.
+#[derive(Clone, Debug, Serialize)]
+struct PlannedTarget {
+    model: String,
+    scheme: String,
+    target: String,
+    made_of: String,
+    bytes: u64,
+    bits_per_weight: f64,
+    kl_divergence: Expected,
+    measured: Option<PlannedMeasurement>,
+    text: PlannedText,
+}
+
+/// A file that is yet to be planned.
+#[derive(Clone, Debug, Serialize)]
+pub struct TargetLine {
+    /// Model.
+    pub model: String,
+    /// Scheme label.
+    pub scheme: String,
+    /// What it is to reach.
+    pub target: String,
+    /// Text to calibrate on.
+    pub text: PathBuf,
 }
 
 /// What a run does with one model.
@@ -46,6 +80,8 @@ pub struct ModelPlan<'a> {
     pub conversion: Conversion,
     /// One entry an output file.
     pub files: Vec<PlannedFile>,
+    /// How they are planned.
+    options: PlanOptions,
 }
 
 /// One output file.
@@ -56,6 +92,30 @@ pub struct PlannedFile {
     pub plan: FilePlan,
     /// Where it goes; its shards beside it.
     pub path: PathBuf,
+}
+
+impl ModelPlan<'_> {
+    /// Plans a file by what it is to reach, and writes the plan beside what was measured for it.
+    fn planned(
+        &self,
+        request: &planner::Request,
+        label: &str,
+        registry: &Registry,
+        path: PathBuf,
+        progress: &Progress,
+        cancel: &Arc<AtomicBool>,
+    ) -> Result<(PlannedFile, PlanFile), PipelineError> {
+        let planned = planner::plan(request, registry, progress, cancel)?;
+        for note in &planned.notes {
+            progress.line(&format!("{} {label}: {note}", self.entry.name));
+        }
+        let name = format!("{}-{}.yaml", file_name(&self.entry.name), file_name(label));
+        atomic::write_atomically(&request.work.join(name), planned.plan.to_yaml().as_bytes())?;
+        let (mut recipe, _) = planned.plan.recipe(registry, &self.conversion)?;
+        label.clone_into(&mut recipe.label);
+        let plan = FilePlan::new(&self.checkpoint, &self.conversion, &recipe, registry, &self.options)?;
+        Ok((PlannedFile { recipe, plan, path }, planned.plan))
+    }
 }
 
 impl PlannedFile {
@@ -192,9 +252,110 @@ impl<'a> RunPlan<'a> {
                     out.join("files").join(&entry.name).join(format!("{}.gguf", file_name(&recipe.label)));
                 files.push(PlannedFile { recipe: recipe.clone(), plan, path });
             }
-            models.push(ModelPlan { entry, checkpoint, conversion, files });
+            models.push(ModelPlan { entry, checkpoint, conversion, files, options });
         }
-        Ok(Self { config, registry, out, models })
+        for target in &config.targets {
+            if recipes.iter().any(|recipe| recipe.label == target.label) {
+                let message = format!("a scheme and a plan are named `{}`", target.label);
+                let mistake = Mistake::new(target.place, message, "give the plan another `label:`");
+                return Err(config.error(vec![mistake]).into());
+            }
+            if config.split_size.is_some() || config.keep_split {
+                let message = "a target plans one file, and outputs are to be split";
+                let mistake = Mistake::new(target.place, message, "leave `split_size` and `keep_split` out");
+                return Err(config.error(vec![mistake]).into());
+            }
+        }
+        Ok(Self { config, registry, out, models, planned: Vec::new(), failures: Vec::new() })
+    }
+
+    /// The files that [`RunPlan::plan_targets`] plans.
+    #[must_use]
+    pub fn targets(&self) -> Vec<TargetLine> {
+        let line = |model: &ModelPlan<'_>, target: &TargetEntry| TargetLine {
+            model: model.entry.name.clone(),
+            scheme: target.label.clone(),
+            target: target.target.to_string(),
+            text: target.text.clone(),
+        };
+        let targets = &self.config.targets;
+        self.models.iter().flat_map(|model| targets.iter().map(move |target| line(model, target))).collect()
+    }
+
+    /// Plans the files that are given by what they are to reach, and adds them to the run. What is measured for it is kept in the
+    /// output folder; a target that cannot be reached is a failure of the run, and the others go on.
+    ///
+    /// # Errors
+    /// When it was cancelled, or another process plans in the same folder.
+    pub fn plan_targets(
+        &mut self,
+        progress: &Progress,
+        cancel: &Arc<AtomicBool>,
+    ) -> Result<(), PipelineError> {
+        (self.planned, self.failures) = (Vec::new(), Vec::new());
+        for model in &mut self.models {
+            for target in &self.config.targets {
+                let rules = target.rules.as_ref().unwrap_or(&self.config.rules);
+                let rule = |rule: &RuleEntry| {
+                    let scheme = rule.scheme.as_ref().map_or("f32", |scheme| scheme.text.as_str());
+                    (rule.pattern.clone(), scheme.to_owned())
+                };
+                let request = planner::Request {
+                    model: model.entry.path.clone(),
+                    options: model.entry.options.clone(),
+                    edits: model.entry.edits.clone(),
+                    target: target.target,
+                    schemes: target.among.clone(),
+                    rules: rules.iter().map(rule).collect(),
+                    agree: target.agree,
+                    importance: model.options.importance.clone(),
+                    text: target.text.clone(),
+                    context: target.context,
+                    chunks: target.chunks,
+                    verify: target.verify,
+                    provenance: self.config.provenance,
+                    allow_requantize: self.config.allow_requantize,
+                    work: self.out.join("plans"),
+                };
+                let path = self
+                    .out
+                    .join("files")
+                    .join(&model.entry.name)
+                    .join(format!("{}.gguf", file_name(&target.label)));
+                match model.planned(&request, &target.label, self.registry, path, progress, cancel) {
+                    Ok((file, plan)) => {
+                        model.files.push(file);
+                        self.planned.push(PlannedTarget {
+                            model: model.entry.name.clone(),
+                            scheme: target.label.clone(),
+                            target: plan.target,
+                            made_of: plan.made_of,
+                            bytes: plan.bytes,
+                            bits_per_weight: plan.bits_per_weight,
+                            kl_divergence: plan.kl_divergence,
+                            measured: plan.measured,
+                            text: plan.text,
+                        });
+                    }
+                    Err(error @ (PipelineError::Cancelled | PipelineError::Busy { .. })) => {
+                        return Err(error);
+                    }
+                    Err(error) => {
+                        let failure = Failure {
+                            model: model.entry.name.clone(),
+                            scheme: target.label.clone(),
+                            message: error.to_string(),
+                        };
+                        progress.line(&format!(
+                            "failed: {} {}: {}",
+                            failure.model, failure.scheme, failure.message
+                        ));
+                        self.failures.push(failure);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// One line an output file.
@@ -261,7 +422,7 @@ impl<'a> RunPlan<'a> {
             cache: &cache,
             progress,
             cancel,
-            failures: Vec::new(),
+            failures: self.failures.clone(),
             measurements: Vec::new(),
             items: Vec::new(),
             samples: Vec::new(),
@@ -296,7 +457,7 @@ pub(crate) fn file_name(label: &str) -> String {
 }
 
 /// Keeps a second run out of the folder for as long as the file is open.
-fn lock(out: &Path) -> Result<File, PipelineError> {
+pub(crate) fn lock(out: &Path) -> Result<File, PipelineError> {
     let path = out.join(".lock");
     let file = File::create(&path).map_err(PipelineError::io(&path, "making the lock file"))?;
     match file.try_lock() {
@@ -309,7 +470,7 @@ fn lock(out: &Path) -> Result<File, PipelineError> {
 /// Removes what killed runs left: in the run's folder, and below those of its folders that nothing but runs writes to.
 fn remove_abandoned(out: &Path) -> Result<(), PipelineError> {
     atomic::remove_abandoned(out, false)?;
-    for own in ["cache", "files", "report"].map(|name| out.join(name)) {
+    for own in ["cache", "files", "plans", "report"].map(|name| out.join(name)) {
         if own.is_dir() {
             atomic::remove_abandoned(&own, true)?;
         }
@@ -493,6 +654,7 @@ impl<'a> Execution<'a> {
             "bootstrap": self.plan.config.bootstrap,
             "seed": self.plan.config.seed,
             "plugins": self.plugins(),
+            "plans": self.plan.planned,
             "failures": self.failures,
         });
         atomic::write_atomically(&out.join("provenance.json"), &pretty(&provenance))?;

@@ -131,13 +131,44 @@ static RULE: Object = Object {
     ],
 };
 
+/// A number, or a list of them for a plan each.
+const NUMBERS: Kind = Kind::Many(&Kind::Scalar("a number"));
+
+static TARGET: Object = Object {
+    name: "target",
+    doc: "What a planned file is to reach: one of these, or a list of values of one for a file each.",
+    keys: &[
+        optional(
+            "size",
+            Kind::Many(&Kind::Scalar("a size, as `3.1GiB`")),
+            "not limited",
+            "Bytes of the file at most.",
+        ),
+        optional("bpw", NUMBERS, "not limited", "Bits a weight of all tensors at most."),
+        optional(
+            "max_kld",
+            NUMBERS,
+            "not limited",
+            "KL divergence from the unquantized model at most, nats.",
+        ),
+        optional(
+            "max_ppl_increase",
+            Kind::Many(&Kind::Scalar("a share, as `2%` or `0.02`")),
+            "not limited",
+            "Perplexity over the unquantized model's, less 1, at most.",
+        ),
+    ],
+};
+
 static SCHEME: Object = Object {
     name: "scheme",
-    doc: "A quantization scheme with its parameters; a list as a value makes one run for each item.",
+    doc: "A quantization scheme with its parameters; a list as a value makes one run for each item. With `target` instead of `scheme`, \
+          `kbit plan` chooses a scheme for each matrix.",
     keys: &[
-        required(
+        optional(
             "scheme",
             Kind::Text,
+            "none; `scheme` or `target` is needed",
             "Name of the scheme, as `kbit plugin list` shows it, or `name:key=value,...`; a file type of llama-quantize, as `q4_k_m`; `mix:FILE` for a mix of one's own.",
         ),
         optional(
@@ -182,6 +213,48 @@ static SCHEME: Object = Object {
             Kind::Choice(ISOLATION),
             "the configuration's `isolation`",
             "`process` runs the plugin in a worker process.",
+        ),
+        optional(
+            "target",
+            Kind::Object(&TARGET),
+            "none; `scheme` or `target` is needed",
+            "What the file is to reach; each matrix gets the scheme that the planner chooses.",
+        ),
+        optional(
+            "among",
+            Kind::Many(&Kind::Text),
+            "ggml",
+            "With `target`: schemes to choose from, as rules name them; `ggml` stands for ggml's types.",
+        ),
+        optional(
+            "text",
+            Kind::Path,
+            "needed with `target`",
+            "With `target`: UTF-8 text to calibrate on; better another one than those of `evaluate`.",
+        ),
+        optional(
+            "context",
+            Kind::Int { min: 3, max: 1 << 20 },
+            "512, or less where the model takes less",
+            "With `target`: tokens in a window.",
+        ),
+        optional(
+            "chunks",
+            Kind::Int { min: 1, max: 1 << 32 },
+            "as many as score about 4096 tokens",
+            "With `target`: number of windows.",
+        ),
+        optional(
+            "agree",
+            Kind::Bool,
+            "false",
+            "With `target`: one scheme for the queries, keys and values of a layer, and one for its gate and up.",
+        ),
+        optional(
+            "verify",
+            Kind::Bool,
+            "true",
+            "With `target`: measure the choice beside the best mixes, and take the better one.",
         ),
     ],
 };
@@ -387,7 +460,16 @@ pub fn reference() -> String {
          Generated from the declarations in `crates/kbit-pipeline/src/schema.rs` by `cargo xtask generate`; do not edit.\n\
          `kbit config schema` prints the same as a JSON Schema; `kbit config check FILE` checks a file.\n",
     );
-    page.push_str(&reference_tables(&[&CONFIG, &MODEL, &IMPORTANCE, &SCHEME, &RULE, &EVALUATION, &LAWS]));
+    page.push_str(&reference_tables(&[
+        &CONFIG,
+        &MODEL,
+        &IMPORTANCE,
+        &SCHEME,
+        &TARGET,
+        &RULE,
+        &EVALUATION,
+        &LAWS,
+    ]));
     page
 }
 

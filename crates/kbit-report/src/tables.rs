@@ -430,6 +430,71 @@ pub fn sensitivity(runs: &[RunData]) -> Table {
     table
 }
 
+/// What plans expected of their files, beside what was measured: one line a plan and text.
+pub fn plans(runs: &[RunData], entries: &[Entry<'_>]) -> Table {
+    let columns = vec![
+        Column::text("run", "run").facet().hidden_if(runs.len() < 2),
+        Column::text("model", "model").facet(),
+        Column::text("scheme", "scheme"),
+        Column::text("target", "target"),
+        Column::text("made_of", "made of"),
+        Column::number("bytes_planned", "planned size"),
+        Column::number("bytes", "size"),
+        Column::number("bpw_planned", "planned bits/weight"),
+        Column::text("data", "text").facet(),
+        Column::number("kl_divergence_planned", "expected KL divergence"),
+        Column::text("interval", "interval"),
+        Column::number("kl_divergence", "measured KL divergence").error(),
+        Column::text("inside", "inside").facet(),
+    ];
+    let mut table = Table::new("plans", "Predicted against measured", columns);
+    for run in runs {
+        let list = run.provenance.get("plans").and_then(serde_json::Value::as_array);
+        for planned in list.into_iter().flatten() {
+            let text = |key: &str| planned.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
+            let number = |of: &serde_json::Value, key: &str| of.get(key).and_then(serde_json::Value::as_f64);
+            let (model, scheme) = (text("model"), text("scheme"));
+            let expected = planned.get("kl_divergence").unwrap_or(&serde_json::Value::Null);
+            let interval = number(expected, "low").zip(number(expected, "high"));
+            let row = |entry: Option<&Entry<'_>>| {
+                let measured = entry.and_then(|entry| entry.get("kl_divergence"));
+                let inside =
+                    measured.zip(interval).map(
+                        |((value, _), (low, high))| {
+                            if (low..=high).contains(&value) { "yes" } else { "no" }
+                        },
+                    );
+                vec![
+                    Cell::text(&run.name),
+                    Cell::text(model),
+                    Cell::text(scheme),
+                    Cell::text(text("target")),
+                    Cell::text(text("made_of")),
+                    planned.get("bytes").and_then(serde_json::Value::as_u64).map_or(Cell::Empty, Cell::count),
+                    entry.map_or(Cell::Empty, |entry| Cell::count(entry.about.bytes)),
+                    number(planned, "bits_per_weight")
+                        .map_or(Cell::Empty, |bits| Cell::Number(bits, format!("{bits:.3}"), None)),
+                    Cell::text(entry.map_or("", |entry| entry.data())),
+                    number(expected, "value").map_or(Cell::Empty, |value| Cell::figure(value, None)),
+                    Cell::text(interval.map_or_else(String::new, |(low, high)| {
+                        format!("{} to {}", figure(low), figure(high))
+                    })),
+                    Cell::figure_or_empty(measured),
+                    Cell::text(inside.unwrap_or_default()),
+                ]
+            };
+            let of_plan = |entry: &&Entry<'_>| {
+                entry.about.model.id == model
+                    && entry.about.scheme.label == scheme
+                    && entry.get("kl_divergence").is_some()
+            };
+            let rows: Vec<_> = entries.iter().filter(of_plan).map(|entry| row(Some(entry))).collect();
+            table.rows.extend(if rows.is_empty() { vec![row(None)] } else { rows });
+        }
+    }
+    table.without_empty_columns()
+}
+
 /// Generated texts, one a line.
 pub fn samples(runs: &[RunData]) -> Table {
     let columns = vec![

@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 
 /// Tables that stand in the Markdown text.
 pub const IN_MARKDOWN: &[&str] =
-    &["choices", "findings", "results", "pareto", "tasks", "laws", "sensitivity"];
+    &["choices", "findings", "results", "plans", "pareto", "tasks", "laws", "sensitivity"];
 
 /// Everything that the page shows.
 #[derive(Serialize)]
@@ -27,6 +27,8 @@ pub struct View {
     pub findings: Table,
     #[serde(serialize_with = "element")]
     pub results: Table,
+    #[serde(serialize_with = "element")]
+    pub plans: Table,
     #[serde(serialize_with = "element")]
     pub pareto: Table,
     #[serde(serialize_with = "element")]
@@ -156,6 +158,7 @@ impl View {
             choices: answer::choices(&entries, runs),
             findings: tables::findings(findings),
             results: tables::results(&entries, &contexts, runs, &fronts),
+            plans: tables::plans(runs, &entries),
             pareto: tables::pareto(&entries, first_front),
             laws: tables::laws(fits),
             curves: curves::curves(&entries, fits),
@@ -201,6 +204,7 @@ impl View {
             &self.choices,
             &self.findings,
             &self.results,
+            &self.plans,
             &self.pareto,
             &self.tasks,
             &self.laws,

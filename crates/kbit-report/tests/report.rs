@@ -336,3 +336,34 @@ fn cards_say_what_a_file_is_and_how_good() {
         assert!(text.contains(wanted), "no {wanted} in {text}");
     }
 }
+
+#[test]
+fn plans_stand_beside_what_was_measured() {
+    let (measurements, fits) = small_run();
+    let planned = |scheme: &str, low: f64, high: f64| {
+        serde_json::json!({
+            "model": "a & b", "scheme": scheme, "target": "bpw=3", "made_of": "knapsack", "bytes": 393_216, "bits_per_weight": 3.0,
+            "kl_divergence": { "value": 0.07, "low": low, "high": high },
+        })
+    };
+    // int:bits=3 measured exp(1 - 3.6) = 0.0743.
+    let plans = [
+        planned("int:bits=3", 0.06, 0.08),
+        planned("int:bits=3", 0.01, 0.02),
+        planned("unmeasured", 0.1, 0.2),
+    ];
+    let runs = run(&measurements, serde_json::json!({ "plans": plans }));
+    let report = Report::new(&runs, &fits, &[]);
+    let files = report.table_files();
+    let (_, csv) = files.iter().find(|(name, _)| name == "plans.csv").expect("a table");
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 4, "{csv}");
+    for (line, told) in lines.iter().skip(1).zip(["yes", "no", "bpw=3"]) {
+        assert!(line.contains(told), "{line}");
+    }
+    assert!(lines[1].contains("0.07427") && lines[1].contains("0.06000 to 0.08000"), "{csv}");
+    assert!(report.markdown().expect("a text").contains("## Predicted against measured"));
+    assert!(report.html().expect("a page").contains("plans-section"));
+    let runs = run(&measurements, serde_json::json!({}));
+    assert!(!Report::new(&runs, &fits, &[]).html().expect("a page").contains("plans-section"));
+}

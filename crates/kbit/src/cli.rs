@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use kbit_engine::{CacheTypes, Mode};
 use kbit_pipeline::edit::SetMetadata;
+use kbit_pipeline::planner::{Target, parse_size};
 use kbit_types::GgmlType;
 use std::path::PathBuf;
 
@@ -60,6 +61,15 @@ pub enum Command {
         after_help = "Examples:\n  kbit convert assets/family/s3 s3-q4.gguf --scheme q4_k_m\n  kbit convert model.gguf out.gguf --scheme int:bits=4,block=64 --map 'token_embd=ggml:q8_0'\n  kbit convert model.gguf out.gguf --scheme iq2_xs --imatrix model.imatrix.gguf\n  kbit convert model-00001-of-00003.gguf out.gguf --scheme q8_0 --split-size 4G"
     )]
     Convert(Convert),
+    /// Plan the best file of a size, or the smallest of a quality: a scheme for each matrix
+    ///
+    /// What each scheme does to each matrix is computed, what that costs is measured on the text with one matrix quantized at a time,
+    /// and an exact knapsack chooses. The choice is measured beside the best of llama-quantize's file types, and the better one is the
+    /// plan. `kbit convert --plan` writes the file. Measurements are kept: another target needs few new ones.
+    #[command(
+        after_help = "Examples:\n  kbit plan assets/family/s3 --target bpw=4.5 --text assets/text/calibration.txt -o s3.plan.yaml\n  kbit plan model.gguf --target size=3.1GiB --text wiki.txt --imatrix model.imatrix.gguf -o model.plan.yaml\n  kbit plan model.gguf --target max_ppl_increase=2% --text wiki.txt --schemes q4_k,q6_k,int:bits=8 --map 'token_embd=q8_0'"
+    )]
+    Plan(Plan),
     /// Show what a checkpoint, packed file or importance matrix holds
     #[command(
         after_help = "Examples:\n  kbit inspect model.gguf --tensors\n  kbit inspect assets/family/s0 --metadata --json\n  kbit inspect model.imatrix.gguf --tensors"
@@ -204,8 +214,11 @@ pub struct Convert {
     pub out: PathBuf,
     /// Scheme for all matrices: `name` or `name:key=value,...`; or a mix of types: `q4_k_m` and llama-quantize's other file
     /// types, `mix:FILE` for one's own
-    #[arg(long, value_name = "S")]
-    pub scheme: String,
+    #[arg(long, value_name = "S", required_unless_present = "plan")]
+    pub scheme: Option<String>,
+    /// Scheme of each matrix from a plan that `kbit plan` made for this model
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["scheme", "map", "output_type", "embedding_type", "pure", "leave_output", "prune_layers"])]
+    pub plan: Option<PathBuf>,
     /// Scheme for tensors whose GGUF name matches: as `--scheme`, or a ggml type; the first match wins
     #[arg(long, value_name = "REGEX=S", value_parser = parse_rule)]
     pub map: Vec<(regex::Regex, String)>,
@@ -275,6 +288,65 @@ pub struct Convert {
     /// Architecture of a folder whose class is not known: a GGUF name, or a known class that is built like it
     #[arg(long, value_name = "NAME")]
     pub architecture: Option<String>,
+}
+
+/// `kbit plan`.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// Hugging Face folder or GGUF file, unquantized
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub model: PathBuf,
+    /// What to reach: size=3.1GiB (of the file), bpw=4.5 (of all tensors), max_kld=0.01 (nats) or max_ppl_increase=2%
+    #[arg(long, value_name = "TARGET")]
+    pub target: Target,
+    /// UTF-8 text to measure on
+    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath)]
+    pub text: PathBuf,
+    /// Schemes to choose from, with commas between them: `ggml` for ggml's types, which llama.cpp runs; schemes and ggml types as --map has them
+    #[arg(long, value_name = "NAMES", default_value = "ggml")]
+    pub schemes: String,
+    /// Scheme for tensors whose GGUF name matches, instead of a chosen one; the first match wins
+    #[arg(long, value_name = "REGEX=S", value_parser = parse_rule)]
+    pub map: Vec<(regex::Regex, String)>,
+    /// One scheme for the queries, keys and values of a layer, and one for its gate and up: for readers that fuse them
+    #[arg(long)]
+    pub agree: bool,
+    /// Importance matrix, for the schemes that use one and for the errors of weights
+    #[arg(long, value_name = "F", value_hint = ValueHint::FilePath)]
+    pub imatrix: Option<PathBuf>,
+    /// Tokens in a window [default: 512, or what the model takes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=1 << 20))]
+    pub context: Option<u32>,
+    /// Number of windows [default: as many as score about 4096 tokens]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub chunks: Option<u32>,
+    /// Do not measure the choice beside the best mixes
+    #[arg(long)]
+    pub no_verify: bool,
+    /// Plan for a file without `kbit.*` metadata
+    #[arg(long)]
+    pub no_provenance: bool,
+    /// Quantize tensors that are quantized already; the new error comes on top of the old one
+    #[arg(long)]
+    pub allow_requantize: bool,
+    /// Pre-tokenizer of a byte-level BPE, where it is not recognised
+    #[arg(long, value_name = "NAME")]
+    pub pre_tokenizer: Option<String>,
+    /// Architecture of a folder whose class is not known: a GGUF name, or a known class that is built like it
+    #[arg(long, value_name = "NAME")]
+    pub architecture: Option<String>,
+    /// Plan file to write
+    #[arg(long, short, value_name = "PLAN.yaml", value_hint = ValueHint::FilePath)]
+    pub out: Option<PathBuf>,
+    /// Write over a file of that name
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Folder of measurements, which later plans take over
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "kbit-plans")]
+    pub work: PathBuf,
+    /// List what every matrix gets
+    #[arg(long)]
+    pub tensors: bool,
 }
 
 /// Where plugins run.
@@ -955,33 +1027,6 @@ fn parse_increase(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Reads `6GiB`, `1.5GB`, `700MiB`, `4096`.
-fn parse_size(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, f64); 11] = [
-        ("KiB", 1024.0),
-        ("MiB", 1_048_576.0),
-        ("GiB", 1_073_741_824.0),
-        ("TiB", 1_099_511_627_776.0),
-        ("KB", 1e3),
-        ("MB", 1e6),
-        ("GB", 1e9),
-        ("TB", 1e12),
-        ("G", 1_073_741_824.0),
-        ("M", 1_048_576.0),
-        ("B", 1.0),
-    ];
-    let trimmed = text.trim();
-    let (number, factor) = UNITS
-        .iter()
-        .find_map(|(unit, factor)| Some((trimmed.strip_suffix(unit)?, *factor)))
-        .unwrap_or((trimmed, 1.0));
-    match number.trim().parse::<f64>() {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be in range")]
-        Ok(value) if value > 0.0 && value * factor < 9e18 => Ok((value * factor) as u64),
-        _ => Err("write a size such as 6GiB, 700MiB, 2GB or a number of bytes".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -990,14 +1035,6 @@ mod tests {
     #[test]
     fn the_declarations_are_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_have_binary_and_decimal_units() {
-        for (text, bytes) in [("6GiB", 6 << 30), ("2GB", 2_000_000_000), ("1.5 MiB", 3 << 19), ("42", 42)] {
-            assert_eq!(parse_size(text), Ok(bytes));
-        }
-        assert!(parse_size("-1").is_err() && parse_size("lots").is_err() && parse_size("1e30").is_err());
     }
 
     #[test]

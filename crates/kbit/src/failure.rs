@@ -46,7 +46,8 @@ impl From<kbit_pipeline::PipelineError> for Failure {
             | kbit_pipeline::PipelineError::MixOption { .. }
             | kbit_pipeline::PipelineError::MixInRule { .. }
             | kbit_pipeline::PipelineError::PruneLayer { .. }
-            | kbit_pipeline::PipelineError::PruneAll { .. } => Self::usage(error),
+            | kbit_pipeline::PipelineError::PruneAll { .. }
+            | kbit_pipeline::PipelineError::Plan { .. } => Self::usage(error),
             kbit_pipeline::PipelineError::Host(host) => host.into(),
             other => Self::failed(other),
         }

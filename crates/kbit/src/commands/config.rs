@@ -39,7 +39,8 @@ pub fn config(session: &Session, arguments: &Arguments) -> Result<u8, Failure> {
             let config = Config::read(file).map_err(Failure::usage)?;
             let registry = session.registry(&config.plugins, None)?;
             let recipes = recipes(&config, &registry).map_err(Failure::usage)?;
-            let labels: Vec<_> = recipes.iter().map(|recipe| recipe.label.as_str()).collect();
+            let targets = config.targets.iter().map(|target| target.label.as_str());
+            let labels: Vec<_> = recipes.iter().map(|recipe| recipe.label.as_str()).chain(targets).collect();
             if session.global.json {
                 output::json(
                     &serde_json::json!({ "valid": true, "models": config.models.len(), "schemes": labels }),

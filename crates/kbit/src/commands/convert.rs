@@ -8,11 +8,13 @@ use kbit_calibrate::{EmptyExperts, Importance, ImportanceMatrix, OnMissing, Poli
 use kbit_formats::Checkpoint;
 use kbit_host::Isolation;
 use kbit_models::{Conversion, ConvertOptions};
+use kbit_pipeline::cache::model_hash;
 use kbit_pipeline::convert::{RunOptions, Written, write_file};
 use kbit_pipeline::edit::Edits;
 use kbit_pipeline::importance::ImportanceUse;
 use kbit_pipeline::mix::MixOptions;
 use kbit_pipeline::plan::{Fallback, FilePlan, PlanOptions, SplitBy};
+use kbit_pipeline::planner::PlanFile;
 use kbit_pipeline::recipe::Recipe;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,13 +27,23 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
         IsolationArg::None => Isolation::InProcess,
         IsolationArg::Process => Isolation::Process,
     };
-    let mix = MixOptions {
-        pure: arguments.pure,
-        leave_output: arguments.leave_output,
-        output_type: arguments.output_type,
-        embedding_type: arguments.embedding_type,
+    let planned = match &arguments.plan {
+        Some(path) => Some(PlanFile::read(path).map_err(Failure::usage)?),
+        None => None,
     };
-    let recipe = Recipe::from_arguments(&registry, &arguments.scheme, &arguments.map, &mix, isolation)?;
+    // A scheme or a mix is refused before the model is opened.
+    let written = match &arguments.scheme {
+        Some(scheme) => {
+            let mix = MixOptions {
+                pure: arguments.pure,
+                leave_output: arguments.leave_output,
+                output_type: arguments.output_type,
+                embedding_type: arguments.embedding_type,
+            };
+            Some(Recipe::from_arguments(&registry, scheme, &arguments.map, &mix, isolation)?)
+        }
+        None => None,
+    };
     let checkpoint = Checkpoint::open(&arguments.source)?;
     let options = ConvertOptions {
         pass_through_other_modalities: arguments.pass_through,
@@ -49,15 +61,30 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
         None if arguments.keep_split => SplitBy::keep(&checkpoint, &mut conversion)?,
         None => None,
     };
+    let importance = importance(arguments)?;
+    let recipe = match (written, &planned) {
+        (Some(recipe), _) => recipe,
+        (None, Some(planned)) => {
+            let content = model_hash(&arguments.source, |file| Ok(kbit_formats::hash::file_hex(file)?))?;
+            planned.check_inputs(&content, importance.as_deref())?;
+            let (recipe, warnings) = planned.recipe(&registry, &conversion)?;
+            warnings.iter().for_each(|warning| output::note(&format!("warning: {warning}")));
+            recipe
+        }
+        (None, None) => return Err(Failure::usage("give --scheme S or --plan FILE")),
+    };
     let plan_options = PlanOptions {
         fallback_is_error: arguments.on_fallback == OnFallback::Error,
-        provenance: !arguments.no_provenance,
+        provenance: !arguments.no_provenance && planned.as_ref().is_none_or(|planned| planned.provenance),
         allow_requantize: arguments.allow_requantize,
         edits,
-        importance: importance(arguments)?,
+        importance,
         split,
     };
     let plan = FilePlan::new(&checkpoint, &conversion, &recipe, &registry, &plan_options)?;
+    if let Some(planned) = &planned {
+        tell_other_size(arguments, planned, &plan);
+    }
     if arguments.dry_run {
         print_plan(session, &conversion, &plan, &arguments.out)?;
         return Ok(DONE);
@@ -83,6 +110,20 @@ pub fn convert(session: &Session, arguments: &Convert) -> Result<u8, Failure> {
     drop(bar);
     print_written(session, &conversion, &plan, &written, started.elapsed().as_secs_f64())?;
     Ok(DONE)
+}
+
+/// Says where the file has another size than was planned, which no option explains.
+fn tell_other_size(arguments: &Convert, planned: &PlanFile, plan: &FilePlan) {
+    let explained = !arguments.set_metadata.is_empty()
+        || plan.layout.file_count() > 1
+        || (arguments.no_provenance && planned.provenance);
+    let bytes = plan.layout.file_bytes();
+    if bytes != planned.bytes && !explained {
+        output::note(&format!(
+            "warning: the file has {bytes} bytes, and {} were planned: another version of kbit or of a plugin, or other options of reading the model",
+            planned.bytes
+        ));
+    }
 }
 
 /// The importance matrix of `--imatrix`, with what holds where it has no data.

@@ -14,6 +14,7 @@ mod information;
 mod inspect;
 mod laws;
 mod logits;
+mod plan;
 mod plugin;
 mod report;
 mod run;
@@ -59,6 +60,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let status = match cli.command {
         Command::Run(arguments) => run::run(&session, &arguments)?,
         Command::Convert(arguments) => convert::convert(&session, &arguments)?,
+        Command::Plan(arguments) => plan::plan(&session, &arguments)?,
         Command::Inspect(arguments) => inspect::inspect(&session, &arguments)?,
         Command::Diff(arguments) => inspect::diff(&session, &arguments)?,
         Command::Verify(arguments) => inspect::verify(&session, &arguments)?,

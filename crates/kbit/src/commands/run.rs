@@ -15,10 +15,13 @@ use std::sync::atomic::AtomicBool;
 pub fn run(session: &Session, arguments: &Run) -> Result<u8, Failure> {
     let config = Config::read(&arguments.config).map_err(Failure::usage)?;
     let registry = session.registry(&config.plugins, Some(config.timeout))?;
-    let plan = RunPlan::new(&config, &registry, arguments.out.as_deref())?;
+    let mut plan = RunPlan::new(&config, &registry, arguments.out.as_deref())?;
     if arguments.dry_run {
         return print_plan(session, &plan);
     }
+    // What can be refused before anything is measured is.
+    plan.check()?;
+    plan.plan_targets(&session.progress(), &Arc::new(AtomicBool::new(false)))?;
     for line in plan.lines() {
         for fallback in Fallback::lines(line.fallbacks.iter()) {
             output::note(&format!("warning: {} {}: {fallback}", line.model, line.scheme));
@@ -60,6 +63,7 @@ fn print_plan(session: &Session, plan: &RunPlan<'_>) -> Result<u8, Failure> {
         output::json(&serde_json::json!({
             "out": plan.out,
             "files": lines,
+            "targets": plan.targets(),
             "output_bytes": plan.output_bytes(),
             "memory_bytes": plan.memory_bytes(),
             "disk_free_bytes": free,
@@ -93,6 +97,15 @@ fn print_plan(session: &Session, plan: &RunPlan<'_>) -> Result<u8, Failure> {
         for note in line.importance.iter().flat_map(ImportanceUse::notes) {
             text.push_str(&format!("{} {}: {note}\n", line.model, line.scheme));
         }
+    }
+    for target in plan.targets() {
+        text.push_str(&format!(
+            "{} {}: planned when it is run, for {}, on {}\n",
+            target.model,
+            target.scheme,
+            target.target,
+            target.text.display()
+        ));
     }
     text.push_str(&format!(
         "{} files, {} to write ({} free), about {} of memory for slabs, into {}\n",
