@@ -45,13 +45,7 @@ pub(crate) fn hadamard(x: &mut [f32]) {
     let mut half = 1;
     if len >= LANES {
         for x in x.as_chunks_mut::<LANES>().0 {
-            for half in [1, 2, 4, 8] {
-                let old = *x;
-                for lane in 0..LANES {
-                    let other = old[lane ^ half];
-                    x[lane] = if lane & half == 0 { old[lane] + other } else { other - old[lane] };
-                }
-            }
+            *x = stage::<8>(stage::<4>(stage::<2>(stage::<1>(*x))));
         }
         half = LANES;
     }
@@ -66,6 +60,17 @@ pub(crate) fn hadamard(x: &mut [f32]) {
     }
     let unit = 1.0 / (len as f32).sqrt();
     x.iter_mut().for_each(|x| *x *= unit);
+}
+
+/// Sums and differences of numbers `HALF` places apart; vectors, to the compiler.
+#[inline(always)]
+fn stage<const HALF: usize>(x: [f32; LANES]) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    for lane in 0..LANES {
+        let (own, other) = (x[lane], x[lane ^ HALF]);
+        out[lane] = if lane & HALF == 0 { own + other } else { other - own };
+    }
+    out
 }
 
 /// Values of a unit.
