@@ -220,7 +220,7 @@ impl Scheme for Trellised {
                 },
                 Part::new("scale", self.scale.part_type(), self.scale.bytes() as u64),
             ],
-            job_bytes_hint: Trellis::bytes(self.code),
+            job_bytes_hint: Trellis::bytes(self.code) + Search::bytes(self.code),
             ..Plan::default()
         })
     }

@@ -88,6 +88,11 @@ pub(crate) struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
+    /// Bytes that a search takes, about: a byte for each group and weight of the longest stretch.
+    pub(crate) const fn bytes(code: Code) -> u64 {
+        ((BLOCK + AHEAD) as u64) << (code.window() - code.least_bits())
+    }
+
     pub(crate) fn new(trellis: &'a Trellis, kernels: Kernels) -> Self {
         let costs = vec![0.0; (1 << (trellis.code.window() - trellis.code.least_bits())) + LANES];
         Self {

@@ -54,10 +54,9 @@ impl Avx512 {
         }
     }
 
-    /// See [`Kernels::hadamard`](super::Kernels::hadamard).
+    /// See [`Kernels::hadamard`](super::Kernels::hadamard). The compiler's longer vectors are no faster there.
     pub(crate) fn hadamard(self, x: &mut [f32]) {
-        // SAFETY: `self` exists only where the CPU has the features.
-        unsafe { hadamard(x) }
+        self.avx2.hadamard(x);
     }
 
     /// See [`Kernels::values`](super::Kernels::values).
@@ -111,11 +110,6 @@ fn load_integers(x: &[u8; 4 * LANES]) -> __m512i {
 fn store(x: __m512, out: &mut [f32; LANES]) {
     // SAFETY: writes the 64 bytes of `out`; the instruction needs no alignment.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) }
-}
-
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-fn hadamard(x: &mut [f32]) {
-    portable::hadamard(x);
 }
 
 /// The operations of [`portable::step`], on vectors.

@@ -5,24 +5,34 @@ use crate::code::{Code, UNIT};
 
 /// See [`Kernels::step`](super::Kernels::step).
 pub(crate) fn step(step: Step<'_>) {
-    let Step { table, bits, from, from_bits, x, to, dropped } = step;
+    match step.from_bits {
+        2 => step_from::<2>(step),
+        3 => step_from::<3>(step),
+        _ => step_from::<4>(step),
+    }
+}
+
+/// A step after one that dropped `FROM_BITS` bits.
+fn step_from<const FROM_BITS: u32>(step: Step<'_>) {
+    let Step { table, bits, from, x, to, dropped, .. } = step;
     let groups = to.len();
-    let low = (1u32 << bits) - 1;
+    let low = (1i32 << bits) - 1;
     let blocks = table.chunks_exact(LANES << bits).zip(to.as_chunks_mut::<LANES>().0);
     for (block, ((table, to), dropped)) in blocks.zip(dropped.as_chunks_mut::<LANES>().0).enumerate() {
-        let mut best = [u32::MAX; LANES];
+        let mut best = [i32::MAX; LANES];
         for (choice, values) in (0..).zip(table.as_chunks::<LANES>().0) {
-            let first = choice as usize * groups + block * LANES;
+            let first = (choice as usize * groups + block * LANES) >> FROM_BITS;
+            let Some(from) = from[first..].first_chunk::<LANES>() else { continue };
             for lane in 0..LANES {
                 let away = x - values[lane];
-                let cost = away * away + from[(first + lane) >> from_bits];
+                let cost = away * away + from[lane >> FROM_BITS];
                 // Costs are not negative, so their bits are in the order of the costs; the choice takes the lowest.
-                let key = cost.to_bits() & !low | choice;
+                let key = cost.to_bits().cast_signed() & !low | choice;
                 best[lane] = best[lane].min(key);
             }
         }
         for lane in 0..LANES {
-            to[lane] = f32::from_bits(best[lane] & !low);
+            to[lane] = f32::from_bits((best[lane] & !low).cast_unsigned());
             dropped[lane] = (best[lane] & low) as u8;
         }
     }
@@ -35,13 +45,7 @@ pub(crate) fn hadamard(x: &mut [f32]) {
     let mut half = 1;
     if len >= LANES {
         for x in x.as_chunks_mut::<LANES>().0 {
-            for half in [1, 2, 4, 8] {
-                let old = *x;
-                for lane in 0..LANES {
-                    let other = old[lane ^ half];
-                    x[lane] = if lane & half == 0 { old[lane] + other } else { other - old[lane] };
-                }
-            }
+            *x = stage::<8>(stage::<4>(stage::<2>(stage::<1>(*x))));
         }
         half = LANES;
     }
@@ -56,6 +60,17 @@ pub(crate) fn hadamard(x: &mut [f32]) {
     }
     let unit = 1.0 / (len as f32).sqrt();
     x.iter_mut().for_each(|x| *x *= unit);
+}
+
+/// Sums and differences of numbers `HALF` places apart; vectors, to the compiler.
+#[inline(always)]
+fn stage<const HALF: usize>(x: [f32; LANES]) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    for lane in 0..LANES {
+        let (own, other) = (x[lane], x[lane ^ HALF]);
+        out[lane] = if lane & HALF == 0 { own + other } else { other - own };
+    }
+    out
 }
 
 /// Values of a unit.
