@@ -7,7 +7,7 @@
 //!
 //! The magnitude of an input is the root of its mean square, which an importance matrix holds. With second moments of the inputs `H` the
 //! error is `tr(D H D^T)` for the matrix `D` of what is lost, the mean squared error of the outputs; without, that of its diagonal. It
-//! is measured on evenly spaced rows: as many as make 2^22 weights (with second moments 2^29 products), but 64 at least. Powers are products
+//! is measured on evenly spaced rows: as many as make 2^20 weights (with second moments 2^29 products), but 64 at least. Powers are products
 //! of square roots, so that every machine finds the same; that is why the grid has powers of two.
 //!
 //! Where `clip` is set, each block's range is shrunk from both ends by up to half, if that makes its weighted error smaller.

@@ -21,8 +21,9 @@
 //! A weight is its block's scale times the sum of its vector's entries, added in the order of the stages in single precision. The last
 //! vector of a row reaches past the columns where `dim` does not divide them. A block whose scale is 0 is zeros.
 //!
-//! The sample is at most 64 vectors for each entry, but no fewer than 2^16 and no more than 2^18 (or one a row, if there are more rows), so
-//! memory does not grow with the matrix. Which ones, and the seeds of the codebooks, follow from the seed that the host gives.
+//! The sample has about 64 vectors for each entry, 2^16 at least and 2^18 at most, rounded up to the same number in each row; so what is
+//! in memory is that, or one vector a row, and not the matrix. Which ones, and the seeds of the codebooks, follow from the seed that the
+//! host gives.
 
 mod book;
 mod train;
@@ -39,7 +40,7 @@ use kbit_scheme_kit::{
 use std::ops::Range;
 use train::{Random, Sample, Training, add, subtract};
 
-/// Vectors of the sample for each entry of a codebook, and how many they are at least and at most.
+/// Vectors of the sample for each entry of a codebook, and how many they are at least and at most, before rounding up.
 const SAMPLE_SHARE: usize = 64;
 const SAMPLE_LEAST: usize = 1 << 16;
 const SAMPLE_MOST: usize = 1 << 18;
@@ -65,7 +66,8 @@ const PARAMS: &[Param] = &[
     },
     Param {
         key: "stages",
-        doc: "Codebooks whose entries are added, so that a weight has stages * bits / dim bits of codes.",
+        doc: "Codebooks whose entries are added, so that a weight has stages * bits / dim bits of codes. At equal bits one larger codebook \
+              loses less, and takes more memory.",
         unit: "",
         kind: ParamKind::Int { min: 1, max: 4 },
         default: DefaultValue::Int(1),

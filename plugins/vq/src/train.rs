@@ -367,6 +367,16 @@ mod tests {
     }
 
     #[test]
+    fn entries_without_vectors_move_to_the_greatest_errors() {
+        let vectors = [[0.0f32, 0.0], [1.0, 0.0], [8.0, 9.0]];
+        let assigned = Assigned { codes: vec![0; 3], errors: vec![0.0, 1.0, 145.0] };
+        let before = [[0.0, 0.0], [50.0, 50.0], [60.0, 60.0], [70.0, 70.0]];
+        let found = means(&vectors, &[[1.0; 2]; 3], &assigned, &before);
+        // The last has no error left to move to.
+        assert_eq!(found, [[3.0, 3.0], [8.0, 9.0], [1.0, 0.0], [70.0, 70.0]]);
+    }
+
+    #[test]
     fn an_empty_sample_has_codebooks() {
         let books = training(16, 2, 5).train(&sample::<4>(Vec::new())).unwrap();
         assert!(books.iter().all(|book| book.vectors() == [[0.0; 4]; 16]));
