@@ -237,10 +237,7 @@ fn error_feedback_without_second_moments_says_how_to_get_them() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = repository("assets/family/s0");
     let message = kbit_fails(folder.path(), 1, &["convert", &model, "x.gguf", "--scheme", "gptq:bits=4"]);
-    assert!(
-        message.contains("blk.0.attn_") && message.contains("kbit calibrate --second-moments"),
-        "{message}"
-    );
+    assert!(message.contains("blk.0.") && message.contains("kbit calibrate --second-moments"), "{message}");
     let options = ["--context", "64", "--chunks", "2"];
     let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &options, "plain.gguf");
     let plain = ["convert", &model, "x.gguf", "--scheme", "gptq:q4_0", "--imatrix", "plain.gguf"];

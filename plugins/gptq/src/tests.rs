@@ -104,8 +104,8 @@ fn reference(
             let most = f64::from((1u32 << bits) - 1);
             let q = ((w[i] - least) / step).clamp(0.0, most).round_ties_even() * step + least;
             let error = (w[i] - q) / u.x[i * cols + i];
-            for j in i..cols {
-                w[j] -= error * u.x[i * cols + j];
+            for (w, factor) in w[i..].iter_mut().zip(&u.x[i * cols + i..]) {
+                *w -= error * factor;
             }
             out.push(q as f32);
         }
