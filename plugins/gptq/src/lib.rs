@@ -6,7 +6,7 @@
 //! those of a ggml block type, byte for byte, so that every program that reads GGUF runs the result: for these the scheme's encoder fits
 //! scales and minimums to the corrected weights when a block begins, and the codes are chosen here.
 //!
-//! [`factor`] turns the second moments into corrections, [`feedback`] encodes rows with them.
+//! The module `factor` turns the second moments into corrections, `feedback` encodes rows with them.
 
 mod factor;
 mod feedback;

@@ -17,7 +17,7 @@ use std::path::Path;
 /// Where a choice comes from that is none of the standard mixes.
 pub(super) const KNAPSACK: &str = "knapsack";
 
-/// The word for all of [`GGML`].
+/// The word for all of the ggml types that a plan may use.
 pub const AMONG_GGML: &str = "ggml";
 
 /// ggml's types for weights of any kind. Those of 1 to 2 bits without importance and those of 4-bit floats are for weights that were
