@@ -40,18 +40,7 @@ impl Avx512 {
     /// See [`Kernels::step`](super::Kernels::step).
     pub(crate) fn step(self, of: Step<'_>) {
         // SAFETY: `self` exists only where the CPU has the features.
-        unsafe {
-            match (of.bits, of.from_bits) {
-                (2, 2) => step::<2, 2>(of),
-                (2, 3) => step::<2, 3>(of),
-                (3, 2) => step::<3, 2>(of),
-                (3, 3) => step::<3, 3>(of),
-                (3, 4) => step::<3, 4>(of),
-                (4, 3) => step::<4, 3>(of),
-                (4, 4) => step::<4, 4>(of),
-                _ => portable::step(of),
-            }
-        }
+        unsafe { step_of_bits!(of, step) }
     }
 
     /// See [`Kernels::hadamard`](super::Kernels::hadamard). The compiler's longer vectors are no faster there.

@@ -2,6 +2,23 @@
 //! is the proof. The search and the rotation give equal bits with every set; products differ in that the portable ones round a
 //! product before they add it.
 
+/// Calls the step that is compiled for the bits that `of` drops and the step before it dropped, of the pairs that rates have.
+#[cfg(target_arch = "x86_64")]
+macro_rules! step_of_bits {
+    ($of:expr, $step:ident) => {
+        match ($of.bits, $of.from_bits) {
+            (2, 2) => $step::<2, 2>($of),
+            (2, 3) => $step::<2, 3>($of),
+            (3, 2) => $step::<3, 2>($of),
+            (3, 3) => $step::<3, 3>($of),
+            (3, 4) => $step::<3, 4>($of),
+            (4, 3) => $step::<4, 3>($of),
+            (4, 4) => $step::<4, 4>($of),
+            _ => portable::step($of),
+        }
+    };
+}
+
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
