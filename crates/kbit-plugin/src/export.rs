@@ -522,7 +522,12 @@ pub(crate) unsafe extern "C" fn begin<S: Scheme>(
                 aux.diag.is_some(),
                 "importance of the columns; gather it by `kbit calibrate` and give it by `--imatrix FILE` (`importance: FILE`)",
             ),
-            (abi::AUX_HESSIAN, aux.hessian.is_some(), "a Hessian; calibrate first"),
+            (
+                abi::AUX_HESSIAN,
+                aux.hessian.is_some(),
+                "second moments of its inputs; gather them by `kbit calibrate --second-moments` and give the file by `--imatrix FILE` \
+                 (`importance: FILE`)",
+            ),
             (
                 abi::AUX_PRODUCER,
                 aux.producer_std.is_some(),
