@@ -5,6 +5,7 @@
 //! their standard error instead, as if independent, which makes close ones look less sure than they are.
 
 use crate::paired::Paired;
+use crate::pareto::keep_undominated;
 use crate::runs;
 use crate::solve::Random;
 use kbit_results::{Cost, Items, Measurement};
@@ -38,13 +39,7 @@ pub fn pareto(measurements: &[Measurement]) -> Vec<ParetoPoint> {
             })
         })
         .collect();
-    points.sort_by(|a, b| a.total_bits.total_cmp(&b.total_bits).then(a.nll.total_cmp(&b.nll)));
-    let mut best = f64::INFINITY;
-    points.retain(|point| {
-        let better = point.nll < best;
-        best = best.min(point.nll);
-        better
-    });
+    keep_undominated(&mut points, |point| point.total_bits, |point| point.nll);
     points
 }
 

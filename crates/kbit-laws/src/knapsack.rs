@@ -20,6 +20,8 @@
 //! # Ok::<(), kbit_laws::knapsack::Impossible>(())
 //! ```
 
+use crate::pareto::keep_undominated;
+
 /// Partial choices that are kept in memory at most, of 32 bytes each.
 pub const MOST_STATES: usize = 1 << 22;
 
@@ -415,13 +417,7 @@ fn number(index: usize) -> u32 {
 
 /// Keeps the states that no other beats in both weight and value, by weight.
 fn prune(states: &mut Vec<State>) {
-    states.sort_by(|a, b| a.weight.total_cmp(&b.weight).then(a.value.total_cmp(&b.value)));
-    let mut best = f64::INFINITY;
-    states.retain(|state| {
-        let better = state.value < best;
-        best = best.min(state.value);
-        better
-    });
+    keep_undominated(states, |state| state.weight, |state| state.value);
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod knapsack;
 mod law;
 mod observe;
 pub mod paired;
+mod pareto;
 mod shape;
 mod solve;
 mod table;

@@ -95,11 +95,7 @@ impl OpenModel {
         isolation: Isolation,
         options: &ConvertOptions,
     ) -> Result<Self, PipelineError> {
-        let checkpoint = Checkpoint::open(path)?;
-        match checkpoint.gguf() {
-            Some(_) => Self::from_gguf(Gguf::open(path)?, registry, isolation, false),
-            None => Self::from_folder(Arc::new(checkpoint), options, false),
-        }
+        Self::open_as(path, registry, isolation, options, false)
     }
 
     /// As [`OpenModel::open`], but each block is read whenever it is used, so that a model larger than memory runs at the speed of the disk.
@@ -113,10 +109,20 @@ impl OpenModel {
         isolation: Isolation,
         options: &ConvertOptions,
     ) -> Result<Self, PipelineError> {
+        Self::open_as(path, registry, isolation, options, true)
+    }
+
+    fn open_as(
+        path: &Path,
+        registry: &Registry,
+        isolation: Isolation,
+        options: &ConvertOptions,
+        streamed: bool,
+    ) -> Result<Self, PipelineError> {
         let checkpoint = Checkpoint::open(path)?;
         match checkpoint.gguf() {
-            Some(_) => Self::from_gguf(Gguf::open(path)?, registry, isolation, true),
-            None => Self::from_folder(Arc::new(checkpoint), options, true),
+            Some(_) => Self::from_gguf(Gguf::open(path)?, registry, isolation, streamed),
+            None => Self::from_folder(Arc::new(checkpoint), options, streamed),
         }
     }
 
