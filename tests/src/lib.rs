@@ -71,6 +71,29 @@ pub fn kbit_fails(folder: &Path, status: i32, arguments: &[&str]) -> String {
     stderr
 }
 
+/// Mean KL divergence of `file` in `folder` from the model `reference` on a text, both of them paths, in windows of `context` tokens.
+///
+/// # Panics
+/// When it cannot be measured.
+#[must_use]
+pub fn kl_divergence(folder: &Path, file: &str, reference: &str, text: &str, context: &str) -> f64 {
+    let arguments = [
+        "eval",
+        file,
+        "--metric",
+        "kl",
+        "--reference",
+        reference,
+        "--text",
+        text,
+        "--context",
+        context,
+        "--json",
+    ];
+    let found: serde_json::Value = serde_json::from_str(&kbit_ok(folder, &arguments)).expect("JSON");
+    found["value"].as_f64().unwrap_or_else(|| panic!("no value in {found}"))
+}
+
 /// A folder of the repository, as text for a command line.
 ///
 /// # Panics

@@ -1,6 +1,6 @@
 //! `kbit calibrate`: importance matrices gathered by kbit's own engine.
 
-use kbit_tests::{kbit_fails, kbit_ok, repository};
+use kbit_tests::{kbit_fails, kbit_ok, kl_divergence, repository};
 use serde_json::Value;
 use std::path::Path;
 
@@ -138,22 +138,7 @@ fn texts_that_are_too_short_and_wrong_usage_are_named() {
 
 /// Mean divergence of `file` from the f32 model, on a text that nothing was gathered on.
 fn divergence(folder: &Path, reference: &str, file: &str) -> f64 {
-    let text = repository("assets/text/prose.txt");
-    let arguments = [
-        "eval",
-        file,
-        "--metric",
-        "kl",
-        "--reference",
-        reference,
-        "--text",
-        &text,
-        "--context",
-        "128",
-        "--json",
-    ];
-    let found: Value = serde_json::from_str(&kbit_ok(folder, &arguments)).expect("JSON");
-    found["value"].as_f64().unwrap_or_else(|| panic!("no value in {found}"))
+    kl_divergence(folder, file, reference, &repository("assets/text/prose.txt"), "128")
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `kbit plan`, `kbit convert --plan` and `target:` in a run.
 
-use kbit_tests::{copy_model, kbit, kbit_fails, kbit_ok, repository, root};
+use kbit_tests::{copy_model, kbit, kbit_fails, kbit_ok, kl_divergence, repository, root};
 use serde_json::Value;
 use std::path::Path;
 
@@ -22,21 +22,7 @@ fn number(value: &Value) -> f64 {
 
 /// KL divergence of a file on the text that nothing was planned on.
 fn divergence(folder: &Path, file: &str, model: &str) -> f64 {
-    let (model, text) = (repository(model), repository(OTHER_TEXT));
-    let arguments = [
-        "eval",
-        file,
-        "--metric",
-        "kl",
-        "--reference",
-        &model,
-        "--text",
-        &text,
-        "--context",
-        "256",
-        "--json",
-    ];
-    number(&serde_json::from_str::<Value>(&kbit_ok(folder, &arguments)).expect("JSON")["value"])
+    kl_divergence(folder, file, &repository(model), &repository(OTHER_TEXT), "256")
 }
 
 fn bytes(folder: &Path, file: &str) -> u64 {

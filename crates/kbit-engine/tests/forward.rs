@@ -337,15 +337,16 @@ fn only_the_wanted_logits_are_computed() {
     }
 }
 
+/// Texts of these lengths, each of other tokens.
+fn texts(d: &Description, lens: &[usize]) -> Vec<Vec<u32>> {
+    lens.iter().enumerate().map(|(i, &len)| tokens(d, len, i as u64)).collect()
+}
+
 #[test]
 fn texts_together_give_what_each_gives_alone() {
     for (name, d) in variants() {
         let model = model(&d, &random_tensors(&d, 1, true));
-        let texts: Vec<Vec<u32>> = [100, 3, 256, 200, 513, 1]
-            .iter()
-            .enumerate()
-            .map(|(i, &len)| tokens(&d, len, i as u64))
-            .collect();
+        let texts = texts(&d, &[100, 3, 256, 200, 513, 1]);
         let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let mut session = model.session(600);
         session.forward(&[1, 2, 3], 3, &mut Vec::new()).unwrap();
@@ -367,11 +368,7 @@ fn texts_together_give_what_each_gives_alone() {
 fn block_by_block_states_are_those_of_a_whole_pass() {
     for (name, d) in variants() {
         let model = model(&d, &random_tensors(&d, 1, true));
-        let texts: Vec<Vec<u32>> = [100, 3, 256, 200, 513, 1]
-            .iter()
-            .enumerate()
-            .map(|(i, &len)| tokens(&d, len, i as u64))
-            .collect();
+        let texts = texts(&d, &[100, 3, 256, 200, 513, 1]);
         let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let mut whole = Vec::new();
         model.session(600).hidden_states(&texts, 0, &mut whole).unwrap();
@@ -420,8 +417,7 @@ fn a_streamed_model_gives_what_the_whole_one_gives_and_holds_one_block() {
         let streamed = Model::streamed(d.clone(), Arc::new(source)).unwrap();
         assert!(streamed.is_streamed() && !whole.is_streamed());
         assert!(asked.lock().unwrap().iter().all(|name| !name.starts_with("blk.")), "{name}");
-        let texts: Vec<Vec<u32>> =
-            [100, 3, 513].iter().enumerate().map(|(i, &len)| tokens(&d, len, i as u64)).collect();
+        let texts = texts(&d, &[100, 3, 513]);
         let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let of = |model: &Model, from: usize| {
             let mut states = Vec::new();
@@ -464,8 +460,7 @@ fn branches_give_what_whole_texts_give() {
         // Nothing in common, in a session that never held a token; one block of the cache, the first place of the second; nothing.
         for shared in [0, 100, 129, 0] {
             let prefix = tokens(&d, shared, 7);
-            let tails: Vec<Vec<u32>> =
-                [40, 1, 200, 130].iter().enumerate().map(|(i, &len)| tokens(&d, len, i as u64)).collect();
+            let tails = texts(&d, &[40, 1, 200, 130]);
             let texts: Vec<(&[u32], usize)> =
                 tails.iter().map(|tail| (tail.as_slice(), tail.len() / 2)).collect();
             session.clear();
