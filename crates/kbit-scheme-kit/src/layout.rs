@@ -40,6 +40,22 @@ const fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// Number of columns, as far as schemes take them: below 2^31.
+///
+/// # Errors
+/// More of them.
+pub fn columns_of(shape: &Shape<'_>) -> Result<usize, Error> {
+    let cols = usize::try_from(shape.cols).ok().filter(|cols| *cols < 1 << 31);
+    cols.ok_or_else(|| too_many_columns(shape))
+}
+
+fn too_many_columns(shape: &Shape<'_>) -> Error {
+    Error::unsupported(format!(
+        "tensor {}: {} columns are too many; keep it in another scheme",
+        shape.tensor, shape.cols
+    ))
+}
+
 impl Layout {
     /// The layout of a matrix of this shape.
     ///
@@ -53,9 +69,7 @@ impl Layout {
         with_minimum: bool,
         shape: &Shape<'_>,
     ) -> Result<Self, Error> {
-        let too_large =
-            || Error::unsupported(format!("tensor {}: {} columns are too many", shape.tensor, shape.cols));
-        let cols = usize::try_from(shape.cols).ok().filter(|cols| *cols < 1 << 31).ok_or_else(too_large)?;
+        let cols = columns_of(shape)?;
         let whole_blocks = match granularity {
             Granularity::Flat(block) => block / gcd(cols, block),
             _ => 1,
@@ -70,7 +84,7 @@ impl Layout {
             layout.row_group = rows.min(matrix).max(whole_blocks);
         }
         if layout.row_group.checked_mul(cols).is_none_or(|group| group > 1 << 31) {
-            return Err(too_large());
+            return Err(too_many_columns(shape));
         }
         Ok(layout)
     }

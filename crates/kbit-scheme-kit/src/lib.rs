@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 mod codebook;
+#[cfg(feature = "ggml")]
+pub mod ggml;
 mod importance;
 mod layout;
 pub mod levels;
@@ -15,12 +17,12 @@ pub mod testing;
 
 pub use codebook::Codebook;
 pub use importance::relative_importance;
-pub use layout::{Granularity, Layout};
+pub use layout::{Granularity, Layout, columns_of};
 pub use parallel::parallel_map;
 pub use scale::{DoubleQuantization, ScaleType};
 pub use scheme::{
     BlockJob, BlockScheme, BlockTensor, Fit, Levels, Setup, Summary, absmax_fit, decode_with, encode_with,
-    refuse_not_finite,
+    refuse_not_finite, shrink_factors,
 };
 
 use kbit_plugin::{DefaultValue, Param, ParamKind};
@@ -56,6 +58,15 @@ pub const CENTER_PARAM: Param = Param {
     unit: "",
     kind: ParamKind::Bool,
     default: DefaultValue::Bool(false),
+};
+
+/// The parameter `symmetric`.
+pub const SYMMETRIC_PARAM: Param = Param {
+    key: "symmetric",
+    doc: "True: levels on both sides of zero. False: levels from the block's minimum up, which is stored too.",
+    unit: "",
+    kind: ParamKind::Bool,
+    default: DefaultValue::Bool(true),
 };
 
 /// The parameter `scale`.

@@ -6,10 +6,6 @@ use crate::scale::{DoubleQuantization, ScaleType};
 use kbit_plugin::{Aux, Error, Host, Params, Plan, Scheme, SchemeInfo, Shape, Slab, SlabMut, pack};
 use std::ops::Range;
 
-/// Factors on the ideal scale that a search for the least squared error tries, besides 1.
-const SHRINK_STEPS: u8 = 24;
-/// Largest shrinkage that the search tries.
-const SHRINK_MOST: f32 = 0.48;
 /// Weights that a group should hold where statistics are gathered for each.
 const STATISTICS_GROUP: usize = 1 << 14;
 /// Bins of a histogram over [-1, 1].
@@ -235,8 +231,7 @@ impl<L: Levels> BlockScheme<L> {
         let mut best = (f32::INFINITY, rounded);
         let mut codes = vec![0; values.len()];
         let mut decoded = vec![0.0; values.len()];
-        for step in 0..=SHRINK_STEPS {
-            let factor = 1.0 - SHRINK_MOST * f32::from(step) / f32::from(SHRINK_STEPS);
+        for factor in shrink_factors() {
             let candidate = self.round(Fit { scale: fit.scale * factor, ..fit }, place)?;
             if candidate.scale == 0.0 {
                 continue;
@@ -785,6 +780,13 @@ impl<L: Levels> Scheme for BlockScheme<L> {
         }
         Ok(())
     }
+}
+
+/// Factors on the ideal scale that a search for the least error tries: 1, and 24 smaller ones down to 0.52.
+pub fn shrink_factors() -> impl Iterator<Item = f32> {
+    const STEPS: u8 = 24;
+    const MOST: f32 = 0.48;
+    (0..=STEPS).map(|step| 1.0 - MOST * f32::from(step) / f32::from(STEPS))
 }
 
 /// Codes of a codebook: the nearest value to each weight less the block's minimum, over its scale.

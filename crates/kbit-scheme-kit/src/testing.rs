@@ -13,7 +13,12 @@ struct Encoded {
 /// Gaussian values with unit variance, from a fixed seed: sums of twelve uniform numbers.
 #[must_use]
 pub fn gaussian(count: usize) -> Vec<f32> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    gaussian_from(0x9e37_79b9_7f4a_7c15, count)
+}
+
+/// As [`gaussian`], from this state of the generator.
+#[must_use]
+pub fn gaussian_from(mut state: u64, count: usize) -> Vec<f32> {
     let mut uniform = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1u64 << 24) as f32

@@ -2,7 +2,9 @@
 
 use kbit_plugin::{DefaultValue, Error, Param, ParamKind, Params, SchemeInfo};
 use kbit_scheme_kit::levels::Int;
-use kbit_scheme_kit::{Codebook, Fit, Levels, SCALE_PARAM, Setup, Summary, bits_param, block_param};
+use kbit_scheme_kit::{
+    Codebook, Fit, Levels, SCALE_PARAM, SYMMETRIC_PARAM, Setup, Summary, bits_param, block_param,
+};
 
 /// Ranges that are tried besides the whole one, each smaller than the one before by a twentieth of it: down to half, as the authors have it.
 const CLIPS: u8 = 10;
@@ -10,13 +12,7 @@ const CLIP: f32 = 0.05;
 
 const PARAMS: &[Param] = &[
     bits_param(2, 4),
-    Param {
-        key: "symmetric",
-        doc: "True: levels on both sides of zero. False: levels from the block's minimum up, which is stored too.",
-        unit: "",
-        kind: ParamKind::Bool,
-        default: DefaultValue::Bool(true),
-    },
+    SYMMETRIC_PARAM,
     block_param(16),
     Param {
         key: "grid",

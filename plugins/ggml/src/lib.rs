@@ -5,16 +5,9 @@ use kbit_plugin::{
     Aux, Error, Host, Params, Part, PartType, Plan, Scheme, SchemeInfo, Shape, Slab, SlabMut, abi,
     export_plugin,
 };
+use kbit_scheme_kit::ggml::{BlockType, decode, encode_error, row_bytes};
 use kbit_types::GgmlType;
 use std::ops::Range;
-
-/// A ggml type, known at compile time.
-pub trait BlockType: Send + Sync + 'static {
-    /// Type.
-    const TYPE: GgmlType;
-    /// What the scheme says of itself.
-    const INFO: SchemeInfo;
-}
 
 /// The scheme of a ggml type.
 pub struct Blocks<T>(std::marker::PhantomData<T>);
@@ -23,18 +16,6 @@ pub struct Blocks<T>(std::marker::PhantomData<T>);
 pub struct Job {
     tensor: String,
     importance: Option<Vec<f32>>,
-}
-
-fn row_bytes<T: BlockType>(shape: &Shape<'_>) -> Result<u64, Error> {
-    T::TYPE.bytes_for(shape.cols).ok_or_else(|| {
-        Error::unsupported(format!(
-            "tensor {}: rows of {} weights are not whole blocks of {} ({})",
-            shape.tensor,
-            shape.cols,
-            T::TYPE.block_elements(),
-            T::TYPE
-        ))
-    })
 }
 
 impl<T: BlockType> Scheme for Blocks<T> {
@@ -78,19 +59,7 @@ impl<T: BlockType> Scheme for Blocks<T> {
     ) -> Result<(), Error> {
         let [out] = parts else { return Err(Error::internal("one part")) };
         let row_bytes = out.len() / slab.len().max(1);
-        let place = |first: u64, error: BlockError| {
-            let error = error.below(first as usize);
-            let message = format!("tensor {}: {error}", job.tensor);
-            match error {
-                BlockError::NotFinite { .. }
-                | BlockError::TooLarge { .. }
-                | BlockError::TooSmall { .. }
-                | BlockError::Overflow { .. }
-                | BlockError::Importance { .. } => Error::numeric(message),
-                BlockError::NeedsImportance { .. } => Error::missing(message),
-                _ => Error::internal(message),
-            }
-        };
+        let place = |first: u64, error: BlockError| encode_error(&job.tensor, first, error);
         let importance = job.importance.as_deref();
         if let Some(values) = slab.contiguous() {
             return kbit_blocks::encode_row_range(T::TYPE, values, slab.cols(), importance, out)
@@ -116,16 +85,7 @@ impl<T: BlockType> Scheme for Blocks<T> {
         out: &mut SlabMut<'_>,
         _: &mut [u8],
     ) -> Result<(), Error> {
-        let size =
-            |value: u64| usize::try_from(value).map_err(|_| Error::internal("a size that exceeds memory"));
-        let row_bytes = size(row_bytes::<T>(shape)?)?;
-        let first = size(rows.start)?;
-        for index in 0..out.len() {
-            let start = (first + index) * row_bytes;
-            kbit_blocks::decode(T::TYPE, &parts[0][start..start + row_bytes], out.row_mut(index))
-                .map_err(|error| Error::internal(format!("tensor {}: {error}", shape.tensor)))?;
-        }
-        Ok(())
+        decode::<T>(shape, parts[0], rows, out)
     }
 }
 

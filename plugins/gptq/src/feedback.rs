@@ -46,8 +46,8 @@ pub struct Order {
 
 impl Order {
     /// Columns as they are.
-    pub fn natural(cols: u32) -> Self {
-        Self { columns: (0..cols).collect(), is_natural: true }
+    pub fn natural(cols: usize) -> Self {
+        Self { columns: (0..).take(cols).collect(), is_natural: true }
     }
 
     /// Columns with large second moments first; of equal ones, the first.

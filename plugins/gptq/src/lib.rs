@@ -21,9 +21,11 @@ use kbit_plugin::{
     Aux, DefaultValue, Error, Host, Param, ParamKind, Params, Part, PartType, Plan, Scheme, SchemeInfo,
     Shape, Slab, SlabMut, export_plugin,
 };
+use kbit_scheme_kit::ggml::{BlockType, decode, encode_error, row_bytes};
 use kbit_scheme_kit::levels::Int;
 use kbit_scheme_kit::{
-    BlockScheme, BlockTensor, Fit, Layout, Levels, SCALE_PARAM, bits_param, block_param, refuse_not_finite,
+    BlockScheme, BlockTensor, Fit, Layout, Levels, SCALE_PARAM, SYMMETRIC_PARAM, bits_param, block_param,
+    columns_of, refuse_not_finite, round_half_even, shrink_factors,
 };
 use kbit_types::GgmlType;
 use std::ops::Range;
@@ -70,12 +72,11 @@ impl Method {
                 "tensor {tensor}: no second moments of its inputs; gather them with `kbit calibrate --second-moments`"
             ))
         })?;
-        let wide = || Error::unsupported(format!("tensor {tensor}: {} columns are too many", shape.cols));
-        let cols = u32::try_from(shape.cols).map_err(|_| wide())?;
-        let stride = usize::try_from(stride).map_err(|_| wide())?;
+        let cols = columns_of(shape)?;
+        let stride =
+            usize::try_from(stride).map_err(|_| Error::internal("a stride above the address space"))?;
         let order = if self.act_order {
-            let diagonal: Vec<f32> =
-                (0..cols as usize).map(|column| moments[column * stride + column]).collect();
+            let diagonal: Vec<f32> = (0..cols).map(|column| moments[column * stride + column]).collect();
             Order::largest_first(&diagonal)
         } else {
             Order::natural(cols)
@@ -135,13 +136,7 @@ struct Gptq {
 const PARAMS: &[Param] = &[
     bits_param(2, 4),
     block_param(16),
-    Param {
-        key: "symmetric",
-        doc: "True: levels on both sides of zero. False: levels from the block's minimum up, which is stored too.",
-        unit: "",
-        kind: ParamKind::Bool,
-        default: DefaultValue::Bool(true),
-    },
+    SYMMETRIC_PARAM,
     Param {
         key: "scale_search",
         doc: "range: levels reach from the least to the greatest weight of a block. error: of those and of 24 narrower ones, down to \
@@ -154,10 +149,6 @@ const PARAMS: &[Param] = &[
     ACT_ORDER_PARAM,
     SCALE_PARAM,
 ];
-
-/// Narrower ranges that a search tries, and how much narrower the last one is.
-const NARROWER: u8 = 24;
-const NARROWEST: f32 = 0.48;
 
 /// Rows in the layout of `int`.
 struct Rows<'a> {
@@ -191,20 +182,16 @@ impl Storage for Rows<'_> {
         let min = values.iter().fold(f32::INFINITY, |min, value| min.min(*value));
         let max = values.iter().fold(f32::NEG_INFINITY, |max, value| max.max(*value));
         let most = f32::from(self.most());
-        let tries = if self.scheme.search { 0..=NARROWER } else { 0..=0 };
-        let mut best = (f32::INFINITY, Fit::default());
-        for narrower in tries {
-            let factor = 1.0 - NARROWEST * f32::from(narrower) / f32::from(NARROWER);
-            let fit = self.scheme.base.fit_range(min * factor, max * factor, self.tensor, row)?;
-            if narrower == 0 {
-                best.1 = fit;
-            }
+        let fit_by = |factor: f32| self.scheme.base.fit_range(min * factor, max * factor, self.tensor, row);
+        let mut best = (f32::INFINITY, fit_by(1.0)?);
+        for factor in shrink_factors().filter(|_| self.scheme.search) {
+            let fit = fit_by(factor)?;
             let LevelStep { step, least } = self.step(fit);
             if step == 0.0 {
                 break;
             }
             let error = values.iter().zip(weights).fold(0f32, |sum, (value, weight)| {
-                let code = kbit_scheme_kit::round_half_even(((value - least) / step).clamp(0.0, most));
+                let code = round_half_even(((value - least) / step).clamp(0.0, most));
                 let error = value - (code * step + least);
                 sum + weight * error * error
             });
@@ -291,33 +278,11 @@ impl Scheme for Gptq {
     }
 }
 
-/// A ggml type, known at compile time.
-pub trait BlockType: Send + Sync + 'static {
-    /// Type.
-    const TYPE: GgmlType;
-    /// What the scheme says of itself.
-    const INFO: SchemeInfo;
-}
-
 /// GPTQ in the blocks of a ggml type.
 pub struct Blocks<T> {
     method: Method,
     levels: EvenLevels,
     ty: std::marker::PhantomData<T>,
-}
-
-impl<T: BlockType> Blocks<T> {
-    fn row_bytes(shape: &Shape<'_>) -> Result<usize, Error> {
-        T::TYPE.bytes_for(shape.cols).and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
-            Error::unsupported(format!(
-                "tensor {}: rows of {} weights are not whole blocks of {} ({})",
-                shape.tensor,
-                shape.cols,
-                T::TYPE.block_elements(),
-                T::TYPE
-            ))
-        })
-    }
 }
 
 /// Rows in blocks of a ggml type.
@@ -353,10 +318,8 @@ impl Storage for BlockRows<'_> {
         let mut block = vec![0; usize::try_from(ty.block_bytes()).unwrap_or(0)];
         // Weights that are all zero say nothing.
         let weights = weights.iter().any(|weight| *weight > 0.0).then_some(weights);
-        kbit_blocks::encode_row_range(ty, values, values.len(), weights, &mut block).map_err(|error| {
-            let row = usize::try_from(row).unwrap_or(usize::MAX);
-            Error::numeric(format!("tensor {}: {}", self.tensor, error.below(row)))
-        })?;
+        kbit_blocks::encode_row_range(ty, values, values.len(), weights, &mut block)
+            .map_err(|error| encode_error(self.tensor, row, error))?;
         self.levels.steps(&block, steps);
         Ok(block)
     }
@@ -375,7 +338,7 @@ impl<T: BlockType> Scheme for Blocks<T> {
 
     fn plan(&self, shape: &Shape<'_>) -> Result<Plan, Error> {
         Ok(Plan {
-            parts: vec![Part::new("blocks", PartType::U8, Self::row_bytes(shape)? as u64)],
+            parts: vec![Part::new("blocks", PartType::U8, row_bytes::<T>(shape)?)],
             aux_required: AUX_HESSIAN,
             aux_used: AUX_HESSIAN,
             job_bytes_hint: Method::job_bytes(shape.cols),
@@ -384,7 +347,7 @@ impl<T: BlockType> Scheme for Blocks<T> {
     }
 
     fn begin(&self, shape: &Shape<'_>, _: Option<Slab<'_>>, aux: &Aux<'_>) -> Result<Job, Error> {
-        Self::row_bytes(shape)?;
+        row_bytes::<T>(shape)?;
         self.method.begin(shape, aux)
     }
 
@@ -410,7 +373,7 @@ impl<T: BlockType> Scheme for Blocks<T> {
     }
 
     fn open_tensor(&self, shape: &Shape<'_>, _: &[&[u8]]) -> Result<(), Error> {
-        Self::row_bytes(shape).map(|_| ())
+        row_bytes::<T>(shape).map(|_| ())
     }
 
     fn decode(
@@ -422,14 +385,7 @@ impl<T: BlockType> Scheme for Blocks<T> {
         out: &mut SlabMut<'_>,
         _: &mut [u8],
     ) -> Result<(), Error> {
-        let row_bytes = Self::row_bytes(shape)?;
-        let first = usize::try_from(rows.start).map_err(|_| Error::internal("a row that exceeds memory"))?;
-        for index in 0..out.len() {
-            let start = (first + index) * row_bytes;
-            kbit_blocks::decode(T::TYPE, &parts[0][start..start + row_bytes], out.row_mut(index))
-                .map_err(|error| Error::internal(format!("tensor {}: {error}", shape.tensor)))?;
-        }
-        Ok(())
+        decode::<T>(shape, parts[0], rows, out)
     }
 }
 

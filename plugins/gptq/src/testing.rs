@@ -1,13 +1,8 @@
 //! What the tests of this plugin share.
 
-/// `count` numbers of unit variance, from a seed: sums of twelve uniform numbers.
+/// `count` Gaussian numbers of unit variance, from a seed.
 pub fn gaussian(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32
-    };
-    (0..count).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
+    kbit_scheme_kit::testing::gaussian_from(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, count)
 }
 
 /// The mean of `x x^T` over `samples` inputs of which neighbours resemble each other, and some are larger than others.

@@ -12,7 +12,7 @@ use kbit_plugin::{
     Shape, Slab, SlabMut, export_plugin,
 };
 use kbit_scheme_kit::levels::{Dynamic, Float, Int, Quantile};
-use kbit_scheme_kit::{BlockJob, BlockScheme, BlockTensor, block_param, refuse_not_finite};
+use kbit_scheme_kit::{BlockJob, BlockScheme, BlockTensor, block_param, columns_of, refuse_not_finite};
 use std::ops::Range;
 
 /// Bytes of a column's number in the head.
@@ -139,12 +139,6 @@ const PARAMS: &[Param] = &[
 /// The same matrix without the columns that stay.
 fn rest_shape<'a>(shape: &Shape<'a>, kept: usize) -> Shape<'a> {
     Shape { cols: shape.cols - kept as u64, ..*shape }
-}
-
-fn columns_of(shape: &Shape<'_>) -> Result<usize, Error> {
-    usize::try_from(shape.cols).ok().filter(|cols| *cols < 1 << 31).ok_or_else(|| {
-        Error::unsupported(format!("tensor {}: {} columns are too many", shape.tensor, shape.cols))
-    })
 }
 
 impl Mixed {

@@ -35,7 +35,8 @@ use kbit_plugin::{
     Shape, Slab, SlabMut, abi, export_plugin, pack,
 };
 use kbit_scheme_kit::{
-    SCALE_PARAM, ScaleType, block_param, largest_magnitude, refuse_not_finite, relative_importance,
+    SCALE_PARAM, ScaleType, block_param, columns_of, largest_magnitude, refuse_not_finite,
+    relative_importance,
 };
 use std::ops::Range;
 use train::{Random, Sample, Training, add, subtract};
@@ -266,12 +267,7 @@ impl<'a, const D: usize> Coder<'a, D> {
 
 impl Vq {
     fn cut(&self, shape: &Shape<'_>) -> Result<Cut, Error> {
-        let cols = usize::try_from(shape.cols).ok().filter(|cols| *cols < 1 << 31).ok_or_else(|| {
-            Error::unsupported(format!(
-                "tensor {}: {} columns are too many; keep it in another scheme",
-                shape.tensor, shape.cols
-            ))
-        })?;
+        let cols = columns_of(shape)?;
         Ok(Cut { cols, vectors: cols.div_ceil(self.dim), blocks: cols.div_ceil(self.block) })
     }
 

@@ -2,7 +2,8 @@
 
 use crate::{
     CENTER_PARAM, Codebook, DoubleQuantization, Fit, Granularity, Levels, SCALE_BITS_PARAM,
-    SCALE_BLOCK_PARAM, SCALE_PARAM, ScaleType, Setup, Summary, bits_param, block_param, round_half_even,
+    SCALE_BLOCK_PARAM, SCALE_PARAM, SYMMETRIC_PARAM, ScaleType, Setup, Summary, bits_param, block_param,
+    round_half_even,
 };
 use kbit_plugin::{DefaultValue, Error, Param, ParamKind, Params, SchemeInfo};
 
@@ -44,13 +45,7 @@ impl Int {
 
 const PARAMS: &[Param] = &[
     bits_param(2, 4),
-    Param {
-        key: "symmetric",
-        doc: "True: levels on both sides of zero. False: levels from the block's minimum up, which is stored too.",
-        unit: "",
-        kind: ParamKind::Bool,
-        default: DefaultValue::Bool(true),
-    },
+    SYMMETRIC_PARAM,
     Param {
         key: "levels",
         doc: "Symmetric levels. full: all 2^k, the largest magnitude on -2^(k-1). narrow: 2^k - 1, as many above as below \
