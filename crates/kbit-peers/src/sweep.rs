@@ -10,7 +10,7 @@ use crate::peers::Peers;
 use crate::process;
 use crate::table::Table;
 use crate::{Result, in_context, print, say};
-use kbit_results::Measurement;
+use kbit_results::{Measurement, SchemeInfo};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,7 +29,7 @@ pub struct Args {
     /// Text [default: assets/text/prose.txt, which has fewer windows than the configuration asks for]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Configuration with one model, one text, file types and `ggml:` types
+    /// Configuration with one model, one text and file types, some of them `pure`
     #[arg(long, value_name = "FILE", default_value = "configs/sweep40.yaml")]
     config: PathBuf,
     /// Threads of both
@@ -54,6 +54,15 @@ struct Figures {
     kld: f64,
     kld_stderr: f64,
     same_top: f64,
+}
+
+/// What kbit found of one scheme, and how llama-quantize is asked for the same.
+#[derive(Debug)]
+struct Ours {
+    label: String,
+    file_type: String,
+    pure: bool,
+    figures: Figures,
 }
 
 /// One scheme by both.
@@ -149,12 +158,9 @@ pub fn sweep(peers: &Peers, args: &Args) -> Result<()> {
     let base = perplexity(&model, &["--file", &text, "--chunks", &config.chunks])?;
     say(&format!("llama-perplexity of the reference: {:.1} s", base.seconds));
     let (mut rows, mut peak) = (Vec::new(), base.peak);
-    for (scheme, kbit) in &ours {
-        let (file_type, pure) = match scheme.strip_prefix("ggml:") {
-            Some(ty) => (ty.to_uppercase(), &["--pure"][..]),
-            None => (scheme.to_uppercase(), &[][..]),
-        };
-        let quantize = pair.quantize(&model, &file_type, None, pure)?;
+    for Ours { label: scheme, file_type, pure, figures: kbit } in &ours {
+        let options: &[&str] = if *pure { &["--pure"] } else { &[] };
+        let quantize = pair.quantize(&model, file_type, None, options)?;
         peak = peak.max(quantize.peak);
         let mut row = Row {
             scheme: scheme.clone(),
@@ -283,35 +289,35 @@ fn replaced(source: &str, key: &str, value: &str) -> Result<String> {
 }
 
 /// Figures of each scheme in a file of results, in order.
-fn results(path: &Path) -> Result<Vec<(String, Figures)>> {
+fn results(path: &Path) -> Result<Vec<Ours>> {
     let records = kbit_results::read::<Measurement>(path).map_err(in_context(path.display()))?;
-    let mut order: Vec<String> = Vec::new();
+    let mut order: Vec<SchemeInfo> = Vec::new();
     let mut found: BTreeMap<(String, String), (f64, Option<f64>)> = BTreeMap::new();
     for record in records {
         if record.scheme.family == "none" || record.tensor.is_some() {
             continue;
         }
-        let label = record.scheme.label;
-        if !order.contains(&label) {
-            order.push(label.clone());
+        found.insert((record.scheme.label.clone(), record.metric), (record.value, record.stderr));
+        if !order.contains(&record.scheme) {
+            order.push(record.scheme);
         }
-        found.insert((label, record.metric), (record.value, record.stderr));
     }
     let figure = |label: &str, metric: &str| {
         let found = found.get(&(label.to_owned(), metric.to_owned()));
         found.copied().ok_or_else(|| format!("{}: {label} has no {metric}", path.display()))
     };
     order
-        .iter()
-        .map(|label| {
-            let (kld, kld_stderr) = figure(label, "kl_divergence")?;
+        .into_iter()
+        .map(|scheme| {
+            let (kld, kld_stderr) = figure(&scheme.label, "kl_divergence")?;
             let figures = Figures {
-                perplexity: figure(label, "perplexity")?.0,
+                perplexity: figure(&scheme.label, "perplexity")?.0,
                 kld,
                 kld_stderr: kld_stderr.unwrap_or(0.0),
-                same_top: figure(label, "same_top")?.0,
+                same_top: figure(&scheme.label, "same_top")?.0,
             };
-            Ok((label.clone(), figures))
+            let pure = scheme.params.get("pure").is_some_and(|pure| pure == true);
+            Ok(Ours { file_type: scheme.id.to_uppercase(), label: scheme.label, pure, figures })
         })
         .collect()
 }
