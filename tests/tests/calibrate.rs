@@ -159,11 +159,11 @@ fn second_moments_stand_beside_the_sums_of_a_plain_gathering() {
     let plain = tensors(&folder.path().join("plain.gguf"));
     let all = tensors(&folder.path().join("moments.gguf"));
     assert_eq!(all[..plain.len()], plain, "the sums and counts");
-    // Four inputs a block: of q, k and v; of the attention's output; of gate and up; of down.
+    // Six inputs a block: of q; of k and of v, by attention; of the attention's output; of gate and up; of down.
     let moments = &all[plain.len()..];
     let names: Vec<&str> = moments.iter().map(|(name, _)| name.as_str()).collect();
     let expected = [0, 1].map(|block| {
-        ["attn_q", "attn_output", "ffn_gate", "ffn_down"]
+        ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down"]
             .map(|part| format!("blk.{block}.{part}.weight.moments"))
     });
     assert_eq!(names, expected.as_flattened());
@@ -175,8 +175,12 @@ fn second_moments_stand_beside_the_sums_of_a_plain_gathering() {
         for (column, sum) in sums.iter().enumerate() {
             at += column;
             let mean = sum / (12.0 * 64.0);
-            // Products of a batch are added in single precision.
-            assert!((triangle[at + column] / mean - 1.0).abs() < 1e-5, "{name}, column {column}");
+            let ratio = triangle[at + column] / mean;
+            // Products of a batch are added in single precision. Values see means of inputs, which are no larger; and what counts of keys is
+            // at most a quarter.
+            let by_attention = tensor.ends_with("attn_k.weight") || tensor.ends_with("attn_v.weight");
+            let expected = if by_attention { 0.0..1.5 } else { 1.0 - 1e-5..1.0 + 1e-5 };
+            assert!(expected.contains(&ratio), "{name}, column {column}: {ratio}");
         }
     }
     let inspected = kbit_ok(folder.path(), &["inspect", "moments.gguf"]);
@@ -209,6 +213,7 @@ fn error_feedback_loses_less_than_rounding_in_the_same_layout() {
         ("int:bits=4,block=64,scale_search=mse", "gptq:bits=4,block=64"),
         ("int:bits=3,block=32,symmetric=false", "gptq:bits=3,block=32,symmetric=false,act_order=true"),
         ("ggml:q4_0", "gptq:q4_0"),
+        ("trellis:bits=3,state_bits=9,feedback=false", "trellis:bits=3,state_bits=9"),
     ] {
         let (before, after) = (convert(rounded, "rounded.gguf"), convert(fed_back, "fed.gguf"));
         std::fs::remove_file(folder.path().join("rounded.gguf")).expect("removed");

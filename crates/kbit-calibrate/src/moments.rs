@@ -1,4 +1,13 @@
-//! Second moments: of what a matrix is multiplied with, the mean of `x x^T` over tokens.
+//! Second moments: of what a matrix is multiplied with, the mean of `x x^T`, each `x` counted as far as an error of its product matters.
+//!
+//! To most matrices all tokens are alike. Attention makes a difference, and where it is known, moments of its matrices say so:
+//!
+//! - A matrix of *values* is felt through what heads gather. An error `E` of the matrix changes that of a query with weights `a[t]` by
+//!   `E m`, `m` being the sum of `a[t] x[t]`: so its moments are the mean of `m m^T` over queries and heads. One token that all others
+//!   attend to (Xiao et al. 2023, arXiv 2309.17453: an attention sink) counts for as much as it is attended to.
+//! - A matrix of *keys* is felt through scores. What errors of the scores do to the softmax is, to second order, their variance under
+//!   `a`; with errors of different tokens independent, as rotary positions make them, that is the sum of `a[t] (1 - a[t]) e[t]^2`. So
+//!   moments are the mean over queries and heads of the sum of `a[t] (1 - a[t]) x[t] x[t]^T`.
 //!
 //! They are gathered block by block, so that those of one block at a time are in memory, and each is handed over when its block is done.
 //! Within a batch products are added in single precision, batches in double precision; and each band of rows is multiplied by one thread, so
@@ -7,13 +16,13 @@
 use crate::gather::Squares;
 use crate::{CalibrateError, GatherOptions, Gathered};
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef, Par};
-use kbit_engine::{MatrixName, Model, Observer, Passed, Rows, Session};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+use kbit_engine::{Attention, MatrixName, Model, Observer, Passed, Rows, Session};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// An input that tensors share: their second moments are the same, and are gathered once.
+/// An input that tensors share, and which matters to all of them alike: their second moments are the same, and are gathered once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedInput {
     /// The tensors, in the order in which the forward pass uses them.
@@ -49,6 +58,8 @@ pub struct MomentGatherer<'m> {
     session: Session<'m>,
     options: GatherOptions,
     inputs: Vec<SharedInput>,
+    /// Matrices of keys and of values whose attention is known.
+    attended: BTreeSet<String>,
 }
 
 impl<'m> MomentGatherer<'m> {
@@ -61,15 +72,23 @@ impl<'m> MomentGatherer<'m> {
         let mut session = model.session(options.context).observed(Arc::clone(&observer) as Arc<dyn Observer>);
         let token = [options.bos.unwrap_or(0)];
         session.hidden_states(&[&token[..]], 0, &mut Vec::new())?;
+        let attended: BTreeSet<String> = observer
+            .take_attended()
+            .into_iter()
+            .flat_map(|attended| [attended.key, attended.value])
+            .collect();
         let mut inputs: Vec<SharedInput> = Vec::new();
-        for Seen { matrices, rows } in std::mem::take(&mut *observer.seen()) {
-            let tensors: Vec<String> = matrices.iter().map(|matrix| matrix.tensor.clone()).collect();
-            if inputs.iter().all(|input| input.tensors != tensors) {
-                let slices = matrices.first().map_or(1, |matrix| matrix.slices);
-                inputs.push(SharedInput { tensors, slices, cols: rows.cols });
+        for Seen { matrices, rows } in observer.take_seen() {
+            let slices = matrices.first().map_or(1, |matrix| matrix.slices);
+            let (own, shared): (Vec<String>, Vec<String>) =
+                matrices.into_iter().map(|matrix| matrix.tensor).partition(|name| attended.contains(name));
+            for tensors in std::iter::once(shared).chain(own.into_iter().map(|name| vec![name])) {
+                if !tensors.is_empty() && inputs.iter().all(|input| input.tensors != tensors) {
+                    inputs.push(SharedInput { tensors, slices, cols: rows.cols });
+                }
             }
         }
-        Ok(Self { session, options, inputs })
+        Ok(Self { session, options, inputs, attended })
     }
 
     /// The inputs, in the order of the forward pass.
@@ -89,7 +108,7 @@ impl<'m> MomentGatherer<'m> {
         mut passed: impl FnMut(Passed),
         mut done: impl FnMut(Moments<'_>) -> Result<(), CalibrateError>,
     ) -> Result<Vec<Gathered>, CalibrateError> {
-        let Self { mut session, options, inputs } = self;
+        let Self { mut session, options, inputs, attended } = self;
         let observer = Arc::new(Inputs::default());
         session = session.observed(Arc::clone(&observer) as Arc<dyn Observer>);
         let windows = options.windows(windows);
@@ -99,12 +118,23 @@ impl<'m> MomentGatherer<'m> {
             match progress {
                 Passed::Batch { .. } => {
                     observer.squares.finite()?;
-                    for Seen { matrices, rows } in std::mem::take(&mut *observer.seen()) {
-                        let names = || matrices.iter().map(|matrix| &matrix.tensor);
-                        let input = inputs.iter().position(|input| input.tensors.iter().eq(names()));
-                        let Some(input) = input else { continue };
+                    let mut add = |tensors: &[&str], slice: usize, rows: &Copied, counted: usize| {
+                        let input = inputs.iter().position(|input| input.tensors == tensors);
+                        let Some(input) = input.filter(|_| !tensors.is_empty()) else { return };
+                        sums.entry((input, slice)).or_insert_with(|| Sums::new(rows.cols)).add(rows, counted);
+                    };
+                    for Seen { matrices, rows } in observer.take_seen() {
+                        let names = matrices.iter().map(|matrix| matrix.tensor.as_str());
+                        let names: Vec<&str> = names.filter(|name| !attended.contains(*name)).collect();
                         let slice = matrices.first().map_or(0, |matrix| matrix.slice);
-                        sums.entry((input, slice)).or_insert_with(|| Sums::new(rows.cols)).add(&rows);
+                        add(&names, slice, &rows, rows.len());
+                    }
+                    for seen in observer.take_attended() {
+                        for weights in &seen.weights {
+                            let queries = weights.len();
+                            add(&[&seen.value], 0, &seen.gathered(weights), queries);
+                            add(&[&seen.key], 0, &seen.attended(weights), queries);
+                        }
                     }
                 }
                 Passed::Block(_) => {
@@ -125,6 +155,7 @@ impl<'m> MomentGatherer<'m> {
 struct Inputs {
     squares: Squares,
     seen: Mutex<Vec<Seen>>,
+    attended: Mutex<Vec<Attended>>,
 }
 
 /// Inputs of some matrices.
@@ -134,6 +165,19 @@ struct Seen {
     rows: Copied,
 }
 
+/// How the tokens of one text attend, in one layer.
+#[derive(Debug)]
+struct Attended {
+    key: String,
+    value: String,
+    /// `[positions, cols]`.
+    inputs: Copied,
+    /// For each key head `[tokens * group, positions]`, where tokens are the last of the positions.
+    weights: Vec<Copied>,
+    /// Query heads of a key head.
+    group: usize,
+}
+
 /// `[n, cols]`.
 #[derive(Debug)]
 struct Copied {
@@ -141,9 +185,63 @@ struct Copied {
     data: Vec<f32>,
 }
 
+impl Copied {
+    fn of(rows: Rows<'_>) -> Self {
+        Self { cols: rows.cols(), data: (0..rows.rows()).flat_map(|row| rows.row(row)).copied().collect() }
+    }
+
+    /// Number of rows.
+    fn len(&self) -> usize {
+        self.data.len() / self.cols.max(1)
+    }
+}
+
+impl Attended {
+    /// What heads gather of the inputs: the weighted sums, a row for each query.
+    fn gathered(&self, weights: &Copied) -> Copied {
+        let (cols, positions) = (self.inputs.cols, weights.cols);
+        let earlier = positions - weights.len() / self.group;
+        let inputs = MatRef::from_row_major_slice(&self.inputs.data, positions, cols);
+        let mut data = vec![0.0; weights.len() * cols];
+        let band = BAND * self.group;
+        let bands = data.par_chunks_mut(band * cols).zip(weights.data.par_chunks(band * positions));
+        bands.enumerate().for_each(|(index, (out, weights))| {
+            let rows = weights.len() / positions;
+            // No query of the band attends to later ones.
+            let reach = (earlier + (index + 1) * BAND).min(positions);
+            let weights = MatRef::from_row_major_slice(weights, rows, positions).subcols(0, reach);
+            let out = MatMut::from_row_major_slice_mut(out, rows, cols);
+            matmul(out, Accum::Replace, weights, inputs.subrows(0, reach), 1.0, Par::Seq);
+        });
+        Copied { cols, data }
+    }
+
+    /// Inputs by the square root of what the variances of scores under the weights make of them.
+    #[expect(clippy::cast_possible_truncation, reason = "rounded to f32 once")]
+    fn attended(&self, weights: &Copied) -> Copied {
+        let mut counts = vec![0f64; weights.cols];
+        for row in weights.data.chunks_exact(weights.cols) {
+            for (count, weight) in counts.iter_mut().zip(row) {
+                *count += f64::from(weight * (1.0 - weight));
+            }
+        }
+        let rows = self.inputs.data.chunks_exact(self.inputs.cols).zip(&counts);
+        // A weight may be the rounding of 1 too large.
+        let scaled = rows.flat_map(|(row, count)| {
+            let factor = count.max(0.0).sqrt() as f32;
+            row.iter().map(move |x| factor * x)
+        });
+        Copied { cols: self.inputs.cols, data: scaled.collect() }
+    }
+}
+
 impl Inputs {
-    fn seen(&self) -> MutexGuard<'_, Vec<Seen>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn take_seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn take_attended(&self) -> Vec<Attended> {
+        std::mem::take(&mut *self.attended.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -153,8 +251,30 @@ impl Observer for Inputs {
         let wanted = matrices.iter().filter(|matrix| self.squares.wants(&matrix.tensor));
         let matrices: Vec<MatrixName> = wanted.map(|matrix| (*matrix).clone()).collect();
         if !matrices.is_empty() {
-            let data = (0..inputs.rows()).flat_map(|row| inputs.row(row)).copied().collect();
-            self.seen().push(Seen { matrices, rows: Copied { cols: inputs.cols(), data } });
+            let seen = Seen { matrices, rows: Copied::of(inputs) };
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+        }
+    }
+
+    fn wants_attention(&self) -> bool {
+        true
+    }
+
+    fn attention(&self, attention: &Attention<'_>) {
+        let Attention { kv_head, key, value, inputs, weights } = *attention;
+        let mut attended = self.attended.lock().unwrap_or_else(PoisonError::into_inner);
+        if kv_head == 0 {
+            attended.push(Attended {
+                key: key.tensor.clone(),
+                value: value.tensor.clone(),
+                inputs: Copied::of(inputs),
+                weights: Vec::new(),
+                group: weights.cols() / inputs.rows().max(1),
+            });
+        }
+        if let Some(text) = attended.last_mut() {
+            // `[tokens, group * positions]` is `[tokens * group, positions]`.
+            text.weights.push(Copied { cols: inputs.rows(), ..Copied::of(weights) });
         }
     }
 }
@@ -162,12 +282,12 @@ impl Observer for Inputs {
 /// Rows of the triangle that are a task.
 const BAND: usize = 64;
 
-/// The lower triangle of sums of `x x^T`, and the number of tokens.
+/// The lower triangle of sums of `x x^T`, and of how many tokens or queries they are.
 #[derive(Debug)]
 struct Sums {
     cols: usize,
     triangle: Vec<f64>,
-    tokens: u64,
+    counted: u64,
 }
 
 /// Where row `row` of a lower triangle begins.
@@ -177,13 +297,13 @@ const fn start_of(row: usize) -> usize {
 
 impl Sums {
     fn new(cols: usize) -> Self {
-        Self { cols, triangle: vec![0.0; start_of(cols)], tokens: 0 }
+        Self { cols, triangle: vec![0.0; start_of(cols)], counted: 0 }
     }
 
-    /// Adds the products of `rows`, in parallel bands.
-    fn add(&mut self, rows: &Copied) {
-        let (cols, count) = (self.cols, rows.data.len() / self.cols.max(1));
-        self.tokens += count as u64;
+    /// Adds the products of `rows`, in parallel bands, to a mean of so many more.
+    fn add(&mut self, rows: &Copied, counted: usize) {
+        let (cols, count) = (self.cols, rows.len());
+        self.counted += counted as u64;
         let x = MatRef::from_row_major_slice(&rows.data, count, cols);
         let mut rest = self.triangle.as_mut_slice();
         let mut bands = Vec::with_capacity(cols.div_ceil(BAND));
@@ -204,8 +324,8 @@ impl Sums {
         reason = "counts are below 2^53; means in single precision"
     )]
     fn means(&self) -> Vec<f32> {
-        let tokens = self.tokens.max(1) as f64;
-        self.triangle.iter().map(|sum| (sum / tokens) as f32).collect()
+        let counted = self.counted.max(1) as f64;
+        self.triangle.iter().map(|sum| (sum / counted) as f32).collect()
     }
 }
 
@@ -241,9 +361,9 @@ mod tests {
             // In two batches.
             let half = count / 2 * cols;
             for data in [&data[..half], &data[half..]] {
-                sums.add(&Copied { cols, data: data.to_vec() });
+                sums.add(&Copied { cols, data: data.to_vec() }, data.len() / cols);
             }
-            assert_eq!(sums.tokens, count as u64);
+            assert_eq!(sums.counted, count as u64);
             let means = sums.means();
             for a in 0..cols {
                 for b in 0..=a {
@@ -261,12 +381,48 @@ mod tests {
     }
 
     #[test]
+    fn values_count_by_what_heads_gather_and_keys_by_the_variance_of_their_scores() {
+        // 70 tokens behind 5 others, two query heads: more than a band of queries.
+        let (cols, tokens, group, positions) = (3, 70, 2, 75);
+        let mut weights = Vec::new();
+        for query in 0..tokens * group {
+            let reach = positions - tokens + query / group + 1;
+            let row: Vec<f32> =
+                (0..positions).map(|t| if t < reach { (1 + t % 7) as f32 } else { 0.0 }).collect();
+            let sum: f32 = row.iter().sum();
+            weights.extend(row.iter().map(|weight| weight / sum));
+        }
+        let weights = Copied { cols: positions, data: weights };
+        let inputs = Copied { cols, data: numbers(positions * cols) };
+        let seen = Attended { key: String::new(), value: String::new(), inputs, weights: Vec::new(), group };
+        let (gathered, attended) = (seen.gathered(&weights), seen.attended(&weights));
+        let weight = |query: usize, t: usize| f64::from(weights.data[query * positions + t]);
+        let x = |t: usize, col: usize| f64::from(seen.inputs.data[t * cols + col]);
+        for col in 0..cols {
+            for query in 0..tokens * group {
+                let expected: f64 = (0..positions).map(|t| weight(query, t) * x(t, col)).sum();
+                // 75 products below 1, each rounded to 2^-24.
+                assert!(
+                    (f64::from(gathered.data[query * cols + col]) - expected).abs() < 1e-5,
+                    "{query}, {col}"
+                );
+            }
+            for t in 0..positions {
+                let variance: f64 =
+                    (0..tokens * group).map(|query| weight(query, t) * (1.0 - weight(query, t))).sum();
+                let found = f64::from(attended.data[t * cols + col]);
+                assert!((found - variance.sqrt() * x(t, col)).abs() < 1e-5, "{t}, {col}");
+            }
+        }
+    }
+
+    #[test]
     fn threads_do_not_change_a_bit() {
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let mut sums = Sums::new(150);
-                sums.add(&Copied { cols: 150, data: numbers(150 * 300) });
+                sums.add(&Copied { cols: 150, data: numbers(150 * 300) }, 300);
                 sums.triangle
             })
         };

@@ -46,6 +46,26 @@ pub(crate) struct Heads<'m> {
 }
 
 impl Heads<'_> {
+    /// Query heads that share a key head.
+    pub(crate) const fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// One key head with its query heads, and values of another width in single precision.
+    pub(crate) fn only(&self, kv_head: usize, value_dim: usize) -> Self {
+        let group = self.group();
+        let own = kv_head * group..(kv_head + 1) * group;
+        Self {
+            heads: group,
+            kv_heads: 1,
+            value_dim,
+            slopes: self.slopes.map(|slopes| &slopes[own.clone()]),
+            sinks: self.sinks.map(|sinks| &sinks[own.clone()]),
+            cache: CacheTypes { values: CacheType::F32, ..self.cache },
+            ..*self
+        }
+    }
+
     /// How the keys of one head are kept.
     fn keys(&self) -> Form {
         Form { ty: self.cache.keys, width: self.head_dim, order: Order::Panels }
@@ -216,7 +236,7 @@ pub(crate) fn attend(
     caches: &[&LayerCache],
 ) -> Result<(), EngineError> {
     let threads = compute.threads();
-    let width = d.heads / d.kv_heads * d.value_dim;
+    let width = d.group() * d.value_dim;
     // With few tokens the heads are shared out too.
     let by_head = threads > 1 && queries.rows() < 2 * threads;
     let mut tasks = Vec::new();
@@ -259,7 +279,7 @@ impl Task<'_> {
         queries: Rows<'_>,
         cache: &LayerCache,
     ) -> Result<(), EngineError> {
-        let (group, kernels) = (d.heads / d.kv_heads, compute.kernels);
+        let (group, kernels) = (d.group(), compute.kernels);
         let (head_dim, value_dim) = (d.head_dim, d.value_dim);
         let Span { position, len: tokens, .. } = self.span;
         let rows = tokens * group;

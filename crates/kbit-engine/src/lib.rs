@@ -52,7 +52,7 @@ pub use kbit_models::Description;
 pub use kernels::{InstructionSet, Kernels};
 pub use mode::{Group, Mode, Rounding, UnknownMode};
 pub use model::{Model, TensorSource, Tensors};
-pub use observe::{MatrixName, Observer};
+pub use observe::{Attention, MatrixName, Observer};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Passed, Session};
 pub use stored::{CacheType, CacheTypes, UnknownCacheType};

@@ -16,6 +16,9 @@ use kbit_models::description::{Activation, Description, Experts, Residual};
 use std::sync::Arc;
 
 mod blockwise;
+mod shown;
+
+use shown::Shown;
 
 pub use blockwise::Passed;
 
@@ -45,6 +48,8 @@ pub struct Session<'m> {
 struct Sequence {
     len: usize,
     layers: Vec<LayerCache>,
+    /// For each of the layers, where attention is observed.
+    shown: Vec<Shown>,
 }
 
 /// Activations of a batch.
@@ -267,6 +272,7 @@ impl<'m> Session<'m> {
                 for (to, from) in branch.layers.iter_mut().zip(&held.layers) {
                     to.copy_from(from, held.len, self.model.description().kv_heads)?;
                 }
+                branch.shown.clone_from(&held.shown);
                 branch.len = held.len;
             }
         }
@@ -500,6 +506,8 @@ impl BlockPass<'_> {
         let after = d.residual == Residual::NormAfter;
         let before_attention = layer.before_attention.as_ref();
         let before_feed_forward = layer.before_feed_forward.as_ref();
+        let separate = matches!(layer.projection, Projection::Separate { .. });
+        let observer = compute.observer.as_deref().filter(|observer| separate && observer.wants_attention());
 
         norm_rows(compute, before_attention.filter(|_| !after), b.stream.rows(), &mut b.normed)?;
         let all_go_on = all.iter().map(|span| span.len).eq(on.iter().map(|span| span.len));
@@ -510,6 +518,13 @@ impl BlockPass<'_> {
             let (keys, values) = (b.keys.rows().band(row, span.len), b.values.rows().band(row, span.len));
             let cached = &mut sequences[span.sequence].layers[cache];
             cached.store(compute, &heads, index, span.position, keys, values)?;
+            if observer.is_some() {
+                let shown = &mut sequences[span.sequence].shown;
+                if shown.len() <= cache {
+                    shown.resize_with(cache + 1, Shown::default);
+                }
+                shown[cache].store(span.position, keys, b.normed.rows().band(row, span.len))?;
+            }
             row += span.len;
         }
         if !all_go_on {
@@ -525,6 +540,9 @@ impl BlockPass<'_> {
         let caches: Vec<&LayerCache> = sequences.iter().map(|s| &s.layers[cache]).collect();
         b.attention.resize(b.stream.rows().rows(), d.attention_width())?;
         attend(compute, &heads, on, b.queries.rows(), b.attention.rows_mut(), &caches)?;
+        if let Some(observer) = observer {
+            self.show(observer, &heads, sequences, on, b.queries.rows())?;
+        }
         leave_latent_space(compute, layer, b)?;
         linear(compute, &layer.attention_output, b.attention.rows(), &mut b.added)?;
         norm_in_place(compute, layer.after_attention.as_ref(), &mut b.added, &mut b.spare)?;

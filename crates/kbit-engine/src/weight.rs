@@ -82,6 +82,10 @@ impl Weight {
         Ok(Self { name: Arc::new(name), codec, rows, cols, group })
     }
 
+    pub(crate) fn name(&self) -> &MatrixName {
+        &self.name
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }

@@ -4,11 +4,14 @@
 mod common;
 
 use common::{bits, logits, model, random_tensors, small, tokens, with_threads};
-use kbit_engine::{Description, EngineError, InstructionSet, Kernels, Model, Passed, Session};
+use kbit_engine::{
+    Attention, Description, EngineError, InstructionSet, Kernels, MatrixName, Model, Observer, Passed, Rows,
+    Session,
+};
 use kbit_models::description::{Activation, Gate, NormKind, Position, Residual, RopeScaling, RopeStyle};
 use kbit_types::{Codec, CodecError, MatrixShape};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// A transformer as one would write it on a blackboard: double precision, no batches, no cache, no tricks.
 struct Naive<'a> {
@@ -406,7 +409,7 @@ fn a_streamed_model_gives_what_the_whole_one_gives_and_holds_one_block() {
     for (name, d) in variants() {
         let tensors = random_tensors(&d, 1, true);
         let whole = model(&d, &tensors);
-        let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let asked = Arc::new(Mutex::new(Vec::new()));
         let source = {
             let (tensors, asked) = (tensors.clone(), Arc::clone(&asked));
             move |name: &str| {
@@ -617,5 +620,77 @@ fn a_codec_that_fails_ends_the_pass_with_its_message() {
             "tensor blk.1.ffn_down.weight: scheme org.example/1: codebook index 17 of 16"
         );
         assert!(session.is_empty());
+    }
+}
+
+/// What an observer was shown of one key head: inputs, and weights by token, head and position.
+#[derive(Debug)]
+struct ShownHead {
+    kv_head: usize,
+    inputs: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+#[derive(Debug, Default)]
+struct Shown(Mutex<Vec<ShownHead>>);
+
+impl Observer for Shown {
+    fn inputs(&self, _: &[&MatrixName], _: Rows<'_>) {}
+
+    fn wants_attention(&self) -> bool {
+        true
+    }
+
+    fn attention(&self, attention: &Attention<'_>) {
+        let copy = |rows: Rows<'_>| (0..rows.rows()).flat_map(|row| rows.row(row)).copied().collect();
+        let Attention { kv_head, key, inputs, weights, .. } = *attention;
+        if key.tensor == "blk.1.attn_k.weight" {
+            let head = ShownHead { kv_head, inputs: copy(inputs), weights: copy(weights) };
+            self.0.lock().unwrap().push(head);
+        }
+    }
+}
+
+#[test]
+fn attention_is_shown_with_its_weights() {
+    let description = small();
+    let model = model(&description, &random_tensors(&description, 1, true));
+    let (heads, kv_heads) = (description.heads, description.kv_heads);
+    let group = heads / kv_heads;
+    let text = tokens(&description, 150, 3);
+    let show = |pieces: &[&[u32]]| {
+        let shown = Arc::new(Shown::default());
+        let mut session = model.session(200).observed(Arc::clone(&shown) as Arc<dyn Observer>);
+        for piece in pieces {
+            session.forward(piece, 0, &mut Vec::new()).unwrap();
+        }
+        std::mem::take(&mut *shown.0.lock().unwrap())
+    };
+    let whole = show(&[&text]);
+    assert_eq!(whole.iter().map(|head| head.kv_head).collect::<Vec<_>>(), (0..kv_heads).collect::<Vec<_>>());
+    for ShownHead { inputs, weights, .. } in &whole {
+        assert_eq!(inputs.len(), text.len() * description.hidden);
+        for (query, row) in weights.chunks(text.len()).enumerate() {
+            let token = query / group;
+            // 150 weights that are rounded to 2^-24 each.
+            assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{query}: {row:?}");
+            assert!(row[..=token].iter().all(|weight| *weight > 0.0));
+            assert!(row[token + 1..].iter().all(|weight| *weight == 0.0));
+        }
+    }
+    // In two pieces: the same weights, and the inputs of the first piece are known to the second.
+    let first = 67;
+    let parts = show(&[&text[..first], &text[first..]]);
+    for (head, ShownHead { inputs, weights, .. }) in whole.iter().enumerate() {
+        let (early, late) = (&parts[head], &parts[kv_heads + head]);
+        assert_eq!(bits(&late.inputs), bits(inputs));
+        for (query, row) in weights.chunks(text.len()).enumerate() {
+            let (found, positions, query) = if query < first * group {
+                (&early.weights, first, query)
+            } else {
+                (&late.weights, text.len(), query - first * group)
+            };
+            assert_eq!(bits(&found[query * positions..][..positions]), bits(&row[..positions]), "{query}");
+        }
     }
 }
