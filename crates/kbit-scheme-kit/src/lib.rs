@@ -1,10 +1,12 @@
 //! What block-wise quantization schemes share: how weights are cut into blocks, how scales are stored (also quantized
-//! themselves), packing, and codebooks. A scheme says what its levels are ([`Levels`]); [`BlockScheme`] does the rest.
+//! themselves), packing, codebooks, and the factors of error feedback. A scheme says what its levels are ([`Levels`]); [`BlockScheme`] does the rest.
 //!
 //! Everything is plain arithmetic in a fixed order, so the bytes depend on values and shape alone.
 #![forbid(unsafe_code)]
 
 mod codebook;
+#[cfg(feature = "feedback")]
+mod factor;
 #[cfg(feature = "ggml")]
 pub mod ggml;
 mod importance;
@@ -16,6 +18,8 @@ mod scheme;
 pub mod testing;
 
 pub use codebook::Codebook;
+#[cfg(feature = "feedback")]
+pub use factor::{DAMPING_PARAM, Factor, NoFactor};
 pub use importance::relative_importance;
 pub use layout::{Granularity, Layout, columns_of};
 pub use parallel::parallel_map;

@@ -26,6 +26,41 @@ pub fn gaussian_from(mut state: u64, count: usize) -> Vec<f32> {
     (0..count).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
 }
 
+/// Second moments `[cols][cols]` of `samples` inputs of which neighbours resemble each other, and some are larger than others.
+#[must_use]
+pub fn moments(cols: usize, samples: usize, seed: u64) -> Vec<f32> {
+    let noise = gaussian_from(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, samples * (cols + 1));
+    let mut sums = vec![0f64; cols * cols];
+    for noise in noise.chunks(cols + 1) {
+        let x: Vec<f64> = (0..cols)
+            .map(|j| {
+                let size = if j % 11 == 5 { 6.0 } else { 1.0 };
+                size * (f64::from(noise[j]) + 0.7 * f64::from(noise[j + 1]))
+            })
+            .collect();
+        for (a, sums) in x.iter().zip(sums.chunks_mut(cols)) {
+            for (b, sum) in x.iter().zip(sums) {
+                *sum += a * b / samples as f64;
+            }
+        }
+    }
+    sums.into_iter().map(|sum| sum as f32).collect()
+}
+
+/// What errors cost on inputs of these second moments: the sum over rows of `e H e^T`.
+#[must_use]
+pub fn cost(moments: &[f32], cols: usize, weights: &[f32], decoded: &[f32]) -> f64 {
+    let rows = weights.chunks(cols).zip(decoded.chunks(cols));
+    rows.map(|(w, v)| {
+        let e: Vec<f64> = w.iter().zip(v).map(|(w, v)| f64::from(w - v)).collect();
+        let of_row = |(a, row): (usize, &[f32])| {
+            e[a] * row.iter().zip(&e).map(|(h, e)| f64::from(*h) * e).sum::<f64>()
+        };
+        moments.chunks(cols).enumerate().map(of_row).sum::<f64>()
+    })
+    .sum()
+}
+
 /// `sum((v - w)^2) / sum(w^2)`.
 #[must_use]
 pub fn relative_mse(source: &[f32], decoded: &[f32]) -> f64 {
@@ -61,7 +96,7 @@ fn encode<S: Scheme>(
     step: usize,
 ) -> Result<Encoded, Error> {
     let calibration: Vec<f32> = (0..cols).map(|column| ((column * 37) % 101) as f32 + 1.0).collect();
-    let moments = if needs_moments(scheme, cols) { moments(&calibration) } else { Vec::new() };
+    let moments = if needs_moments(scheme, cols) { moments_of(&calibration) } else { Vec::new() };
     let aux = Aux {
         diag: Some(&calibration),
         hessian: (!moments.is_empty()).then_some((moments.as_slice(), cols as u64)),
@@ -76,7 +111,7 @@ fn needs_moments<S: Scheme>(scheme: &S, cols: usize) -> bool {
 }
 
 /// Second moments of inputs that resemble their neighbours, with this diagonal.
-fn moments(diagonal: &[f32]) -> Vec<f32> {
+fn moments_of(diagonal: &[f32]) -> Vec<f32> {
     let moment = |a: usize, b: usize| match a.abs_diff(b) {
         0 => diagonal[a],
         1 => 0.4 * diagonal[a].min(diagonal[b]),

@@ -1,16 +1,14 @@
 //! Rows are encoded column by column, and the error of each is made good by the columns after it.
 
-use crate::factor::Factor;
 use kbit_blocks::LevelStep;
 use kbit_plugin::Error;
+use kbit_scheme_kit::Factor;
 use std::ops::Range;
 
 /// Rows that go through the columns together, so that factors are read once for all of them.
 pub const ROWS: usize = 8;
 /// Columns whose errors are gathered before they correct all columns after them.
 const GATHERED: usize = 128;
-/// Columns that are corrected at a time.
-const CORRECTED: usize = 1024;
 
 /// How a row is stored: in units, whose levels are fitted together, and which have even levels in each of their parts.
 pub trait Storage: Send + Sync {
@@ -160,37 +158,14 @@ impl Feedback {
                     }
                     let error = target[place] - (code * step + least);
                     errors[row * GATHERED + place - block.start] = error;
-                    let rest = &mut target[place + 1..block.end];
-                    take(error, &self.factor.after(place)[..rest.len()], rest);
+                    self.factor.take(place, error, &mut target[place + 1..block.end]);
                 }
             }
-            self.correct(&block, cols, &errors, &mut targets);
+            self.factor.correct(&block, &errors, GATHERED, &mut targets);
         }
         let units: Option<Vec<S::Unit>> = fitted.into_iter().collect();
         let units = units.ok_or_else(|| Error::internal("a unit of weights was not fitted"))?;
         Ok(Encoded { units, codes })
-    }
-
-    /// Corrects the columns after `block` by its errors.
-    #[inline(always)]
-    fn correct(&self, block: &Range<usize>, cols: usize, errors: &[f32], targets: &mut [f32]) {
-        for start in (block.end..cols).step_by(CORRECTED) {
-            let end = (start + CORRECTED).min(cols);
-            for place in block.clone() {
-                let factors = &self.factor.after(place)[start - place - 1..end - place - 1];
-                for (target, errors) in targets.chunks_mut(cols).zip(errors.chunks(GATHERED)) {
-                    take(errors[place - block.start], factors, &mut target[start..end]);
-                }
-            }
-        }
-    }
-}
-
-/// `out -= factor * x`.
-#[inline(always)]
-fn take(factor: f32, x: &[f32], out: &mut [f32]) {
-    for (out, x) in out.iter_mut().zip(x) {
-        *out -= factor * x;
     }
 }
 

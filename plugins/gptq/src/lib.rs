@@ -6,14 +6,10 @@
 //! those of a ggml block type, byte for byte, so that every program that reads GGUF runs the result: for these the scheme's encoder fits
 //! scales and minimums to the corrected weights when a block begins, and the codes are chosen here.
 //!
-//! The module `factor` turns the second moments into corrections, `feedback` encodes rows with them.
+//! `Factor` of the scheme kit turns the second moments into corrections, the module `feedback` encodes rows with them.
 
-mod factor;
 mod feedback;
-#[cfg(test)]
-mod testing;
 
-use factor::{Factor, NoFactor};
 use feedback::{Encoded, Feedback, Order, Storage};
 use kbit_blocks::{EvenLevels, LevelStep};
 use kbit_plugin::abi::AUX_HESSIAN;
@@ -24,21 +20,13 @@ use kbit_plugin::{
 use kbit_scheme_kit::ggml::{BlockType, decode, encode_error, row_bytes};
 use kbit_scheme_kit::levels::Int;
 use kbit_scheme_kit::{
-    BlockScheme, BlockTensor, Fit, Layout, Levels, SCALE_PARAM, SYMMETRIC_PARAM, bits_param, block_param,
-    columns_of, refuse_not_finite, round_half_even, shrink_factors,
+    BlockScheme, BlockTensor, DAMPING_PARAM, Factor, Fit, Layout, Levels, SCALE_PARAM, SYMMETRIC_PARAM,
+    bits_param, block_param, columns_of, refuse_not_finite, round_half_even, shrink_factors,
 };
 use kbit_types::GgmlType;
 use std::ops::Range;
 
 const CITATION: &str = "Frantar et al. 2022, arXiv 2210.17323 (GPTQ); Chee et al. 2023, arXiv 2307.13304 (its form without an inverse)";
-
-const DAMPING_PARAM: Param = Param {
-    key: "damping",
-    doc: "What is added to each second moment, as a share of their mean: more of it trusts the calibration text less.",
-    unit: "",
-    kind: ParamKind::Float { min: 0.0, max: 10.0 },
-    default: DefaultValue::Float(0.01),
-};
 
 const ACT_ORDER_PARAM: Param = Param {
     key: "act_order",
@@ -81,14 +69,8 @@ impl Method {
         } else {
             Order::natural(cols)
         };
-        let factor = Factor::new(moments, stride, &order.columns, self.damping).map_err(|error| match error {
-            NoFactor::NotFinite(column) => Error::numeric(format!(
-                "tensor {tensor}: the second moments of column {column} are not finite; gather them anew with `kbit calibrate`"
-            )),
-            NoFactor::Indefinite(column) => Error::numeric(format!(
-                "tensor {tensor}: the second moments of column {column} are those of no inputs; gather them anew with `kbit calibrate`, or raise `damping`"
-            )),
-        })?;
+        let factor = Factor::new(moments, stride, &order.columns, self.damping)
+            .map_err(|error| error.of_tensor(tensor))?;
         Ok(Job { tensor: tensor.to_owned(), feedback: Feedback::new(factor, order) })
     }
 

@@ -1,23 +1,14 @@
 use super::*;
-use crate::testing::{gaussian, moments};
 use kbit_plugin::convert::{f16_to_f32, f32_to_f16};
-use kbit_scheme_kit::testing::{self as kit, round_trip_with};
+use kbit_scheme_kit::testing::{self as kit, cost, moments, round_trip_with};
+
+/// `count` Gaussian numbers of unit variance, from a seed.
+fn gaussian(count: usize, seed: u64) -> Vec<f32> {
+    kit::gaussian_from(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, count)
+}
 
 fn aux(h: &[f32], cols: usize) -> Aux<'_> {
     Aux { hessian: Some((h, cols as u64)), ..Aux::default() }
-}
-
-/// What errors cost on the inputs: the sum over rows of `e H e^T`.
-fn cost(h: &[f32], cols: usize, weights: &[f32], decoded: &[f32]) -> f64 {
-    let rows = weights.chunks(cols).zip(decoded.chunks(cols));
-    rows.map(|(w, v)| {
-        let e: Vec<f64> = w.iter().zip(v).map(|(w, v)| f64::from(w - v)).collect();
-        let of_row = |(a, row): (usize, &[f32])| {
-            e[a] * row.iter().zip(&e).map(|(h, e)| f64::from(*h) * e).sum::<f64>()
-        };
-        h.chunks(cols).enumerate().map(of_row).sum::<f64>()
-    })
-    .sum()
 }
 
 /// Symmetric positive definite matrices, in double precision.

@@ -38,8 +38,9 @@
 //!
 //! A row is rotated, divided by its root mean square, and coded by the best closed path, which is found from a state at the end of
 //! the row that a search around the end has chosen first. The scale is then the one with the least squared error for that path. All
-//! this is plain arithmetic in a fixed order. Nothing in the layout says how the path is found: an encoder may as well feed the
-//! errors of some weights back into the next ones.
+//! this is plain arithmetic in a fixed order. Nothing in the layout says how the path is found: with second moments of the inputs, the
+//! errors of some weights are fed back into the next ones (module `feedback`), and the scale is the one whose errors cost the least on
+//! those inputs.
 //!
 //! # Products
 //!
@@ -49,6 +50,7 @@
 
 mod arch;
 mod code;
+mod feedback;
 mod rotation;
 mod search;
 
@@ -56,11 +58,12 @@ use crate::arch::Kernels;
 use crate::code::{Code, DENOMINATOR, LONGEST, SHORTEST, UNIT};
 use crate::rotation::{Rotation, split_mix};
 use crate::search::{Search, Trellis};
+use kbit_plugin::abi::AUX_HESSIAN;
 use kbit_plugin::{
     Activation, Activations, Aux, DefaultValue, Error, Host, Param, ParamKind, Params, Part, PartType, Plan,
     Runtime, RuntimeInfo, Scheme, SchemeInfo, Shape, Slab, SlabMut, export_plugin,
 };
-use kbit_scheme_kit::{SCALE_PARAM, ScaleType, largest_magnitude, refuse_not_finite};
+use kbit_scheme_kit::{DAMPING_PARAM, Factor, SCALE_PARAM, ScaleType, largest_magnitude, refuse_not_finite};
 use std::ops::Range;
 
 /// Bytes of the seed in the head.
@@ -72,6 +75,8 @@ const ROWS: usize = 4;
 struct Trellised {
     code: Code,
     scale: ScaleType,
+    /// Damping of the second moments, where errors are to be fed back.
+    feedback: Option<f64>,
     kernels: Kernels,
     host: Host<'static>,
 }
@@ -82,6 +87,7 @@ struct Job {
     seed: u64,
     rotation: Rotation,
     trellis: Trellis,
+    factor: Option<Factor>,
 }
 
 const PARAMS: &[Param] = &[
@@ -100,6 +106,15 @@ const PARAMS: &[Param] = &[
         kind: ParamKind::Int { min: SHORTEST as i64, max: LONGEST as i64 },
         default: DefaultValue::Int(12),
     },
+    Param {
+        key: "feedback",
+        doc: "Let later weights make good the errors of earlier ones, where there are second moments of the inputs (kbit calibrate \
+              --second-moments). Takes some times as long to encode.",
+        unit: "",
+        kind: ParamKind::Bool,
+        default: DefaultValue::Bool(true),
+    },
+    DAMPING_PARAM,
     SCALE_PARAM,
 ];
 
@@ -145,42 +160,58 @@ const fn power_of_two(exponent: i32) -> f32 {
 /// Memory for encoding rows.
 struct Space<'a> {
     search: Search<'a>,
-    row: Vec<f32>,
+    /// `[rows][cols]`, rotated and of unit variance.
+    rotated: Vec<f32>,
     windows: Vec<u32>,
+    fed_back: feedback::Rows,
 }
 
 impl Trellised {
-    /// Encodes a row of finite values; returns its scale, not yet rounded to the stored type, in double precision.
-    fn encode_row(&self, job: &Job, values: &[f32], space: &mut Space<'_>, codes: &mut [u8]) -> f64 {
-        let Space { search, row, windows } = space;
+    /// Appends a row of finite values to `rotated`, turned and of unit variance; returns what a number of 1 there is as a weight, in double
+    /// precision. Nothing but zeros has no variance: `None`, and nothing is appended.
+    fn rotate(&self, job: &Job, values: &[f32], rotated: &mut Vec<f32>) -> Option<f64> {
         let (largest, _) = largest_magnitude(values);
-        codes.fill(0);
         if largest == 0.0 {
-            return 0.0;
+            return None;
         }
         // Exact, and no sum of the rotation can overflow or lose bits at the lower end.
         let exponent = ((largest.to_bits() >> 23) as i32 - 127).clamp(-126, 126);
-        row.clear();
-        row.extend(values.iter().map(|value| value * power_of_two(-exponent)));
+        let start = rotated.len();
+        rotated.extend(values.iter().map(|value| value * power_of_two(-exponent)));
+        let row = &mut rotated[start..];
         job.rotation.apply(self.kernels, row);
         let square = |x: f32| f64::from(x) * f64::from(x);
         let deviation = (row.iter().map(|x| square(*x)).sum::<f64>() / row.len() as f64).sqrt();
         if deviation == 0.0 {
-            return 0.0;
+            rotated.truncate(start);
+            return None;
         }
         let inverse = (1.0 / deviation) as f32;
         row.iter_mut().for_each(|x| *x *= inverse);
-        windows.resize(row.len(), 0);
-        search.closed(row, windows);
-        self.code.pack(windows, codes);
-        let (mut with, mut without) = (0.0, 0.0);
-        for (x, window) in row.iter().zip(&*windows) {
-            let value = f64::from(self.code.value(*window as u16));
-            with += f64::from(*x) * value;
-            without += value * value;
+        Some(f64::from(power_of_two(exponent)) / f64::from(inverse))
+    }
+
+    /// Finds windows for the rows of `space.rotated`. Returns for each row the factor of its values with the least error.
+    fn find(&self, job: &Job, cols: usize, space: &mut Space<'_>) -> Vec<f64> {
+        let Space { search, rotated, windows, fed_back } = space;
+        if let Some(factor) = &job.factor {
+            let factors = fed_back.search(factor, self.code, search, rotated, cols);
+            std::mem::swap(windows, &mut fed_back.windows);
+            return factors;
         }
-        let unit = if without > 0.0 { with / without } else { 0.0 };
-        unit * f64::from(DENOMINATOR) / f64::from(inverse) * f64::from(power_of_two(exponent))
+        windows.resize(rotated.len(), 0);
+        let rows = rotated.chunks_exact(cols).zip(windows.chunks_exact_mut(cols));
+        rows.map(|(row, windows)| {
+            search.closed(row, windows);
+            let (mut with, mut without) = (0.0, 0.0);
+            for (x, window) in row.iter().zip(&*windows) {
+                let value = f64::from(self.code.value(*window as u16)) / f64::from(DENOMINATOR);
+                with += f64::from(*x) * value;
+                without += value * value;
+            }
+            if without > 0.0 { with / without } else { 0.0 }
+        })
+        .collect()
     }
 }
 
@@ -189,7 +220,7 @@ impl Scheme for Trellised {
         id: "org.kbit.trellis/1",
         title: "Trellis-coded",
         doc: "Rows are rotated by random Hadamard transforms and coded by the best path through a bitshift trellis with a computed Gaussian \
-              code, closed in itself; one scale a row. Rows must be a multiple of 32 weights. Needs no data.",
+              code, closed in itself; one scale a row. Rows must be a multiple of 32 weights. Uses second moments where there are some.",
         citation: "Tseng, Sun, Hou and De Sa 2024, QTIP: Quantization with Trellises and Incoherence Processing, arXiv 2406.11235",
         ggml_type: -1,
         params: PARAMS,
@@ -203,6 +234,7 @@ impl Scheme for Trellised {
         Ok(Self {
             code: Code::new(params.float("bits")?, window)?,
             scale: ScaleType::parse(params.str("scale")?)?,
+            feedback: params.bool("feedback")?.then_some(params.float("damping")?),
             kernels: Kernels::up_to(host.isa_limit()),
             host: host.to_static(),
         })
@@ -210,6 +242,7 @@ impl Scheme for Trellised {
 
     fn plan(&self, shape: &Shape<'_>) -> Result<Plan, Error> {
         let codes = self.code.row_bytes(columns(shape)?) as u64;
+        let moments = if self.feedback.is_some() { AUX_HESSIAN } else { 0 };
         Ok(Plan {
             parts: vec![
                 Part {
@@ -220,18 +253,25 @@ impl Scheme for Trellised {
                 },
                 Part::new("scale", self.scale.part_type(), self.scale.bytes() as u64),
             ],
+            aux_used: moments,
             job_bytes_hint: Trellis::bytes(self.code) + Search::bytes(self.code),
             ..Plan::default()
         })
     }
 
     fn begin(&self, shape: &Shape<'_>, _: Option<Slab<'_>>, aux: &Aux<'_>) -> Result<Job, Error> {
-        Ok(Job {
-            tensor: shape.tensor.to_owned(),
-            seed: aux.seed,
-            rotation: Rotation::new(columns(shape)?, aux.seed),
-            trellis: Trellis::new(self.code),
-        })
+        let (cols, tensor) = (columns(shape)?, shape.tensor);
+        let rotation = Rotation::new(cols, aux.seed);
+        let factor = match (self.feedback, aux.hessian) {
+            (Some(damping), Some((moments, stride))) => {
+                let stride = usize::try_from(stride)
+                    .map_err(|_| Error::internal("a stride above the address space"))?;
+                Some(feedback::factor(&rotation, self.kernels, (moments, stride), cols, damping, tensor)?)
+            }
+            _ => None,
+        };
+        let trellis = Trellis::new(self.code);
+        Ok(Job { tensor: tensor.to_owned(), seed: aux.seed, rotation, trellis, factor })
     }
 
     fn prepare(&self, job: &mut Job, _: &[u8], heads: &mut [&mut [u8]]) -> Result<(), Error> {
@@ -251,26 +291,47 @@ impl Scheme for Trellised {
         _: &mut [u8],
     ) -> Result<(), Error> {
         let [codes, scales] = parts else { return Err(Error::internal("two parts")) };
+        let cols = slab.cols();
         let mut space = Space {
             search: Search::new(&job.trellis, self.kernels),
-            row: Vec::with_capacity(slab.cols()),
+            rotated: Vec::new(),
             windows: Vec::new(),
+            fed_back: feedback::Rows::default(),
         };
-        for (index, codes) in codes.chunks_exact_mut(self.code.row_bytes(slab.cols())).enumerate() {
-            let row = rows.start + index as u64;
+        let row_bytes = self.code.row_bytes(cols);
+        for first in (0..slab.len()).step_by(feedback::ROWS) {
             if self.host.cancelled() {
+                let row = rows.start + first as u64;
                 return Err(Error::cancelled(format!("tensor {}: stopped before row {row}", job.tensor)));
             }
-            let values = slab.row(index);
-            refuse_not_finite(values, &job.tensor, row)?;
-            let scale = self.encode_row(job, values, &mut space, codes);
-            let stored = self.scale.round(scale as f32).ok_or_else(|| {
-                Error::numeric(format!(
-                    "tensor {}: the scale {scale:e} of row {row} does not fit its type; choose scale=bf16 or scale=f32",
-                    job.tensor
-                ))
-            })?;
-            self.scale.write(scales, index, stored);
+            let some = first..(first + feedback::ROWS).min(slab.len());
+            space.rotated.clear();
+            let mut units = Vec::with_capacity(some.len());
+            for index in some.clone() {
+                refuse_not_finite(slab.row(index), &job.tensor, rows.start + index as u64)?;
+                units.push(self.rotate(job, slab.row(index), &mut space.rotated));
+            }
+            let factors = self.find(job, cols, &mut space);
+            let mut found = space.windows.chunks_exact(cols).zip(factors);
+            for (index, unit) in some.zip(units) {
+                let codes = &mut codes[index * row_bytes..(index + 1) * row_bytes];
+                codes.fill(0);
+                let mut scale = 0.0;
+                if let Some(unit) = unit
+                    && let Some((windows, factor)) = found.next()
+                {
+                    self.code.pack(windows, codes);
+                    scale = factor * unit;
+                }
+                let stored = self.scale.round(scale as f32).ok_or_else(|| {
+                    Error::numeric(format!(
+                        "tensor {}: the scale {scale:e} of row {} does not fit its type; choose scale=bf16 or scale=f32",
+                        job.tensor,
+                        rows.start + index as u64
+                    ))
+                })?;
+                self.scale.write(scales, index, stored);
+            }
         }
         Ok(())
     }

@@ -110,26 +110,47 @@ impl<'a> Search<'a> {
     /// followed by the first. As in QTIP (section 3.2), the state at the end is chosen first, by a search around it, and the path of
     /// the row is then the best from there to there. `x`: a multiple of 32 numbers, of unit variance.
     pub(crate) fn closed(&mut self, x: &[f32], windows: &mut [u32]) {
-        let (code, n) = (self.trellis.code, x.len());
-        let around = AHEAD.min(n / 2);
-        let mut seam = std::mem::take(&mut self.seam);
-        seam.clear();
-        seam.extend_from_slice(&x[n - around..]);
-        seam.extend_from_slice(&x[..around]);
-        self.run(&seam, n - around, None, None);
-        self.seam = seam;
-        let end = self.path[around];
+        let end = self.seam(x);
         let (mut first, mut start) = (0, end);
-        while first < n {
-            let last = n.min(first + BLOCK + AHEAD);
-            self.run(&x[first..last], first, Some(start), (last == n).then_some(end));
-            let kept = if last == n { n - first } else { BLOCK };
-            for (window, state) in windows[first..first + kept].iter_mut().zip(&self.path) {
-                *window = reverse(code, *state);
-            }
-            start = self.path[kept];
+        while first < x.len() {
+            let kept = if first + BLOCK + AHEAD < x.len() { BLOCK } else { x.len() - first };
+            let ahead = (kept + AHEAD).min(x.len() - first);
+            start = self.stretch(&x[first..], ahead, first, start, end, &mut windows[first..first + kept]);
             first += kept;
         }
+    }
+
+    /// The state at the end of the row `x`, which is that at its beginning: the best of a search around there.
+    pub(crate) fn seam(&mut self, x: &[f32]) -> u32 {
+        let around = AHEAD.min(x.len() / 2);
+        let mut seam = std::mem::take(&mut self.seam);
+        seam.clear();
+        seam.extend_from_slice(&x[x.len() - around..]);
+        seam.extend_from_slice(&x[..around]);
+        self.run(&seam, x.len() - around, None, None);
+        self.seam = seam;
+        self.path[around]
+    }
+
+    /// The windows of the best path for the weights from the `first`th on, whose values `x` are up to the end of the row, beginning with
+    /// the state `start` and looking `ahead` weights far. A path that sees the end of the row ends there with the state `end`. Returns the
+    /// state behind the windows.
+    pub(crate) fn stretch(
+        &mut self,
+        x: &[f32],
+        ahead: usize,
+        first: usize,
+        start: u32,
+        end: u32,
+        windows: &mut [u32],
+    ) -> u32 {
+        let ahead = ahead.clamp(windows.len(), x.len());
+        self.run(&x[..ahead], first, Some(start), (ahead == x.len()).then_some(end));
+        let code = self.trellis.code;
+        for (window, state) in windows.iter_mut().zip(&self.path) {
+            *window = reverse(code, *state);
+        }
+        self.path[windows.len()]
     }
 
     /// Makes `path` the best states for weights `first..` with values `x`, and the state after them: from `start` and to `end`, where

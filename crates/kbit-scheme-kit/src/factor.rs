@@ -6,6 +6,18 @@
 //! divided by the square root of `D`, found without inverting `H` (compare Chee et al. 2023, QuIP). What stays is the sum of
 //! `D[i] d^2`: `D[i]` is the variance of an input that the later ones do not explain.
 
+use kbit_plugin::{DefaultValue, Error, Param, ParamKind};
+use std::ops::Range;
+
+/// The parameter `damping`.
+pub const DAMPING_PARAM: Param = Param {
+    key: "damping",
+    doc: "What is added to each second moment, as a share of their mean: more of it trusts the calibration text less.",
+    unit: "",
+    kind: ParamKind::Float { min: 0.0, max: 10.0 },
+    default: DefaultValue::Float(0.01),
+};
+
 /// Lanes of sums: a fixed order of additions that every instruction set keeps.
 const LANES: usize = 8;
 /// Rows that are factored side by side.
@@ -14,6 +26,8 @@ const ROWS: usize = 8;
 const EXPLAINED: f64 = 1e-6;
 /// A pivot below minus this share of the mean second moment is none of a mean of `x x^T`, whose entries are rounded to 2^-24.
 const INDEFINITE: f64 = 1e-3;
+/// Columns that are corrected at a time.
+const CORRECTED: usize = 1024;
 
 /// The factors of a matrix of second moments, in an order of columns.
 #[derive(Debug)]
@@ -32,6 +46,21 @@ pub enum NoFactor {
     NotFinite(usize),
     /// The matrix is no mean of `x x^T`: found at this column.
     Indefinite(usize),
+}
+
+impl NoFactor {
+    /// What is wrong with the moments of a tensor, and what to do.
+    #[must_use]
+    pub fn of_tensor(self, tensor: &str) -> Error {
+        Error::numeric(match self {
+            Self::NotFinite(column) => format!(
+                "tensor {tensor}: the second moments of column {column} are not finite; gather them anew with `kbit calibrate`"
+            ),
+            Self::Indefinite(column) => format!(
+                "tensor {tensor}: the second moments of column {column} are those of no inputs; gather them anew with `kbit calibrate`, or raise `damping`"
+            ),
+        })
+    }
 }
 
 impl Factor {
@@ -116,15 +145,46 @@ impl Factor {
     }
 
     /// Of each column, by the place in the order: the variance that later columns do not explain.
+    #[must_use]
     pub fn variances(&self) -> &[f32] {
         &self.variances
     }
 
     /// What is to be taken from each of the places after `place`, for an error of 1 there.
     #[inline(always)]
+    #[must_use]
     pub fn after(&self, place: usize) -> &[f32] {
         let start = place * (2 * self.cols - place - 1) / 2;
         &self.rows[start..][..self.cols - place - 1]
+    }
+
+    /// Takes from `rest`, which are the numbers after `place`, or the first of them, what an error there asks for.
+    #[inline(always)]
+    pub fn take(&self, place: usize, error: f32, rest: &mut [f32]) {
+        take(error, &self.after(place)[..rest.len()], rest);
+    }
+
+    /// Corrects rows `targets` `[rows][cols]` after the places of `block` by the errors there, of which each row has `stride`, the first
+    /// that of the block's first place.
+    #[inline(always)]
+    pub fn correct(&self, block: &Range<usize>, errors: &[f32], stride: usize, targets: &mut [f32]) {
+        for start in (block.end..self.cols).step_by(CORRECTED) {
+            let end = (start + CORRECTED).min(self.cols);
+            for place in block.clone() {
+                let factors = &self.after(place)[start - place - 1..end - place - 1];
+                for (target, errors) in targets.chunks_mut(self.cols).zip(errors.chunks(stride)) {
+                    take(errors[place - block.start], factors, &mut target[start..end]);
+                }
+            }
+        }
+    }
+}
+
+/// `out -= factor * x`.
+#[inline(always)]
+fn take(factor: f32, x: &[f32], out: &mut [f32]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out -= factor * x;
     }
 }
 
