@@ -17,6 +17,13 @@ pub(crate) const CHUNK_WEIGHTS: u64 = 1 << 16;
 /// Weights in memory at once, twice where one slab is hashed while the next is encoded.
 pub(crate) const SLAB_WEIGHTS: u64 = 1 << 22;
 
+/// What the random choices of a scheme begin with: the 64-bit FNV-1a hash of the tensor's name and the slice. So they depend on neither the
+/// order of tensors nor the file they are in.
+fn seed_of(tensor: &str, slice: u64) -> u64 {
+    let bytes = tensor.bytes().chain(slice.to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// One slice of a tensor, and the scheme that stores it.
 pub(crate) struct SliceSource<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
@@ -104,6 +111,16 @@ impl SliceSource<'_> {
         Ok(Some(importance.matrix.read_moments(&source, self.info.slice)?))
     }
 
+    /// Second moments of the slice's inputs, whether or not its scheme is told. `None` where they are not known.
+    pub(crate) fn known_moments(&self) -> Result<Option<Vec<f32>>, PipelineError> {
+        let Some(importance) = self.file.importance.as_ref() else { return Ok(None) };
+        let (name, shape) = (self.file.edits.original_name(&self.info.tensor), self.tensor.shape);
+        if !importance.matrix.has_moments(&name, shape.slices, shape.cols) {
+            return Ok(None);
+        }
+        Ok(Some(importance.matrix.read_moments(&name, self.info.slice)?))
+    }
+
     /// For each column, the deviation of the weights that produce it, where the plan gives it to the scheme.
     fn producer(&self) -> Result<Option<Vec<f32>>, PipelineError> {
         if !self.tensor.producer {
@@ -127,7 +144,7 @@ impl SliceSource<'_> {
             hessian: moments.as_ref().map(|values| (values.as_slice(), self.tensor.shape.cols)),
             producer_std: producer.as_deref(),
             n_samples: importance.as_ref().map_or(0, |(_, tokens)| *tokens),
-            ..AuxData::default()
+            seed: seed_of(&self.info.tensor, self.info.slice),
         };
         let mut job = self.open.begin(&self.info, whole, &aux)?;
         let mut stats = Vec::new();
@@ -214,6 +231,16 @@ mod tests {
     fn pieces_cover_all_rows_once() {
         assert_eq!(ranges(3..10, 4).collect::<Vec<_>>(), [3..7, 7..10]);
         assert_eq!(ranges(0..0, 4).count(), 0);
+    }
+
+    #[test]
+    fn tensors_and_slices_have_seeds_of_their_own() {
+        let seeds = [("blk.0.attn_q.weight", 0), ("blk.1.attn_q.weight", 0), ("blk.0.attn_q.weight", 1)]
+            .map(|(tensor, slice)| seed_of(tensor, slice));
+        assert!(seeds[0] != seeds[1] && seeds[0] != seeds[2] && seeds[1] != seeds[2]);
+        // "a" and a slice without bits: the hash's own check value, eight times multiplied.
+        let of_a = 0xaf63_dc4c_8601_ec8c_u64;
+        assert_eq!(seed_of("a", 0), (0..8).fold(of_a, |hash, _| hash.wrapping_mul(0x0100_0000_01b3)));
     }
 
     #[test]

@@ -16,17 +16,77 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// The squared error of encoded weights and the squares of the source's, each weight times the importance of its column where that is
-/// known: the error of what the matrix gives, if its inputs are independent.
+/// The squared error of what an encoded matrix gives, and the square of what the source gives. With second moments of the inputs, that is
+/// known of them; with their importance, inputs are taken to be independent; with neither, to be alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SquaredError {
-    /// Sum of `importance * (encoded - source)^2`.
+    /// Sum over rows of `d H d^T`, where `d` is encoded less source and `H` has the second moments, or on its diagonal the importance.
     pub error: f64,
-    /// Sum of `importance * source^2`.
+    /// The same of the source itself.
     pub source: f64,
 }
 
+/// Rows of a matrix that are looked at where there are second moments, about: they are alike, and each takes the square of its length.
+const SAMPLED_ROWS: u64 = 256;
+/// Lanes of sums: a fixed order of additions that every instruction set keeps.
+const LANES: usize = 16;
+
+/// What the inputs of a matrix are like.
+enum InputStatistics {
+    /// Mean square of each column.
+    Importance(Vec<f32>),
+    /// `[cols][cols]`.
+    Moments(Vec<f32>),
+}
+
+/// The sum over rows `x` `[n][cols]` of `x H x^T`.
+#[inline(always)]
+fn quadratic(x: &[f32], moments: &[f32], cols: usize) -> f64 {
+    let mut sum = 0.0;
+    for (a, row) in moments.chunks_exact(cols).enumerate() {
+        let (chunks, rest) = row[..a].as_chunks::<LANES>();
+        for x in x.chunks_exact(cols) {
+            let mut lanes = [0f32; LANES];
+            let (own, own_rest) = x[..a].as_chunks::<LANES>();
+            for (moments, x) in chunks.iter().zip(own) {
+                for lane in 0..LANES {
+                    lanes[lane] += moments[lane] * x[lane];
+                }
+            }
+            let product =
+                lanes.iter().sum::<f32>() + rest.iter().zip(own_rest).map(|(m, x)| m * x).sum::<f32>();
+            let x = f64::from(x[a]);
+            // The triangle above the diagonal is that below.
+            sum += x * (2.0 * f64::from(product) + f64::from(row[a]) * x);
+        }
+    }
+    sum
+}
+
 impl SquaredError {
+    /// Of the rows of `source` whose number, the first being `first`, is a multiple of `step`; they stand for the others.
+    fn on_inputs(
+        (source, encoded): (&[f32], &[f32]),
+        moments: &[f32],
+        cols: usize,
+        first: u64,
+        step: u64,
+    ) -> Self {
+        let sampled = |number: u64| number.is_multiple_of(step);
+        let rows = (first..).zip(source.chunks(cols).zip(encoded.chunks(cols)));
+        let (mut own, mut errors) = (Vec::new(), Vec::new());
+        for (_, (source, encoded)) in rows.filter(|(number, _)| sampled(*number)) {
+            own.extend_from_slice(source);
+            errors.extend(source.iter().zip(encoded).map(|(w, v)| v - w));
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a number of rows")]
+        let step = step as f64;
+        pulp::Arch::new().dispatch(|| Self {
+            error: step * quadratic(&errors, moments, cols).max(0.0),
+            source: step * quadratic(&own, moments, cols).max(0.0),
+        })
+    }
+
     /// Of rows of `importance.len()` weights.
     fn of(source: &[f32], encoded: &[f32], importance: &[f32]) -> Self {
         let mut sums = Self::default();
@@ -161,10 +221,12 @@ fn error_of(
     codec: &PluginCodec,
 ) -> Result<SquaredError, PipelineError> {
     let shape = source.tensor.shape;
-    let importance = match source.known_importance()? {
-        Some(importance) => importance,
-        None => vec![1.0; bounded(shape.cols)],
+    let cols = bounded(shape.cols);
+    let inputs = match source.known_moments()? {
+        Some(moments) => InputStatistics::Moments(moments),
+        None => InputStatistics::Importance(source.known_importance()?.unwrap_or_else(|| vec![1.0; cols])),
     };
+    let step = shape.rows.div_ceil(SAMPLED_ROWS).max(1);
     let chunks: Vec<Range<u64>> = ranges(0..shape.rows, source.chunk_rows()).collect();
     let sums = chunks
         .into_par_iter()
@@ -174,8 +236,14 @@ fn error_of(
                 source.check_cancelled()?;
                 let values = values_of(source, whole, &rows, read)?;
                 decoded.resize(values.len(), 0.0);
-                codec.decode(rows, decoded, bounded(shape.cols))?;
-                Ok(SquaredError::of(values, decoded, &importance))
+                let first = rows.start;
+                codec.decode(rows, decoded, cols)?;
+                Ok(match &inputs {
+                    InputStatistics::Importance(importance) => SquaredError::of(values, decoded, importance),
+                    InputStatistics::Moments(moments) => {
+                        SquaredError::on_inputs((values, decoded), moments, cols, first, step)
+                    }
+                })
             },
         )
         .collect::<Result<Vec<_>, PipelineError>>()?;
@@ -193,5 +261,32 @@ mod tests {
         let sums = SquaredError::of(&[3.0, 4.0, 1.0, 2.0], &[3.0, 3.0, 0.0, 2.0], &[1.0, 10.0]);
         assert_eq!(sums, SquaredError { error: 11.0, source: 9.0 + 160.0 + 1.0 + 40.0 });
         assert_eq!(SquaredError::default().relative(), 0.0);
+    }
+
+    #[test]
+    fn errors_that_inputs_cancel_do_not_count() {
+        // Inputs whose columns are all equal feel the sum of a row's errors.
+        for cols in [1, 5, 16, 40] {
+            let moments = vec![3.0; cols * cols];
+            let source: Vec<f32> = (0..4 * cols).map(|i| (i % 7) as f32 - 2.0).collect();
+            let encoded: Vec<f32> =
+                source.iter().enumerate().map(|(i, w)| w + if i % 3 == 0 { 1.0 } else { -0.5 }).collect();
+            let of = |step: u64| {
+                let square = |rows: &[f32]| -> f64 {
+                    let sums = rows.chunks(cols).map(|row| f64::from(row.iter().sum::<f32>()));
+                    // Rows 6 to 9: those that are multiples of the step.
+                    let taken = (6u64..).zip(sums).filter(|(number, _)| number.is_multiple_of(step));
+                    taken.map(|(_, sum)| 3.0 * sum * sum).sum::<f64>() * step as f64
+                };
+                let errors: Vec<f32> = source.iter().zip(&encoded).map(|(w, v)| v - w).collect();
+                SquaredError { error: square(&errors), source: square(&source) }
+            };
+            for step in [1, 2] {
+                let found = SquaredError::on_inputs((&source, &encoded), &moments, cols, 6, step);
+                let wanted = of(step);
+                assert!((found.error - wanted.error).abs() < 1e-3, "{cols}: {found:?}, {wanted:?}");
+                assert!((found.source - wanted.source).abs() < 1e-3 * wanted.source.max(1.0), "{cols}");
+            }
+        }
     }
 }

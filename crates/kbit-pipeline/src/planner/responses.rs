@@ -154,7 +154,7 @@ fn errors(work: &Work<'_>) -> Result<Vec<Vec<SquaredError>>, PipelineError> {
     for (index, column) in space.columns.iter().enumerate() {
         let units = space.units.iter().filter(|unit| unit.columns.contains(&index));
         let tensors: Vec<usize> = units.flat_map(|unit| unit.tensors.iter().copied()).collect();
-        let key = work.key(&serde_json::json!({ "errors": column.chosen.fingerprint() }));
+        let key = work.key(&serde_json::json!({ "output_errors": column.chosen.fingerprint() }));
         let mut known: BTreeMap<String, SquaredError> =
             work.cache.get("plan-errors", &key).unwrap_or_default();
         let missing: Vec<usize> =
