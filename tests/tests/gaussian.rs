@@ -1,59 +1,26 @@
 //! What every scheme loses of Gaussian weights, at the bits that it takes.
 
-use kbit_formats::gguf::{Gguf, GgufLayout, GgufWriter, NewTensor, Value, WriteOptions};
-use kbit_tests::{kbit_ok, repository};
-use kbit_types::GgmlType;
+mod hollow;
+
+use hollow::{Blocks, hollow_llama};
+use kbit_formats::gguf::Gguf;
+use kbit_scheme_kit::testing::gaussian;
+use kbit_tests::kbit_ok;
 use serde_json::Value as Json;
 use std::path::Path;
 
 const TENSOR: &str = "blk.0.ffn_up.weight";
 
-/// A model of one block with a Gaussian matrix, sums of twelve uniform numbers; all others are zeros, which take no disk.
-fn gaussian(folder: &Path, rows: u64, cols: u64) -> String {
-    let _ = kbit_ok(folder, &["convert", &repository("assets/family/s0"), "s0.gguf", "--scheme", "f32"]);
-    let small = Gguf::open(&folder.join("s0.gguf")).expect("a GGUF file");
-    let mut metadata = small.metadata().clone();
-    let vocab = small.tensor("token_embd.weight").expect("an embedding").dims[1];
-    for (key, value) in [
-        ("embedding_length", cols),
-        ("feed_forward_length", rows),
-        ("block_count", 1),
-        ("attention.head_count", 4),
-        ("attention.head_count_kv", 4),
-        ("rope.dimension_count", cols / 4),
-    ] {
-        metadata.insert(format!("llama.{key}"), Value::U32(u32::try_from(value).expect("small")));
-    }
-    for key in ["attention.key_length", "attention.value_length"] {
-        let _ = metadata.remove(&format!("llama.{key}"));
-    }
-    let tensors: Vec<NewTensor> = [
-        (TENSOR, vec![cols, rows]),
-        ("token_embd.weight", vec![cols, vocab]),
-        ("output_norm.weight", vec![cols]),
-        ("blk.0.attn_norm.weight", vec![cols]),
-        ("blk.0.attn_q.weight", vec![cols, cols]),
-        ("blk.0.attn_k.weight", vec![cols, cols]),
-        ("blk.0.attn_v.weight", vec![cols, cols]),
-        ("blk.0.attn_output.weight", vec![cols, cols]),
-        ("blk.0.ffn_norm.weight", vec![cols]),
-        ("blk.0.ffn_gate.weight", vec![cols, rows]),
-        ("blk.0.ffn_down.weight", vec![rows, cols]),
-    ]
-    .map(|(name, dims)| NewTensor { name: name.to_owned(), dims, ty: GgmlType::F32 })
-    .into();
-    let layout = GgufLayout::new(&metadata, &tensors, 32).expect("a layout");
-    let options = WriteOptions { overwrite: false, keep_partial: false };
-    let writer = GgufWriter::create(&layout, &folder.join("gaussian.gguf"), &options).expect("a file");
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32
-    };
-    let values = (0..rows * cols).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0);
-    let bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
-    writer.write_at(0, 0, &bytes).expect("written");
-    writer.finish().expect("finished");
+/// A model of one block with a Gaussian matrix.
+fn gaussian_model(folder: &Path, rows: u32, cols: u32) -> String {
+    let blocks = Blocks { count: 1, hidden: cols, inner: rows, heads: 4 };
+    hollow_llama(folder, "gaussian.gguf", &blocks, |writer, index, tensor, _| {
+        if tensor.name == TENSOR {
+            let values = gaussian(rows as usize * cols as usize);
+            let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
+            writer.write_at(index, 0, &bytes).expect("written");
+        }
+    });
     "gaussian.gguf".to_owned()
 }
 
@@ -77,7 +44,7 @@ fn lost(folder: &Path, model: &str, scheme: &str) -> (f64, f64) {
 #[test]
 fn no_scheme_loses_less_than_theory_allows_and_trellis_loses_little_more() {
     let folder = tempfile::tempdir().expect("a folder");
-    let model = gaussian(folder.path(), 32, 1024);
+    let model = gaussian_model(folder.path(), 32, 1024);
     for (scheme, most) in [
         ("trellis:bits=2,state_bits=10", 1.2),
         ("trellis:bits=3,state_bits=10", 1.23),
@@ -93,13 +60,13 @@ fn no_scheme_loses_less_than_theory_allows_and_trellis_loses_little_more() {
     }
 }
 
-/// The table of docs/guide/convert.md: `cargo test --release -p kbit-tests --test gaussian -- --ignored --nocapture`.
+/// The table of docs/benchmarks.md: `cargo test --release -p kbit-tests --test gaussian -- --ignored --nocapture`.
 #[test]
 #[ignore = "a table to read, minutes of computing"]
 #[expect(clippy::print_stdout, reason = "a table to read")]
 fn every_scheme_on_a_large_matrix() {
     let folder = tempfile::tempdir().expect("a folder");
-    let model = gaussian(folder.path(), 1024, 4096);
+    let model = gaussian_model(folder.path(), 1024, 4096);
     let ggml = "iq1_m iq2_s q2_k iq3_xxs iq3_s q3_k iq4_xs iq4_nl q4_k q4_0 q4_1 q5_k q5_0 q5_1 q6_k q8_0 \
                 tq1_0 tq2_0 mxfp4 nvfp4 q1_0 q2_0";
     let mut schemes: Vec<String> = ggml.split_whitespace().map(|name| format!("ggml:{name}")).collect();
@@ -116,16 +83,11 @@ fn every_scheme_on_a_large_matrix() {
     for (dim, bits) in [(4, 8), (2, 5), (2, 6), (2, 8), (2, 10)] {
         schemes.push(format!("vq:dim={dim},bits={bits}"));
     }
-    let mut rows: Vec<(f64, f64, String)> = schemes
-        .into_iter()
-        .map(|scheme| {
-            let (bits, error) = lost(folder.path(), &model, &scheme);
-            (bits, error, scheme)
-        })
-        .collect();
-    rows.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let found = schemes.into_iter().map(|scheme| (lost(folder.path(), &model, &scheme), scheme));
+    let mut rows: Vec<((f64, f64), String)> = found.collect();
+    rows.sort_by(|a, b| a.0.0.total_cmp(&b.0.0));
     println!("| bits | scheme | relative squared error | times the limit |\n|---|---|---|---|");
-    for (bits, error, scheme) in rows {
+    for ((bits, error), scheme) in rows {
         println!("| {bits:.3} | `{scheme}` | {error:.5} | {:.2} |", error / 4f64.powf(-bits));
     }
 }

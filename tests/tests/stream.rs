@@ -1,8 +1,9 @@
 //! Models larger than memory: read block by block, under a limit on the process's memory.
 
-use kbit_formats::gguf::{Gguf, GgufLayout, GgufWriter, NewTensor, Value, WriteOptions};
+mod hollow;
+
+use hollow::{Blocks, hollow_llama};
 use kbit_tests::{kbit_fails, kbit_ok, kbit_path, repository};
-use kbit_types::GgmlType;
 use serde_json::Value as Json;
 use std::path::Path;
 use std::process::Command;
@@ -14,63 +15,24 @@ const HIDDEN: u32 = 1024;
 const INNER: u32 = 4096;
 const BLOCKS: u32 = 24;
 
-/// A Llama of 1.6 GB in f32. Its blocks are zeros, which take no disk, and pass the embedding on as it is; that and the vocabulary are those
-/// of a small model.
+/// A Llama of 1.6 GB in f32. Its blocks are zeros and pass the embedding on as it is; that and the vocabulary are those of a small model.
 fn large(folder: &Path) -> String {
-    let small = folder.join("s0.gguf");
-    let _ = kbit_ok(folder, &["convert", &repository("assets/family/s0"), "s0.gguf", "--scheme", "f32"]);
-    let gguf = Gguf::open(&small).expect("a GGUF file");
-    let mut metadata = gguf.metadata().clone();
-    for (key, value) in [
-        ("embedding_length", HIDDEN),
-        ("feed_forward_length", INNER),
-        ("block_count", BLOCKS),
-        ("attention.head_count", 16),
-        ("attention.head_count_kv", 16),
-        ("rope.dimension_count", HIDDEN / 16),
-    ] {
-        metadata.insert(format!("llama.{key}"), Value::U32(value));
-    }
-    for key in ["attention.key_length", "attention.value_length"] {
-        let _ = metadata.remove(&format!("llama.{key}"));
-    }
-    let known = gguf.tensor("token_embd.weight").expect("an embedding");
-    let (width, vocab) = (known.dims[0], known.dims[1]);
-    let (hidden, inner) = (u64::from(HIDDEN), u64::from(INNER));
-    let mut tensors = vec![("token_embd.weight".to_owned(), vec![hidden, vocab])];
-    tensors.push(("output_norm.weight".to_owned(), vec![hidden]));
-    for block in 0..BLOCKS {
-        for (part, dims) in [
-            ("attn_norm", vec![hidden]),
-            ("attn_q", vec![hidden, hidden]),
-            ("attn_k", vec![hidden, hidden]),
-            ("attn_v", vec![hidden, hidden]),
-            ("attn_output", vec![hidden, hidden]),
-            ("ffn_norm", vec![hidden]),
-            ("ffn_gate", vec![hidden, inner]),
-            ("ffn_up", vec![hidden, inner]),
-            ("ffn_down", vec![inner, hidden]),
-        ] {
-            tensors.push((format!("blk.{block}.{part}.weight"), dims));
-        }
-    }
-    let tensors: Vec<NewTensor> =
-        tensors.into_iter().map(|(name, dims)| NewTensor { name, dims, ty: GgmlType::F32 }).collect();
-    let layout = GgufLayout::new(&metadata, &tensors, 32).expect("a layout");
-    let options = WriteOptions { overwrite: false, keep_partial: false };
-    let writer = GgufWriter::create(&layout, &folder.join("large.gguf"), &options).expect("a file");
-    for (index, tensor) in tensors.iter().enumerate() {
+    let blocks = Blocks { count: BLOCKS, hidden: HIDDEN, inner: INNER, heads: 16 };
+    hollow_llama(folder, "large.gguf", &blocks, |writer, index, tensor, small| {
         if tensor.dims.len() == 1 {
             writer.write_at(index, 0, &1f32.to_le_bytes().repeat(HIDDEN as usize)).expect("written");
         }
-    }
-    // Each row of the small embedding, and zeros.
-    let mut row = vec![0; known.dims[0] as usize * 4];
-    for token in 0..vocab {
-        gguf.read_at(known, token * width * 4, &mut row).expect("read");
-        writer.write_at(0, token * hidden * 4, &row).expect("written");
-    }
-    writer.finish().expect("finished");
+        if tensor.name == "token_embd.weight" {
+            // Each row of the small embedding, and zeros.
+            let known = small.tensor(&tensor.name).expect("an embedding");
+            let (width, vocab) = (known.dims[0], known.dims[1]);
+            let mut row = vec![0; width as usize * 4];
+            for token in 0..vocab {
+                small.read_at(known, token * width * 4, &mut row).expect("read");
+                writer.write_at(index, token * u64::from(HIDDEN) * 4, &row).expect("written");
+            }
+        }
+    });
     "large.gguf".to_owned()
 }
 

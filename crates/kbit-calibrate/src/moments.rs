@@ -20,7 +20,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use kbit_engine::{Attention, MatrixName, Model, Observer, Passed, Rows, Session};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// An input that tensors share, and which matters to all of them alike: their second moments are the same, and are gathered once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,13 +235,17 @@ impl Attended {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Inputs {
     fn take_seen(&self) -> Vec<Seen> {
-        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.seen))
     }
 
     fn take_attended(&self) -> Vec<Attended> {
-        std::mem::take(&mut *self.attended.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.attended))
     }
 }
 
@@ -251,8 +255,7 @@ impl Observer for Inputs {
         let wanted = matrices.iter().filter(|matrix| self.squares.wants(&matrix.tensor));
         let matrices: Vec<MatrixName> = wanted.map(|matrix| (*matrix).clone()).collect();
         if !matrices.is_empty() {
-            let seen = Seen { matrices, rows: Copied::of(inputs) };
-            self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+            lock(&self.seen).push(Seen { matrices, rows: Copied::of(inputs) });
         }
     }
 
@@ -262,7 +265,7 @@ impl Observer for Inputs {
 
     fn attention(&self, attention: &Attention<'_>) {
         let Attention { kv_head, key, value, inputs, weights } = *attention;
-        let mut attended = self.attended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut attended = lock(&self.attended);
         if kv_head == 0 {
             attended.push(Attended {
                 key: key.tensor.clone(),

@@ -104,11 +104,7 @@ impl SliceSource<'_> {
 
     /// Second moments of the slice's inputs, where the plan gives them to the scheme.
     fn moments(&self) -> Result<Option<Vec<f32>>, PipelineError> {
-        let Some(importance) = self.file.importance.as_ref().filter(|_| self.tensor.moments) else {
-            return Ok(None);
-        };
-        let source = self.file.edits.original_name(&self.info.tensor);
-        Ok(Some(importance.matrix.read_moments(&source, self.info.slice)?))
+        if self.tensor.moments { self.known_moments() } else { Ok(None) }
     }
 
     /// Second moments of the slice's inputs, whether or not its scheme is told. `None` where they are not known.

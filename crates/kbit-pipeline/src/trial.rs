@@ -72,10 +72,9 @@ impl SquaredError {
         first: u64,
         step: u64,
     ) -> Self {
-        let sampled = |number: u64| number.is_multiple_of(step);
         let rows = (first..).zip(source.chunks(cols).zip(encoded.chunks(cols)));
         let (mut own, mut errors) = (Vec::new(), Vec::new());
-        for (_, (source, encoded)) in rows.filter(|(number, _)| sampled(*number)) {
+        for (_, (source, encoded)) in rows.filter(|(number, _)| number.is_multiple_of(step)) {
             own.extend_from_slice(source);
             errors.extend(source.iter().zip(encoded).map(|(w, v)| v - w));
         }

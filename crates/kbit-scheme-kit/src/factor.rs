@@ -152,8 +152,7 @@ impl Factor {
 
     /// What is to be taken from each of the places after `place`, for an error of 1 there.
     #[inline(always)]
-    #[must_use]
-    pub fn after(&self, place: usize) -> &[f32] {
+    fn after(&self, place: usize) -> &[f32] {
         let start = place * (2 * self.cols - place - 1) / 2;
         &self.rows[start..][..self.cols - place - 1]
     }

@@ -56,14 +56,12 @@ fn transpose(matrix: &mut [f32], cols: usize) {
 pub(crate) struct Rows {
     /// `[rows][cols]` of unit variance, corrected so far; then as many rows of corrections for the sake of the scales, which begin as zeros.
     targets: Vec<f32>,
-    /// `[rows][cols]`.
-    pub(crate) windows: Vec<u32>,
     /// Errors of a stretch, a row for each of `targets`.
     errors: Vec<f32>,
 }
 
 impl Rows {
-    /// Finds windows for `rows` `[n][cols]`, rotated and of unit variance; their number is at most [`ROWS`]. Returns for each row the
+    /// Finds `windows`, as many, for `rows` `[n][cols]`, rotated and of unit variance; their number is at most [`ROWS`]. Returns for each row the
     /// factor by which the values of its windows cost the least.
     pub(crate) fn search(
         &mut self,
@@ -72,12 +70,12 @@ impl Rows {
         search: &mut Search<'_>,
         rows: &[f32],
         cols: usize,
+        windows: &mut [u32],
     ) -> Vec<f64> {
         let count = rows.len() / cols;
         self.targets.clear();
         self.targets.extend_from_slice(rows);
         self.targets.resize(2 * rows.len(), 0.0);
-        self.windows.resize(rows.len(), 0);
         self.errors.resize(2 * count * STRETCH, 0.0);
         let ahead = STRETCH + (2 * WINDOWS_AHEAD * code.window() / code.pair()) as usize;
         let ends: Vec<u32> = rows.chunks_exact(cols).map(|row| search.seam(row)).collect();
@@ -91,7 +89,7 @@ impl Rows {
             for row in 0..count {
                 let place = |column: usize| row * cols + column;
                 let target = &mut targets[place(first)..place(cols)];
-                let windows = &mut self.windows[place(block.start)..place(block.end)];
+                let windows = &mut windows[place(block.start)..place(block.end)];
                 starts[row] = search.stretch(target, ahead, first, starts[row], ends[row], windows);
                 let own = &mut own[place(first)..place(block.end)];
                 for (index, window) in windows.iter().enumerate() {

@@ -194,12 +194,10 @@ impl Trellised {
     /// Finds windows for the rows of `space.rotated`. Returns for each row the factor of its values with the least error.
     fn find(&self, job: &Job, cols: usize, space: &mut Space<'_>) -> Vec<f64> {
         let Space { search, rotated, windows, fed_back } = space;
-        if let Some(factor) = &job.factor {
-            let factors = fed_back.search(factor, self.code, search, rotated, cols);
-            std::mem::swap(windows, &mut fed_back.windows);
-            return factors;
-        }
         windows.resize(rotated.len(), 0);
+        if let Some(factor) = &job.factor {
+            return fed_back.search(factor, self.code, search, rotated, cols, windows);
+        }
         let rows = rotated.chunks_exact(cols).zip(windows.chunks_exact_mut(cols));
         rows.map(|(row, windows)| {
             search.closed(row, windows);
