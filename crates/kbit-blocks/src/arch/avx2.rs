@@ -6,6 +6,7 @@
 
 pub(super) mod block;
 pub(super) mod dot;
+mod rows;
 mod search;
 
 use self::dot::{
@@ -16,7 +17,7 @@ use super::{for_kernels, kernel, portable};
 use crate::dot::Operands;
 use crate::grid::{Around, Grid, Group, NOTHING, Nearest, OFF_GRID, UNIT};
 use crate::panel::Source;
-use kbit_types::IntegerPanel;
+use kbit_types::{GgmlType, IntegerPanel, PackedActivation};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and F16C.
@@ -27,6 +28,18 @@ impl Avx2 {
     /// The proof, if it holds.
     pub(crate) fn new() -> Option<Self> {
         (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")).then_some(Self(()))
+    }
+
+    /// See [`rows::dot_integers`].
+    pub(crate) fn dot_integers(
+        self,
+        ty: GgmlType,
+        source: Source<'_>,
+        x: PackedActivation<'_>,
+        out: &mut [f32],
+    ) -> bool {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { rows::dot_integers(ty, source, x, out) }
     }
 }
 

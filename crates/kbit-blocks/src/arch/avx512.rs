@@ -57,8 +57,11 @@ impl Avx512 {
         x: PackedActivation<'_>,
         out: &mut [f32],
     ) -> bool {
-        // SAFETY: a `Vnni` exists only where the CPU has the features.
-        self.vnni.is_some() && unsafe { rows::dot_integers(ty, source, x, out) }
+        match self.vnni {
+            // SAFETY: the proof exists only where the CPU has VNNI and VBMI.
+            Some(Vnni(())) => unsafe { rows::dot_integers(ty, source, x, out) },
+            None => self.avx2.dot_integers(ty, source, x, out),
+        }
     }
 }
 

@@ -18,6 +18,8 @@ pub(crate) mod portable;
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod rows;
 
 /// Instruction sets that there are kernels for, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,14 +94,13 @@ impl Kernels {
         x: PackedActivation<'_>,
         out: &mut [f32],
     ) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if let Set::Avx512(kernels) = self.0
-            && source.rows >= 16
-        {
-            return kernels.dot_integers(ty, source, x, out);
+        match self.0 {
+            Set::Portable => false,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2(kernels) => kernels.dot_integers(ty, source, x, out),
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(kernels) => kernels.dot_integers(ty, source, x, out),
         }
-        let _ = (ty, source, x, out);
-        false
     }
 }
 /// The only list of kernels, by signature, which it hands to a macro. After the name: how AVX2 and how AVX-512 come by it, as
