@@ -126,14 +126,15 @@ impl Kernels {
     }
 
     /// Products of rows with one activation `x` (see [`Line`]), as tiles of blocks of units give them; false, and `out` is as it was, where
-    /// there is no faster way than tiles.
+    /// there is no faster way than tiles. Subnormal weights of bf16 count as zero.
     pub(crate) fn line(&self, line: Line, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if let Set::Avx512(kernels) = self.0 {
-            return kernels.line(line, weights, x, out);
+        match self.0 {
+            Set::Portable(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2(kernels) => kernels.line(line, weights, x, out),
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(kernels) => kernels.line(line, weights, x, out),
         }
-        let _ = (line, weights, x, out);
-        false
     }
 
     /// Products of integers: see [`Terms`](kbit_types::Terms). Equal bits with every instruction set.
@@ -141,14 +142,16 @@ impl Kernels {
         with!(self.multiply_integers(product));
     }
 
-    /// True where stored bf16 may be multiplied as they are: where subnormal ones count as zero, as [`Kernels::round_bf16`] makes
-    /// them.
-    pub(crate) fn multiplies_bf16(&self) -> bool {
+    /// Subnormal bf16 become zero, as [`Kernels::round_bf16`] makes them, for [`Kernels::tile_bf16`].
+    pub(crate) fn normalize_bf16(&self, units: &mut [u32]) {
+        // Its instructions do that.
         #[cfg(target_arch = "x86_64")]
-        if let Set::Avx512(kernels) = self.0 {
-            return kernels.multiplies_bf16();
+        if let Set::Avx512(kernels) = self.0
+            && kernels.drops_subnormal_bf16()
+        {
+            return;
         }
-        false
+        with!(self.normalize_bf16(units));
     }
 
     /// `out[i] = sum(a[i][k] * b[k])` in the order of `k`, added to `out[i]` if `add`: `a` `[m, terms]`,

@@ -192,7 +192,7 @@ impl Weight {
             }
             (Operand::Floats { format, .. }, ..) => {
                 if out.rows() == 1
-                    && let Some((line, rows)) = self.stored(compute, format, first, count)
+                    && let Some((line, rows)) = self.stored(format, first, count)
                     && compute.kernels.line(line, rows, bytemuck::cast_slice(packed), out.row_mut(0))
                 {
                     return Ok(());
@@ -224,7 +224,7 @@ impl Weight {
         let in_place = match operand {
             Operand::Integers { .. } => true,
             Operand::Fused { .. } => false,
-            Operand::Floats { format, .. } => self.stored(compute, format, 0, 0).is_some(),
+            Operand::Floats { format, .. } => self.stored(format, 0, 0).is_some(),
         };
         if tokens == 1 && in_place {
             let most = self.rows.div_ceil(threads).next_multiple_of(unit);
@@ -236,22 +236,13 @@ impl Weight {
     }
 
     /// Rows `first..first + count` as they are stored, where activations of the format can be multiplied with them.
-    fn stored(
-        &self,
-        compute: &Compute,
-        format: Format,
-        first: usize,
-        count: usize,
-    ) -> Option<(Line, Units<'_>)> {
+    fn stored(&self, format: Format, first: usize, count: usize) -> Option<(Line, Units<'_>)> {
         let (line, all, bytes): (Line, &[u8], usize) = match format {
             Format::F32 => match (self.codec.as_f32(), self.codec.as_f16()) {
                 (Some(all), _) => (Line::F32, bytemuck::cast_slice(all), 4 * self.cols),
                 (None, all) => (Line::F16, bytemuck::cast_slice(all?), 2 * self.cols),
             },
-            Format::Bf16 if compute.kernels.multiplies_bf16() => {
-                (Line::Bf16, bytemuck::cast_slice(self.codec.as_bf16()?), 2 * self.cols)
-            }
-            Format::Bf16 => return None,
+            Format::Bf16 => (Line::Bf16, bytemuck::cast_slice(self.codec.as_bf16()?), 2 * self.cols),
         };
         Some((line, Units::new(&all[first * bytes..(first + count) * bytes], count, bytes, bytes)))
     }
@@ -266,7 +257,7 @@ impl Weight {
         work: impl FnOnce(Units<'_>) -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
         let cols = self.cols;
-        if let Some((Line::F32 | Line::Bf16, rows)) = self.stored(compute, format, first, count) {
+        if let Some((Line::F32 | Line::Bf16, rows)) = self.stored(format, first, count) {
             return work(rows);
         }
         match format {
@@ -517,6 +508,9 @@ fn multiply_tiles(
             let block = BLOCK.min(units - unit);
             let panel = &mut panel[..block * PANEL];
             kernels.interleave(weights.window(row, rows, unit, block), PANEL, panel);
+            if format == Format::Bf16 {
+                kernels.normalize_bf16(panel);
+            }
             for token in (0..tokens).step_by(TOKENS) {
                 let count = TOKENS.min(tokens - token);
                 let x = &packed[token * units + unit * count..][..block * count];

@@ -66,6 +66,49 @@ fn a_product_depends_on_its_row_and_its_activation_alone() {
 }
 
 #[test]
+fn one_token_of_floats_is_multiplied_as_many_are() {
+    for (rows, cols) in [(15, 40), (16, 1), (17, 3), (23, 33), (31, 264), (40, 515), (48, 1030), (75, 48)] {
+        let x = noise(2 * cols, 1);
+        for (ty, mode) in
+            [(GgmlType::F32, Mode::F32), (GgmlType::F16, Mode::F32), (GgmlType::BF16, Mode::Bf16)]
+        {
+            let codec = blocks(ty, rows, cols, 3);
+            for kernels in InstructionSet::ALL.into_iter().filter_map(Kernels::of) {
+                let both = product(&codec, mode, kernels, &x);
+                let each: Vec<f32> = x.chunks(cols).flat_map(|x| product(&codec, mode, kernels, x)).collect();
+                assert_eq!(bits(&both), bits(&each), "{ty}, {rows} x {cols}, {kernels:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn subnormal_bf16_count_as_zero() {
+    let (rows, cols) = (35, 52);
+    let numbers: Vec<u16> = (0..rows * cols)
+        .map(|i| match i % 3 {
+            // Of either sign, up to the largest that has no exponent.
+            0 => (i % 128) as u16 | (i as u16 & 1) << 15,
+            _ => half::bf16::from_f32((i % 17) as f32 - 8.0).to_bits(),
+        })
+        .collect();
+    let zeros = numbers.iter().map(|bits| if bits & 0x7f80 == 0 { 0 } else { *bits });
+    let zeros: Vec<u16> = zeros.collect();
+    let codec = |numbers: &[u16]| -> Arc<dyn Codec> {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        Arc::new(BlockCodec::new("w", GgmlType::BF16, rows as u64, cols as u64, bytes).unwrap())
+    };
+    let x: Vec<f32> = noise(13 * cols, 1).iter().map(|x| x * 1e30).collect();
+    for tokens in [1, 13] {
+        let x = &x[..tokens * cols];
+        for kernels in InstructionSet::ALL.into_iter().filter_map(Kernels::of) {
+            let got = product(&codec(&numbers), Mode::Bf16, kernels, x);
+            assert_eq!(got, product(&codec(&zeros), Mode::Bf16, kernels, x), "{tokens} tokens, {kernels:?}");
+        }
+    }
+}
+
+#[test]
 fn instruction_sets_agree() {
     let (tokens, rows, cols) = (14, 37, 1280);
     let x = noise(tokens * cols, 1);

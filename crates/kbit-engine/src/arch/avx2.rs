@@ -1,4 +1,4 @@
-//! AVX2 with FMA.
+//! AVX2 with FMA and F16C.
 //!
 //! Sums in the same 16 lanes and the same order as AVX-512, in two vectors of 8, so both give equal bits.
 //!
@@ -13,11 +13,12 @@ use super::shared_kernels;
 use crate::buffer::{Rows, RowsMut};
 use std::arch::x86_64::*;
 
-/// Proof that the CPU has AVX2 and FMA.
+/// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2(());
 
 mod integers;
+mod line;
 mod tile;
 
 shared_kernels!(Avx2, "avx2,fma", Fused);
@@ -28,8 +29,10 @@ const HALF: usize = LANES / 2;
 impl Avx2 {
     /// The proof, if the CPU can give it.
     pub(crate) fn new() -> Option<Self> {
-        (std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma"))
-            .then_some(Self(()))
+        (std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("fma")
+            && std::arch::is_x86_feature_detected!("f16c"))
+        .then_some(Self(()))
     }
 
     /// Multiply-adds at full speed; returns how many, and a number that depends on all of them.

@@ -15,7 +15,7 @@ use std::arch::x86_64::*;
 mod integers;
 mod tile;
 
-/// Proof that the CPU has AVX-512F, VL and DQ, AVX2 and FMA.
+/// Proof that the CPU has AVX-512F, VL and DQ, and what [`Avx2`] proves.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512 {
     avx2: Avx2,
@@ -47,7 +47,7 @@ impl Avx512 {
     }
 
     /// True where products of bf16 have instructions of their own, which take subnormal numbers for zero.
-    pub(crate) fn multiplies_bf16(self) -> bool {
+    pub(crate) fn drops_subnormal_bf16(self) -> bool {
         self.bf16
     }
 

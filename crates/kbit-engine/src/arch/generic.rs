@@ -203,6 +203,14 @@ pub(crate) fn round_bf16(x: &[f32], out: &mut [u16]) {
     }
 }
 
+/// Bf16 without an exponent become zero.
+#[inline(always)]
+pub(crate) fn normalize_bf16(units: &mut [u32]) {
+    for number in bytemuck::cast_slice_mut::<u32, u16>(units) {
+        *number = if *number & 0x7f80 == 0 { 0 } else { *number };
+    }
+}
+
 /// The Walsh-Hadamard transform of each `run` numbers of `x`, a power of two, over the root of `run`: orthonormal, and its own inverse.
 #[inline(always)]
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "rounded to f32 once")]

@@ -81,6 +81,16 @@ macro_rules! shared_kernels {
                 unsafe { run(x, out) }
             }
 
+            /// See [`generic::normalize_bf16`].
+            pub(crate) fn normalize_bf16(self, units: &mut [u32]) {
+                #[target_feature(enable = $feature)]
+                fn run(units: &mut [u32]) {
+                    generic::normalize_bf16(units);
+                }
+                // SAFETY: `self` exists only where the CPU has the features.
+                unsafe { run(units) }
+            }
+
             /// See [`generic::silu_mul`].
             pub(crate) fn silu_mul(self, gate: &mut [f32], up: &[f32]) {
                 #[target_feature(enable = $feature)]

@@ -55,6 +55,11 @@ impl Portable {
         generic::round_bf16(x, out);
     }
 
+    /// See [`generic::normalize_bf16`].
+    pub(crate) fn normalize_bf16(self, units: &mut [u32]) {
+        generic::normalize_bf16(units);
+    }
+
     /// See [`Kernels::tile_f32`](crate::Kernels::tile_f32).
     pub(crate) fn tile_f32(self, tile: Tile<'_, '_>) {
         tile_f32::<Native>(tile);

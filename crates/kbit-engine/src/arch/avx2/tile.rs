@@ -84,9 +84,10 @@ fn interleave(from: Units<'_>, width: usize, to: &mut [u32]) {
     generic::interleave(from, width, to, whole);
 }
 
-/// A function that computes a tile, and the one for a fixed number of activations that it calls: `$add` is the sum after one unit.
+/// A function that computes a tile, and the one for a fixed number of activations that it calls: `$float`s are the floats of a unit, which
+/// are multiplied one after the other, so that 12 sums, two vectors of weights and one of activations fit into 16 registers.
 macro_rules! tiles {
-    ($tiles:ident, $tile:ident, |$sum:ident, $w:ident, $x:ident| $add:expr) => {
+    ($tiles:ident, $tile:ident, $($float:ident)*) => {
         #[target_feature(enable = "avx2,fma")]
         fn $tiles(tile: &mut Tile<'_, '_>) {
             let (tokens, rows) = (tile.out().rows(), tile.out().cols());
@@ -121,14 +122,15 @@ macro_rules! tiles {
                 // SAFETY: `w` has PANEL units, and `x` has `tokens`, for each of the tile's.
                 unsafe {
                     let w = w.add(unit * PANEL + col);
-                    let w = [_mm256_loadu_ps(w), _mm256_loadu_ps(w.add(LANES))];
-                    for (m, sums) in sums.iter_mut().enumerate() {
-                        let $x = _mm256_broadcast_ss(&*x.add(unit * tokens + token + m));
-                        for (sum, $w) in sums.iter_mut().zip(w) {
-                            let $sum = *sum;
-                            *sum = $add;
+                    $({
+                        let w = [0, LANES].map(|lane| $float(_mm256_loadu_ps(w.add(lane))));
+                        for (m, sums) in sums.iter_mut().enumerate() {
+                            let x = $float(_mm256_broadcast_ss(&*x.add(unit * tokens + token + m)));
+                            for (sum, w) in sums.iter_mut().zip(w) {
+                                *sum = _mm256_fmadd_ps(w, x, *sum);
+                            }
                         }
-                    }
+                    })*
                 }
             }
             let (width, more) = (tile.out().cols() - col, tile.add());
@@ -147,22 +149,26 @@ macro_rules! tiles {
     };
 }
 
-tiles! { tiles_f32, tile_f32, |sum, w, x| _mm256_fmadd_ps(w, x, sum) }
-tiles! {
-    tiles_bf16, tile_bf16,
-    |sum, w, x| _mm256_fmadd_ps(first(w), first(x), _mm256_fmadd_ps(second(w), second(x), sum))
+tiles! { tiles_f32, tile_f32, only }
+tiles! { tiles_bf16, tile_bf16, second first }
+
+/// The only float of each unit.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn only(float: __m256) -> __m256 {
+    float
 }
 
 /// The first bf16 of each unit, as a float.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn first(pair: __m256) -> __m256 {
+pub(super) fn first(pair: __m256) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(pair)))
 }
 
 /// The second bf16 of each unit, as a float.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn second(pair: __m256) -> __m256 {
+pub(super) fn second(pair: __m256) -> __m256 {
     _mm256_and_ps(pair, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32.cast_signed())))
 }

@@ -45,7 +45,8 @@ impl Avx512 {
             match line {
                 Line::F32 => line_f32(weights, x, out),
                 Line::F16 => weights.bytes().is_multiple_of(4) && line_f16(weights, x, out),
-                Line::Bf16 => self.bf16 && line_bf16(weights, x, out),
+                Line::Bf16 if self.bf16 => line_bf16(weights, x, out),
+                Line::Bf16 => self.avx2.line(line, weights, x, out),
             }
         }
     }
