@@ -46,6 +46,13 @@ pub(super) fn table(levels: &[i8; 16], offset: u8) -> __m256i {
     _mm256_broadcastsi128_si256(load_16(&levels.map(|level| level.cast_unsigned().wrapping_add(offset))))
 }
 
+/// What a table has for low and high halves.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn looked_up(table: __m256i, [low, high]: [__m256i; 2]) -> [__m256i; 2] {
+    [_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(table, high)]
+}
+
 /// Sums of the halves of four vectors: four of low halves, four of high ones.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
@@ -93,7 +100,9 @@ pub(super) fn correction(x: &PackedActivation<'_>, block: usize, scales: __m128i
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn scales_of_q3_k(block: &Q3_K) -> __m128i {
-    let [low, high, top] = [0, 1, 2].map(|word| u32::from_le_bytes(block.scales.as_chunks::<4>().0[word]));
+    let scales = block.scales.as_chunks::<4>().0;
+    let (low, high) = (u32::from_le_bytes(scales[0]), u32::from_le_bytes(scales[1]));
+    let top = u32::from_le_bytes(scales[2]);
     let word = |four: u32, shift: u32, part: u32| {
         (four >> shift & 0x0f0f_0f0f | (top >> part & 0x0303_0303) << 4).cast_signed()
     };
@@ -118,8 +127,13 @@ pub(super) fn scales_of_iq4_xs(block: &IQ4_XS) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn pairs_of_bits(q: __m256i) -> [__m256i; 4] {
-    [q, _mm256_srli_epi16::<2>(q), _mm256_srli_epi16::<4>(q), _mm256_srli_epi16::<6>(q)]
-        .map(|q| _mm256_and_si256(q, _mm256_set1_epi8(3)))
+    let mask = _mm256_set1_epi8(3);
+    [
+        _mm256_and_si256(q, mask),
+        _mm256_and_si256(_mm256_srli_epi16::<2>(q), mask),
+        _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask),
+        _mm256_and_si256(_mm256_srli_epi16::<6>(q), mask),
+    ]
 }
 
 #[inline]
@@ -141,8 +155,17 @@ pub(super) fn minimums_of(scales: &[u8; 12], x: &PackedActivation<'_>, at: usize
 /// A field of eight blocks, in half precision, as floats.
 macro_rules! halves {
     ($blocks:expr, $field:ident) => {{
-        let d = $blocks.map(|block| i16::from_le_bytes(block.$field.0));
-        _mm256_cvtph_ps(_mm_setr_epi16(d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]))
+        let blocks = $blocks;
+        _mm256_cvtph_ps(_mm_setr_epi16(
+            i16::from_le_bytes(blocks[0].$field.0),
+            i16::from_le_bytes(blocks[1].$field.0),
+            i16::from_le_bytes(blocks[2].$field.0),
+            i16::from_le_bytes(blocks[3].$field.0),
+            i16::from_le_bytes(blocks[4].$field.0),
+            i16::from_le_bytes(blocks[5].$field.0),
+            i16::from_le_bytes(blocks[6].$field.0),
+            i16::from_le_bytes(blocks[7].$field.0),
+        ))
     }};
 }
 
@@ -302,7 +325,8 @@ macro_rules! row_kernels {
             $features, rows_of_q8_0 of Q8_0, (),
             |a, b, _table| {
                 let (a, b) = (a.q.as_chunks::<16>().0, b.q.as_chunks::<16>().0);
-                [both(&a[0], &b[0]), both(&a[1], &b[1])].map(|q| _mm256_xor_si256(q, _mm256_set1_epi8(large(128).cast_signed())))
+                let offset = _mm256_set1_epi8(large(128).cast_signed());
+                [_mm256_xor_si256(both(&a[0], &b[0]), offset), _mm256_xor_si256(both(&a[1], &b[1]), offset)]
             },
             |eight| halves!(eight, d),
             |sum, w, y| _mm256_mul_ps(sum, _mm256_mul_ps(w, y[0]))
@@ -333,15 +357,18 @@ macro_rules! row_kernels {
         }
         rows_of_32! {
             $features, rows_of_iq4_nl of IQ4_NL, table(&iq4::LEVELS, large(127)),
-            |a, b, table| nibbles(both(&a.q, &b.q)).map(|q| _mm256_shuffle_epi8(table, q)),
+            |a, b, table| looked_up(table, nibbles(both(&a.q, &b.q))),
             |eight| halves!(eight, d),
             |sum, w, y| _mm256_mul_ps(sum, _mm256_mul_ps(w, y[0]))
         }
         rows_of_32! {
             $features, rows_of_mxfp4 of MXFP4, table(&fp4::LEVELS, 12),
-            |a, b, table| nibbles(both(&a.q, &b.q)).map(|q| _mm256_shuffle_epi8(table, q)),
+            |a, b, table| looked_up(table, nibbles(both(&a.q, &b.q))),
             |eight| {
-                let e = eight.map(|block| fp4::half_e8m0(block.e));
+                let mut e = [0.0; 8];
+                for (e, block) in e.iter_mut().zip(&eight) {
+                    *e = fp4::half_e8m0(block.e);
+                }
                 _mm256_setr_ps(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7])
             },
             |sum, w, y| _mm256_mul_ps(sum, _mm256_mul_ps(w, y[0]))

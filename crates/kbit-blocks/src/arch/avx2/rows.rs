@@ -43,7 +43,10 @@ macro_rules! rows_of_32 {
                     // SAFETY: there are as many blocks.
                     let $eight: [&$block; LANES] = unsafe { rows.blocks(block) };
                     let x = levels.as_chunks::<4>().0;
-                    let x = [0, 1].map(|half| _mm256_broadcastsi128_si256(load_16(&x[half])));
+                    let x = [
+                        _mm256_broadcastsi128_si256(load_16(&x[0])),
+                        _mm256_broadcastsi128_si256(load_16(&x[1])),
+                    ];
                     let mut sums = [_mm256_setzero_si256(); 4];
                     for (i, sum) in sums.iter_mut().enumerate() {
                         let ($a, $b) = ($eight[i], $eight[i + 4]);
@@ -93,7 +96,12 @@ macro_rules! rows_of_256 {
                             let $b = eight[lane];
                             *sum = $minimums;
                         }
-                        let both = std::array::from_fn(|i| _mm256_set_m128i(sums[i + 4], sums[i]));
+                        let both = [
+                            _mm256_set_m128i(sums[4], sums[0]),
+                            _mm256_set_m128i(sums[5], sums[1]),
+                            _mm256_set_m128i(sums[6], sums[2]),
+                            _mm256_set_m128i(sums[7], sums[3]),
+                        ];
                         let least = _mm256_cvtepi32_ps(sums_of_halves(both));
                         let least = _mm256_mul_ps(least, _mm256_mul_ps(halves!(eight, dmin), y));
                         let product = _mm256_sub_ps(product, least);
@@ -191,10 +199,12 @@ features! {
     fn products<const OFFSET: u8>(levels: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
         let ones = _mm256_set1_epi16(1);
         if OFFSET <= SMALL {
-            let [low, high] = [0, 1].map(|half| _mm256_maddubs_epi16(levels[half], x[half]));
+            let low = _mm256_maddubs_epi16(levels[0], x[0]);
+            let high = _mm256_maddubs_epi16(levels[1], x[1]);
             _mm256_madd_epi16(_mm256_add_epi16(low, high), ones)
         } else {
-            let [low, high] = [0, 1].map(|half| _mm256_madd_epi16(pairs::<OFFSET>(levels[half], x[half]), ones));
+            let low = _mm256_madd_epi16(pairs::<OFFSET>(levels[0], x[0]), ones);
+            let high = _mm256_madd_epi16(pairs::<OFFSET>(levels[1], x[1]), ones);
             _mm256_add_epi32(low, high)
         }
     }
@@ -231,14 +241,15 @@ features! {
 
     fn fifth_bits(first: u32, second: u32) -> [__m256i; 2] {
         let words = _mm256_set_m128i(_mm_set1_epi32(second.cast_signed()), _mm_set1_epi32(first.cast_signed()));
+        // Each byte gets the byte of its word that its bit is in.
+        let places = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0, 0x0101_0101_0101_0101);
+        let low = _mm256_shuffle_epi8(words, places);
+        let high = _mm256_shuffle_epi8(words, _mm256_add_epi8(places, _mm256_set1_epi8(2)));
         let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
-        [0x0101_0101_0101_0101, 0x0303_0303_0303_0303].map(|last| {
-            // Each byte gets the byte of its word that its bit is in.
-            let before = last - 0x0101_0101_0101_0101;
-            let bytes = _mm256_shuffle_epi8(words, _mm256_setr_epi64x(before, last, before, last));
-            let found = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
-            _mm256_and_si256(found, _mm256_set1_epi8(16))
-        })
+        let low = _mm256_cmpeq_epi8(_mm256_and_si256(low, bit), bit);
+        let high = _mm256_cmpeq_epi8(_mm256_and_si256(high, bit), bit);
+        let fifth = _mm256_set1_epi8(16);
+        [_mm256_and_si256(low, fifth), _mm256_and_si256(high, fifth)]
     }
 
     fn where_bit(bytes: __m256i, bit: usize, number: i8) -> __m256i {

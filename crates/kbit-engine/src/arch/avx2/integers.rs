@@ -215,7 +215,7 @@ unsafe fn tile<const M: usize, const U: usize, const K: usize, const T: u8>(
 /// 8 integers may be read.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn integers(from: *const i32) -> __m256i {
+pub(super) unsafe fn integers(from: *const i32) -> __m256i {
     // SAFETY: as this function's.
     unsafe { _mm256_loadu_si256(from.cast()) }
 }

@@ -37,23 +37,26 @@ const LANES: [[usize; 8]; 2] = [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13,
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn columns(firsts: [*const u8; 4], stride: usize, at: usize) -> [[__m256i; 2]; 4] {
-    let [a, b] = [0, 1].map(|vector| {
-        let lines: [__m256i; 4] = std::array::from_fn(|i| {
+    let mut columns = [[_mm256_setzero_si256(); 2]; 4];
+    for vector in 0..2 {
+        let mut lines = [_mm256_setzero_si256(); 4];
+        for (i, line) in lines.iter_mut().enumerate() {
+            let (first, second) = (firsts[vector], firsts[2 + vector]);
             // SAFETY: as this function's.
-            let half =
-                |four: usize| unsafe { _mm_loadu_si128(firsts[four].wrapping_add(at + i * stride).cast()) };
-            _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(half(vector)), half(2 + vector))
-        });
+            unsafe {
+                let first = _mm_loadu_si128(first.wrapping_add(at + i * stride).cast());
+                let second = _mm_loadu_si128(second.wrapping_add(at + i * stride).cast());
+                *line = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(first), second);
+            }
+        }
         let low = [_mm256_unpacklo_epi32(lines[0], lines[1]), _mm256_unpacklo_epi32(lines[2], lines[3])];
         let high = [_mm256_unpackhi_epi32(lines[0], lines[1]), _mm256_unpackhi_epi32(lines[2], lines[3])];
-        [
-            _mm256_unpacklo_epi64(low[0], low[1]),
-            _mm256_unpackhi_epi64(low[0], low[1]),
-            _mm256_unpacklo_epi64(high[0], high[1]),
-            _mm256_unpackhi_epi64(high[0], high[1]),
-        ]
-    });
-    std::array::from_fn(|column| [a[column], b[column]])
+        columns[0][vector] = _mm256_unpacklo_epi64(low[0], low[1]);
+        columns[1][vector] = _mm256_unpackhi_epi64(low[0], low[1]);
+        columns[2][vector] = _mm256_unpacklo_epi64(high[0], high[1]);
+        columns[3][vector] = _mm256_unpackhi_epi64(high[0], high[1]);
+    }
+    columns
 }
 
 /// `$add` is the sums after one unit `$w` of 16 rows, which meets `$n` units of the activation; `$ordered` is the sums of 16 rows in their
@@ -70,7 +73,10 @@ macro_rules! lines {
             assert!(x.len() == units && out.len() == rows && units > 0, "size of the operands");
             let whole = from.bytes() / 16 * 4;
             let step = |$sums: [__m256; 2], $w: [__m256i; 2], unit: usize| -> [__m256; 2] {
-                let $x = x[unit].map(|x| _mm256_set1_epi32(x.cast_signed()));
+                let mut $x = [_mm256_setzero_si256(); $n];
+                for (vector, x) in $x.iter_mut().zip(x[unit]) {
+                    *vector = _mm256_set1_epi32(x.cast_signed());
+                }
                 $add
             };
             for row in (0..rows).step_by(ROWS) {
@@ -120,35 +126,56 @@ macro_rules! lines {
 
 lines! {
     line_f32, 1, "avx2,fma",
-    |sums, w, x| {
-        let x = _mm256_castsi256_ps(x[0]);
-        [0, 1].map(|i| _mm256_fmadd_ps(_mm256_castsi256_ps(w[i]), x, sums[i]))
-    },
+    |sums, w, x| multiply(w, x[0], sums),
     |total| ordered(total)
 }
 lines! {
     line_f16, 2, "avx2,fma,f16c",
     |sums, w, x| {
-        let low = w.map(|w| _mm256_and_si256(w, _mm256_set1_epi32(0xffff)));
-        let high = w.map(|w| _mm256_srli_epi32::<16>(w));
-        let sums = multiply_halves(_mm256_packus_epi32(low[0], low[1]), x[0], sums);
-        multiply_halves(_mm256_packus_epi32(high[0], high[1]), x[1], sums)
+        let low = _mm256_set1_epi32(0xffff);
+        let low = _mm256_packus_epi32(_mm256_and_si256(w[0], low), _mm256_and_si256(w[1], low));
+        let high = _mm256_packus_epi32(_mm256_srli_epi32::<16>(w[0]), _mm256_srli_epi32::<16>(w[1]));
+        multiply(halves(high), x[1], multiply(halves(low), x[0], sums))
     },
     |total| total
 }
 lines! {
     line_bf16, 1, "avx2,fma",
     |sums, w, x| {
-        let (first_x, second_x) = (first(_mm256_castsi256_ps(x[0])), second(_mm256_castsi256_ps(x[0])));
-        [0, 1].map(|i| {
-            // Where a number has no exponent, it counts as zero.
-            let exponents = _mm256_and_si256(w[i], _mm256_set1_epi16(0x7f80));
-            let small = _mm256_cmpeq_epi16(exponents, _mm256_setzero_si256());
-            let w = _mm256_castsi256_ps(_mm256_andnot_si256(small, w[i]));
-            _mm256_fmadd_ps(first(w), first_x, _mm256_fmadd_ps(second(w), second_x, sums[i]))
-        })
+        let w = [normal(w[0]), normal(w[1])];
+        let sums = multiply([second(w[0]), second(w[1])], second(x[0]), sums);
+        multiply([first(w[0]), first(w[1])], first(x[0]), sums)
     },
     |total| ordered(total)
+}
+
+/// Adds products of floats.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn multiply(w: [__m256i; 2], x: __m256i, sums: [__m256; 2]) -> [__m256; 2] {
+    let x = _mm256_castsi256_ps(x);
+    [
+        _mm256_fmadd_ps(_mm256_castsi256_ps(w[0]), x, sums[0]),
+        _mm256_fmadd_ps(_mm256_castsi256_ps(w[1]), x, sums[1]),
+    ]
+}
+
+/// 16 half-precision numbers as floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn halves(w: __m256i) -> [__m256i; 2] {
+    [
+        _mm256_castps_si256(_mm256_cvtph_ps(_mm256_castsi256_si128(w))),
+        _mm256_castps_si256(_mm256_cvtph_ps(_mm256_extracti128_si256::<1>(w))),
+    ]
+}
+
+/// Pairs of bf16 with zero for those that have no exponent.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn normal(w: __m256i) -> __m256i {
+    let exponents = _mm256_and_si256(w, _mm256_set1_epi16(0x7f80));
+    _mm256_andnot_si256(_mm256_cmpeq_epi16(exponents, _mm256_setzero_si256()), w)
 }
 
 /// Lanes of two vectors in the order of their rows.
@@ -156,12 +183,4 @@ lines! {
 #[target_feature(enable = "avx2,fma")]
 fn ordered(of: [__m256; 2]) -> [__m256; 2] {
     [_mm256_permute2f128_ps::<0x20>(of[0], of[1]), _mm256_permute2f128_ps::<0x31>(of[0], of[1])]
-}
-
-/// Adds products of 16 half-precision numbers with `x`.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn multiply_halves(w: __m256i, x: __m256i, sums: [__m256; 2]) -> [__m256; 2] {
-    let w = [_mm256_castsi256_si128(w), _mm256_extracti128_si256::<1>(w)];
-    [0, 1].map(|i| _mm256_fmadd_ps(_mm256_cvtph_ps(w[i]), _mm256_castsi256_ps(x), sums[i]))
 }

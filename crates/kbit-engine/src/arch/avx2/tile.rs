@@ -2,6 +2,7 @@
 //! pairs of vectors wide.
 
 use super::Avx2;
+use super::integers::integers;
 use crate::arch::generic;
 use crate::packed::{PANEL, Tile, Units};
 use std::arch::x86_64::*;
@@ -117,23 +118,25 @@ macro_rules! tiles {
         #[target_feature(enable = "avx2,fma")]
         unsafe fn $tile<const M: usize>(tile: &mut Tile<'_, '_>, token: usize, tokens: usize, col: usize) {
             let mut sums = [[_mm256_setzero_ps(); 2]; M];
-            let (x, w) = (tile.x().as_ptr().cast::<f32>(), tile.w().as_ptr().cast::<f32>());
+            let (x, w) = (tile.x().as_ptr().cast::<i32>(), tile.w().as_ptr().cast::<i32>());
             for unit in 0..tile.units() {
                 // SAFETY: `w` has PANEL units, and `x` has `tokens`, for each of the tile's.
                 unsafe {
                     let w = w.add(unit * PANEL + col);
                     $({
-                        let w = [0, LANES].map(|lane| $float(_mm256_loadu_ps(w.add(lane))));
+                        let w = [$float(integers(w)), $float(integers(w.add(LANES)))];
                         for (m, sums) in sums.iter_mut().enumerate() {
-                            let x = $float(_mm256_broadcast_ss(&*x.add(unit * tokens + token + m)));
-                            for (sum, w) in sums.iter_mut().zip(w) {
-                                *sum = _mm256_fmadd_ps(w, x, *sum);
-                            }
+                            let x = $float(_mm256_set1_epi32(*x.add(unit * tokens + token + m)));
+                            let x = _mm256_castsi256_ps(x);
+                            sums[0] = _mm256_fmadd_ps(_mm256_castsi256_ps(w[0]), x, sums[0]);
+                            sums[1] = _mm256_fmadd_ps(_mm256_castsi256_ps(w[1]), x, sums[1]);
                         }
                     })*
                 }
             }
             let (width, more) = (tile.out().cols() - col, tile.add());
+            // Another array, so that the sums above need no place in memory.
+            let sums = sums;
             for (m, sums) in sums.iter().enumerate() {
                 let mut all = [0.0; 2 * LANES];
                 for (all, sum) in all.chunks_exact_mut(LANES).zip(sums) {
@@ -155,20 +158,20 @@ tiles! { tiles_bf16, tile_bf16, second first }
 /// The only float of each unit.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn only(float: __m256) -> __m256 {
+fn only(float: __m256i) -> __m256i {
     float
 }
 
 /// The first bf16 of each unit, as a float.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn first(pair: __m256) -> __m256 {
-    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(pair)))
+pub(super) fn first(pair: __m256i) -> __m256i {
+    _mm256_slli_epi32::<16>(pair)
 }
 
 /// The second bf16 of each unit, as a float.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn second(pair: __m256) -> __m256 {
-    _mm256_and_ps(pair, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32.cast_signed())))
+pub(super) fn second(pair: __m256i) -> __m256i {
+    _mm256_and_si256(pair, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()))
 }
