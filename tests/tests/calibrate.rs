@@ -1,6 +1,6 @@
 //! `kbit calibrate`: importance matrices gathered by kbit's own engine.
 
-use kbit_tests::{kbit_fails, kbit_ok, kl_divergence, repository};
+use kbit_tests::{kbit_fails, kbit_ok, kl_divergence, repository, shared};
 use serde_json::Value;
 use std::path::Path;
 
@@ -54,22 +54,35 @@ fn tensors(path: &Path) -> Vec<(String, Vec<f32>)> {
     gguf.tensors().iter().map(tensor).collect()
 }
 
-/// The file is what llama-imatrix of ggml 0.25.3 gathers, run with keys and values in f32 and without its blocked attention, in windows
-/// of 128 tokens: `-c 128 -b 128 --chunks 8 -ctk f32 -ctv f32 -fa off`.
-#[test]
-fn figures_are_those_of_llama_imatrix() {
+/// Gathers as llama-imatrix of ggml 0.25.3 has gathered the file `tests/data/{name}.llama-imatrix.gguf`, run with keys and values in f32 and
+/// without its blocked attention, in windows of 128 tokens: `-c 128 -b 128 --chunks N -ctk f32 -ctv f32 -fa off`.
+fn has_the_figures_of_llama_imatrix(name: &str, model: &str, chunks: &str, count: usize) {
     let folder = tempfile::tempdir().expect("a folder");
-    let options = ["--context", "128", "--chunks", "8"];
-    let _ = gathered(folder.path(), "assets/family/s0", &[TEXT], &options, "own.gguf");
+    let options = ["--context", "128", "--chunks", chunks];
+    let _ = gathered(folder.path(), model, &[TEXT], &options, "own.gguf");
     let own = tensors(&folder.path().join("own.gguf"));
-    let theirs = tensors(Path::new(&repository("tests/data/s0.llama-imatrix.gguf")));
-    assert_eq!(own.len(), 28);
-    for ((name, own), (other, theirs)) in own.iter().zip(&theirs) {
-        assert_eq!((name, own.len()), (other, theirs.len()));
+    let theirs = tensors(Path::new(&repository(&format!("tests/data/{name}.llama-imatrix.gguf"))));
+    assert_eq!(own.len(), count, "{name}");
+    for ((tensor, own), (other, theirs)) in own.iter().zip(&theirs) {
+        assert_eq!((tensor, own.len()), (other, theirs.len()), "{name}");
         for (column, (own, theirs)) in own.iter().zip(theirs).enumerate() {
             // Sums there are in single precision.
-            assert!((own / theirs - 1.0).abs() < 1e-4, "{name}, column {column}: {own}, {theirs}");
+            assert!((own / theirs - 1.0).abs() < 1e-4, "{name}, {tensor}, column {column}: {own}, {theirs}");
         }
+    }
+}
+
+#[test]
+fn figures_are_those_of_llama_imatrix() {
+    has_the_figures_of_llama_imatrix("s0", "assets/family/s0", "8", 28);
+}
+
+/// Each expert has a row of its own, and counts of its own tokens.
+#[test]
+fn figures_of_experts_are_those_of_llama_imatrix() {
+    for name in ["mixtral", "qwen3moe"] {
+        let Some(model) = shared(&format!("reference/hf/{name}")) else { return };
+        has_the_figures_of_llama_imatrix(name, model.to_str().expect("UTF-8"), "24", 32);
     }
 }
 
