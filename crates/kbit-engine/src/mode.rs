@@ -1,5 +1,6 @@
 //! Arithmetic of a forward pass.
 
+use kbit_types::ActivationKind;
 use std::fmt;
 use std::str::FromStr;
 
@@ -12,9 +13,9 @@ pub enum Mode {
     F32,
     /// Weights and activations rounded to bf16, f32 sums: fast, and nearly as exact.
     Bf16,
-    /// llama.cpp's arithmetic, what deployment gives: activations in 8-bit blocks and integer products for the types that it quantizes,
-    /// bf16 for BF16, f32 for other floats. Weights of a scheme without such a product are decoded to f32 and multiplied with
-    /// activations rounded as in `Activations` to 8 bits.
+    /// What deployment gives, with llama.cpp's arithmetic: activations in 8-bit blocks and integer products for the types that it
+    /// quantizes, bf16 for BF16, f32 for other floats; and the product of a scheme that brings its own, whatever it multiplies with.
+    /// Weights of a scheme without one are decoded to f32 and multiplied with activations rounded as in `Activations` to 8 bits.
     Int8,
     /// Weights decoded to f32, activations rounded to few bits: for experiments with both.
     Activations(Rounding),
@@ -66,6 +67,18 @@ impl Rounding {
             for x in x {
                 *x = (*x / scale).round_ties_even() * scale;
             }
+        }
+    }
+}
+
+impl Mode {
+    /// True where a scheme's own product with such activations is used.
+    pub(crate) fn takes(self, activations: ActivationKind) -> bool {
+        match self {
+            Self::F32 => activations == ActivationKind::F32,
+            Self::Bf16 => activations == ActivationKind::Bf16,
+            Self::Int8 => true,
+            Self::Activations(_) => false,
         }
     }
 }

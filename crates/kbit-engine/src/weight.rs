@@ -13,7 +13,7 @@ use crate::mode::{Mode, Rounding};
 use crate::observe::MatrixName;
 use crate::packed::{BLOCK, IntegerCols, Line, PANEL, TOKENS, Tile, Units};
 use crate::{EngineError, Kernels};
-use kbit_types::{ActivationKind, Codec};
+use kbit_types::Codec;
 use std::sync::Arc;
 
 /// Floats in the rows that one task decodes: 256 KiB.
@@ -114,14 +114,8 @@ impl Weight {
                 key: integers.activation_key(),
             };
         }
-        let kind = match mode {
-            Mode::F32 => Some(ActivationKind::F32),
-            Mode::Bf16 => Some(ActivationKind::Bf16),
-            Mode::Int8 => Some(ActivationKind::Int8),
-            Mode::Activations(_) => None,
-        };
         if let Some(fused) = self.codec.fused()
-            && kind == Some(fused.activation())
+            && mode.takes(fused.activation())
         {
             return Operand::Fused { bytes: fused.activation_bytes(), key: fused.activation_key() };
         }

@@ -472,7 +472,8 @@ pub trait Scheme: Sized + Send + Sync + 'static {
     ) -> Result<(), Error>;
 }
 
-/// Arithmetic of a fused product: the host uses it only where that is what the user asked for.
+/// Arithmetic of a fused product: the host uses it where that is what the user asked for, and where the user asked for what deployment
+/// gives (the mode `int8`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Activation {

@@ -90,7 +90,7 @@ pub enum ActivationKind {
 
 /// A multiply that works on the encoded form. Results depend on the row and the activation alone.
 pub trait FusedDot: Send + Sync {
-    /// Arithmetic of the kernel; the engine uses it only in the matching computing mode.
+    /// Arithmetic of the kernel; the engine uses it in the matching computing mode, and in that of deployment.
     fn activation(&self) -> ActivationKind;
 
     /// Tensors with equal keys share packed activations.

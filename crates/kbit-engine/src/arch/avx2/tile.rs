@@ -4,8 +4,9 @@
 use super::Avx2;
 use super::integers::integers;
 use crate::arch::generic;
-use crate::packed::{PANEL, Tile, Units};
+use crate::packed::{BLOCK, PANEL, Tile, Units};
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 /// Lanes of a vector.
 const LANES: usize = 8;
@@ -85,22 +86,30 @@ fn interleave(from: Units<'_>, width: usize, to: &mut [u32]) {
     generic::interleave(from, width, to, whole);
 }
 
+/// Floats of the activations of a pass of bf16: of each unit the second ones, then the first ones. What is written last of a vector is
+/// written again, or lies in the last one.
+type Wide = [MaybeUninit<f32>; 2 * BLOCK * PASS + LANES];
+
 /// A function that computes a tile, and the one for a fixed number of activations that it calls: `$float`s are the floats of a unit, which
-/// are multiplied one after the other, so that 12 sums, two vectors of weights and one of activations fit into 16 registers.
+/// are multiplied one after the other, so that 12 sums, two vectors of weights and one of activations fit into 16 registers. `$floats` finds
+/// those of activations: where they begin, and how far it is from one to the next.
 macro_rules! tiles {
-    ($tiles:ident, $tile:ident, $($float:ident)*) => {
+    ($tiles:ident, $tile:ident, $floats:ident: $($float:ident)*) => {
         #[target_feature(enable = "avx2,fma")]
         fn $tiles(tile: &mut Tile<'_, '_>) {
             let (tokens, rows) = (tile.out().rows(), tile.out().cols());
-            for col in (0..rows).step_by(2 * LANES) {
-                for token in (0..tokens).step_by(PASS) {
+            let mut room: Wide = [MaybeUninit::uninit(); 2 * BLOCK * PASS + LANES];
+            for token in (0..tokens).step_by(PASS) {
+                let count = PASS.min(tokens - token);
+                let floats = $floats(tile, token, count, &mut room);
+                for col in (0..rows).step_by(2 * LANES) {
                     macro_rules! of {
-                                                ($count:literal) => {
-                                                    // SAFETY: the tile holds as many activations from `token` on, and has checked its operands.
-                                                    unsafe { $tile::<$count>(tile, token, tokens, col) }
-                                                };
-                                            }
-                    match tokens - token {
+                        ($count:literal) => {
+                            // SAFETY: the tile has as many activations from `token` on, whose floats these are.
+                            unsafe { $tile::<$count>(tile, token, floats, col) }
+                        };
+                    }
+                    match count {
                         1 => of!(1),
                         2 => of!(2),
                         3 => of!(3),
@@ -113,24 +122,30 @@ macro_rules! tiles {
         }
 
         /// # Safety
-        /// The tile has `tokens` activations, `M` of them from `token` on, and its panel columns `col..col + 16`.
+        /// The tile has `M` activations from `token` on, and its panel columns `col..col + 16`. M floats may be read from `x`, from
+        /// `x + step`, and so on, for each float of its units.
         #[inline(never)]
         #[target_feature(enable = "avx2,fma")]
-        unsafe fn $tile<const M: usize>(tile: &mut Tile<'_, '_>, token: usize, tokens: usize, col: usize) {
+        unsafe fn $tile<const M: usize>(
+            tile: &mut Tile<'_, '_>,
+            token: usize,
+            (mut x, step): (*const f32, usize),
+            col: usize,
+        ) {
             let mut sums = [[_mm256_setzero_ps(); 2]; M];
-            let (x, w) = (tile.x().as_ptr().cast::<i32>(), tile.w().as_ptr().cast::<i32>());
+            let w = tile.w().as_ptr().cast::<i32>();
             for unit in 0..tile.units() {
-                // SAFETY: `w` has PANEL units, and `x` has `tokens`, for each of the tile's.
+                // SAFETY: `w` has PANEL units for each of the tile's, and `x` what is said above.
                 unsafe {
                     let w = w.add(unit * PANEL + col);
                     $({
                         let w = [$float(integers(w)), $float(integers(w.add(LANES)))];
                         for (m, sums) in sums.iter_mut().enumerate() {
-                            let x = $float(_mm256_set1_epi32(*x.add(unit * tokens + token + m)));
-                            let x = _mm256_castsi256_ps(x);
+                            let x = _mm256_broadcast_ss(&*x.add(m));
                             sums[0] = _mm256_fmadd_ps(_mm256_castsi256_ps(w[0]), x, sums[0]);
                             sums[1] = _mm256_fmadd_ps(_mm256_castsi256_ps(w[1]), x, sums[1]);
                         }
+                        x = x.wrapping_add(step);
                     })*
                 }
             }
@@ -152,8 +167,35 @@ macro_rules! tiles {
     };
 }
 
-tiles! { tiles_f32, tile_f32, only }
-tiles! { tiles_bf16, tile_bf16, second first }
+tiles! { tiles_f32, tile_f32, in_place: only }
+tiles! { tiles_bf16, tile_bf16, widened: second first }
+
+/// Activations `token..token + count` of a tile of floats.
+fn in_place(tile: &mut Tile<'_, '_>, token: usize, _: usize, _: &mut Wide) -> (*const f32, usize) {
+    (tile.x()[token..].as_ptr().cast(), tile.out().rows())
+}
+
+/// Activations `token..token + count` of a tile of bf16, as floats in `room`.
+#[target_feature(enable = "avx2,fma")]
+fn widened(tile: &mut Tile<'_, '_>, token: usize, count: usize, room: &mut Wide) -> (*const f32, usize) {
+    let (x, tokens) = (tile.x(), tile.out().rows());
+    for unit in 0..tile.units() {
+        let x = &x[unit * tokens + token..];
+        let mut last = [0_u32; LANES];
+        let eight = x.first_chunk().unwrap_or_else(|| {
+            last[..count].copy_from_slice(&x[..count]);
+            &last
+        });
+        let room = &mut room[2 * count * unit..][..count + LANES];
+        // SAFETY: reads and writes 8 words, twice.
+        unsafe {
+            let pairs = integers(eight.as_ptr().cast());
+            _mm256_storeu_si256(room.as_mut_ptr().cast(), second(pairs));
+            _mm256_storeu_si256(room[count..].as_mut_ptr().cast(), first(pairs));
+        }
+    }
+    (room.as_ptr().cast(), count)
+}
 
 /// The only float of each unit.
 #[inline]
