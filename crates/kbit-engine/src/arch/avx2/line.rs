@@ -57,9 +57,10 @@ unsafe fn columns(first: *const u8, stride: usize) -> [__m256i; 4] {
     ]
 }
 
-/// A function of `$groups` times eight rows: `$add` is the sum after one unit, which meets `$n` units of the activation.
+/// A function of `$groups` times eight rows. `$floats` are those of a unit of eight rows, in the order in which they are multiplied, and
+/// `$columns` are them of four units; they meet `$x_floats` of `$n` units of the activation.
 macro_rules! lines {
-    ($line:ident, $n:literal, $groups:literal, $features:literal, |$sum:ident, $w:ident, $x:ident| $add:expr) => {
+    ($line:ident, $n:literal, $groups:literal, $features:literal, $columns:ident, $floats:ident, $x_floats:ident) => {
         #[target_feature(enable = $features)]
         fn $line(from: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
             const ROWS: usize = $groups * LANES;
@@ -67,12 +68,11 @@ macro_rules! lines {
             let x = x.as_chunks::<$n>().0;
             assert!(x.len() == units && out.len() == rows && units > 0, "size of the operands");
             let whole = from.bytes() / 16 * 4;
-            let step = |$sum: __m256, $w: __m256i, unit: usize| {
-                let mut $x = [_mm256_setzero_si256(); $n];
-                for (vector, x) in $x.iter_mut().zip(x[unit]) {
-                    *vector = _mm256_set1_epi32(x.cast_signed());
+            let step = |mut sum: __m256, w: &[__m256], unit: usize| {
+                for (w, x) in w.iter().zip($x_floats(x[unit])) {
+                    sum = _mm256_fmadd_ps(*w, _mm256_set1_ps(x), sum);
                 }
-                $add
+                sum
             };
             for row in (0..rows).step_by(ROWS) {
                 // The last rows may have some in common with those before.
@@ -100,11 +100,11 @@ macro_rules! lines {
                                 }
                                 let at = first.wrapping_add(group * LANES * stride + 4 * unit);
                                 // SAFETY: 16 bytes from unit `unit` on lie inside each row.
-                                let columns = unsafe { columns(at, stride) };
-                                *sum = step(*sum, columns[0], unit);
-                                *sum = step(*sum, columns[1], unit + 1);
-                                *sum = step(*sum, columns[2], unit + 2);
-                                *sum = step(*sum, columns[3], unit + 3);
+                                let columns = unsafe { $columns(at, stride) };
+                                *sum = step(*sum, &columns[0], unit);
+                                *sum = step(*sum, &columns[1], unit + 1);
+                                *sum = step(*sum, &columns[2], unit + 2);
+                                *sum = step(*sum, &columns[3], unit + 3);
                             }
                         }
                     }
@@ -116,7 +116,7 @@ macro_rules! lines {
                             }
                             // SAFETY: 8 words.
                             let w = unsafe { _mm256_loadu_si256(words.as_ptr().cast()) };
-                            *sum = step(*sum, w, unit);
+                            *sum = step(*sum, &$floats(w), unit);
                         }
                     }
                     for (total, sum) in totals.iter_mut().zip(sums) {
@@ -133,45 +133,98 @@ macro_rules! lines {
     };
 }
 
-lines! { line_f32, 1, 1, "avx2,fma", |sum, w, x| multiply(w, x[0], sum) }
-lines! {
-    line_f16, 2, 2, "avx2,fma,f16c",
-    |sum, w, x| {
-        let halves = halves(w);
-        multiply(halves[1], x[1], multiply(halves[0], x[0], sum))
-    }
-}
-lines! {
-    line_bf16, 1, 2, "avx2,fma",
-    |sum, w, x| {
-        let w = normal(w);
-        multiply(first(w), first(x[0]), multiply(second(w), second(x[0]), sum))
-    }
+lines! { line_f32, 1, 1, "avx2,fma", columns_of_f32, floats_of_f32, x_of_floats }
+lines! { line_f16, 2, 2, "avx2,fma,f16c", columns_of_f16, floats_of_f16, x_of_floats }
+lines! { line_bf16, 1, 2, "avx2,fma", columns_of_bf16, floats_of_bf16, x_of_bf16 }
+
+#[inline(always)]
+fn x_of_floats<const N: usize>(x: [u32; N]) -> [f32; N] {
+    x.map(f32::from_bits)
 }
 
-/// Adds products of floats.
+/// The second one is multiplied first.
+#[inline(always)]
+fn x_of_bf16([pair]: [u32; 1]) -> [f32; 2] {
+    [f32::from_bits(pair & 0xffff_0000), f32::from_bits(pair << 16)]
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn multiply(w: __m256i, x: __m256i, sum: __m256) -> __m256 {
-    _mm256_fmadd_ps(_mm256_castsi256_ps(w), _mm256_castsi256_ps(x), sum)
+fn floats_of_f32(w: __m256i) -> [__m256; 1] {
+    [_mm256_castsi256_ps(w)]
 }
 
-/// The first and the second half-precision number of each unit, as floats.
+/// # Safety
+/// As that of [`columns`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn columns_of_f32(first: *const u8, stride: usize) -> [[__m256; 1]; 4] {
+    // SAFETY: as this function's.
+    let [a, b, c, d] = unsafe { columns(first, stride) };
+    [floats_of_f32(a), floats_of_f32(b), floats_of_f32(c), floats_of_f32(d)]
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn halves(w: __m256i) -> [__m256i; 2] {
+fn floats_of_f16(w: __m256i) -> [__m256; 2] {
     let firsts = _mm256_and_si256(w, _mm256_set1_epi32(0xffff));
     // Firsts and seconds of four units, and of the other four.
     let packed = _mm256_packus_epi32(firsts, _mm256_srli_epi32::<16>(w));
-    let lower = _mm256_castps_si256(_mm256_cvtph_ps(_mm256_castsi256_si128(packed)));
-    let upper = _mm256_castps_si256(_mm256_cvtph_ps(_mm256_extracti128_si256::<1>(packed)));
-    [_mm256_permute2x128_si256::<0x20>(lower, upper), _mm256_permute2x128_si256::<0x31>(lower, upper)]
+    let lower = _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+    let upper = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(packed));
+    [_mm256_permute2f128_ps::<0x20>(lower, upper), _mm256_permute2f128_ps::<0x31>(lower, upper)]
 }
 
-/// Pairs of bf16 with zero for those that have no exponent.
+/// Rows are widened before they are transposed.
+///
+/// # Safety
+/// As that of [`columns`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn columns_of_f16(first: *const u8, stride: usize) -> [[__m256; 2]; 4] {
+    let mut rows = [_mm256_setzero_ps(); LANES];
+    for (row, floats) in rows.iter_mut().enumerate() {
+        // SAFETY: as this function's.
+        *floats = _mm256_cvtph_ps(unsafe { _mm_loadu_si128(first.wrapping_add(row * stride).cast()) });
+    }
+    // Columns 0, 1, 4 and 5 of two rows, and the others; then of four rows columns 0 and 4, and so on.
+    let mut pairs = [_mm256_setzero_ps(); LANES];
+    for two in 0..4 {
+        pairs[2 * two] = _mm256_unpacklo_ps(rows[2 * two], rows[2 * two + 1]);
+        pairs[2 * two + 1] = _mm256_unpackhi_ps(rows[2 * two], rows[2 * two + 1]);
+    }
+    let mut fours = [_mm256_setzero_ps(); LANES];
+    for four in 0..2 {
+        for half in 0..2 {
+            let (a, b) = (pairs[4 * four + half], pairs[4 * four + 2 + half]);
+            fours[4 * four + 2 * half] = _mm256_shuffle_ps::<0b_01_00_01_00>(a, b);
+            fours[4 * four + 2 * half + 1] = _mm256_shuffle_ps::<0b_11_10_11_10>(a, b);
+        }
+    }
+    let mut columns = [[_mm256_setzero_ps(); 2]; 4];
+    for column in 0..4 {
+        let (a, b) = (fours[column], fours[4 + column]);
+        columns[column / 2][column % 2] = _mm256_permute2f128_ps::<0x20>(a, b);
+        columns[2 + column / 2][column % 2] = _mm256_permute2f128_ps::<0x31>(a, b);
+    }
+    columns
+}
+
+/// Numbers without an exponent count as zero.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn normal(w: __m256i) -> __m256i {
+fn floats_of_bf16(w: __m256i) -> [__m256; 2] {
     let exponents = _mm256_and_si256(w, _mm256_set1_epi16(0x7f80));
-    _mm256_andnot_si256(_mm256_cmpeq_epi16(exponents, _mm256_setzero_si256()), w)
+    let w = _mm256_andnot_si256(_mm256_cmpeq_epi16(exponents, _mm256_setzero_si256()), w);
+    [_mm256_castsi256_ps(second(w)), _mm256_castsi256_ps(first(w))]
+}
+
+/// # Safety
+/// As that of [`columns`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn columns_of_bf16(first: *const u8, stride: usize) -> [[__m256; 2]; 4] {
+    // SAFETY: as this function's.
+    let [a, b, c, d] = unsafe { columns(first, stride) };
+    [floats_of_bf16(a), floats_of_bf16(b), floats_of_bf16(c), floats_of_bf16(d)]
 }

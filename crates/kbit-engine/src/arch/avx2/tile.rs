@@ -1,5 +1,5 @@
-//! Tiles of the matrix multiply: two vectors of outputs for each of up to 6 activations, so 12 of 16 registers. A panel is two such
-//! pairs of vectors wide.
+//! Tiles of the matrix multiply: two vectors of outputs for each of up to 6 activations, so 12 of 16 registers; of bf16, whose units are
+//! two floats, up to 4. A panel is two such pairs of vectors wide.
 
 use super::Avx2;
 use super::integers::integers;
@@ -10,9 +10,6 @@ use std::mem::MaybeUninit;
 
 /// Lanes of a vector.
 const LANES: usize = 8;
-/// Activations that one pass multiplies.
-const PASS: usize = 6;
-
 impl Avx2 {
     /// See [`Kernels::interleave`](crate::Kernels::interleave).
     pub(crate) fn interleave(self, from: Units<'_>, width: usize, to: &mut [u32]) {
@@ -88,19 +85,19 @@ fn interleave(from: Units<'_>, width: usize, to: &mut [u32]) {
 
 /// Floats of the activations of a pass of bf16: of each unit the second ones, then the first ones. What is written last of a vector is
 /// written again, or lies in the last one.
-type Wide = [MaybeUninit<f32>; 2 * BLOCK * PASS + LANES];
+type Wide = [MaybeUninit<f32>; 2 * BLOCK * 4 + LANES];
 
-/// A function that computes a tile, and the one for a fixed number of activations that it calls: `$float`s are the floats of a unit, which
-/// are multiplied one after the other, so that 12 sums, two vectors of weights and one of activations fit into 16 registers. `$floats` finds
-/// those of activations: where they begin, and how far it is from one to the next.
+/// A function that computes a tile, `$pass` activations at a time, and the one for a fixed number of activations that it calls: `$float`s are
+/// the floats of a unit, in the order in which they are multiplied. Sums, weights and an activation have to fit into 16 registers.
+/// `$floats` finds the floats of activations: where they begin, and how far it is from one to the next.
 macro_rules! tiles {
-    ($tiles:ident, $tile:ident, $floats:ident: $($float:ident)*) => {
+    ($tiles:ident, $tile:ident, $pass:literal, $floats:ident: $($float:ident)*) => {
         #[target_feature(enable = "avx2,fma")]
         fn $tiles(tile: &mut Tile<'_, '_>) {
             let (tokens, rows) = (tile.out().rows(), tile.out().cols());
-            let mut room: Wide = [MaybeUninit::uninit(); 2 * BLOCK * PASS + LANES];
-            for token in (0..tokens).step_by(PASS) {
-                let count = PASS.min(tokens - token);
+            let mut room: Wide = [MaybeUninit::uninit(); size_of::<Wide>() / size_of::<f32>()];
+            for token in (0..tokens).step_by($pass) {
+                let count = $pass.min(tokens - token);
                 let floats = $floats(tile, token, count, &mut room);
                 for col in (0..rows).step_by(2 * LANES) {
                     macro_rules! of {
@@ -167,8 +164,8 @@ macro_rules! tiles {
     };
 }
 
-tiles! { tiles_f32, tile_f32, in_place: only }
-tiles! { tiles_bf16, tile_bf16, widened: second first }
+tiles! { tiles_f32, tile_f32, 6, in_place: only }
+tiles! { tiles_bf16, tile_bf16, 4, widened: second first }
 
 /// Activations `token..token + count` of a tile of floats.
 fn in_place(tile: &mut Tile<'_, '_>, token: usize, _: usize, _: &mut Wide) -> (*const f32, usize) {
