@@ -166,7 +166,7 @@ impl IntegerPanel<'_> {
 /// An activation as integers.
 #[derive(Debug)]
 pub struct IntegerActivations<'a> {
-    /// `[cols]`.
+    /// `[cols]`, from -127 to 127.
     pub levels: &'a mut [i8],
     /// `[cols / block, activation_scales]`.
     pub scales: &'a mut [f32],

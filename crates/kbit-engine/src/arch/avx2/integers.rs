@@ -79,8 +79,7 @@ fn multiply(product: &mut IntegerProduct<'_, '_>) {
 
 /// # Safety
 /// `x` are `M` activations from the one of number `token` on, whose parts have `U` units, and whose terms have number `T`. Sums of `K`
-/// units fit into 16 bits. 0 and 1 stand for levels that are signed bytes when the offset is taken off: where it is 0, no activation
-/// is -128; where it is 1, no level.
+/// units fit into 16 bits; 0 stands for levels that are signed bytes when the offset is taken off. No activation is -128.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile<const M: usize, const U: usize, const K: usize, const T: u8>(
