@@ -95,7 +95,10 @@ impl Kernels {
         out: &mut [f32],
     ) -> bool {
         match self.0 {
-            Set::Portable => false,
+            Set::Portable => {
+                let _ = (ty, source, x, out);
+                false
+            }
             #[cfg(target_arch = "x86_64")]
             Set::Avx2(kernels) => kernels.dot_integers(ty, source, x, out),
             #[cfg(target_arch = "x86_64")]

@@ -1,22 +1,22 @@
-//! Products of rows with one activation, row after row: memory is read in the order in which it lies, which is twice as fast as rows
-//! side by side, since that order is what the CPU fetches ahead.
+//! Products of rows with one activation.
 //!
 //! Terms of blocks are those of [`Terms`](kbit_types::Terms): exact sums of integers, multiplied with the scales, and added up from the
 //! first block to the last.
 //!
-//! AVX2 and AVX-512 have the same kernels ([`row_kernels`]), compiled with the features of each; the module of a set brings what differs:
+//! AVX2 and AVX-512 take blocks apart alike ([`row_kernels`]), compiled with the features of each; the module of a set brings what differs:
 //!
 //! | | |
 //! |---|---|
-//! | `LANES` | rows whose terms are added up side by side |
+//! | `LANES` | the fewest rows that there are kernels for |
+//! | `rows_of_32!`, `rows_of_256!` | kernels of a type of blocks: the order of rows and blocks, and the sums of terms |
 //! | `large` | what offset levels have that are up to 255 with it |
 //! | `products` | sums of products of the halves of levels, an offset included, with those of activations |
 //! | `corrected` | takes off what the offset adds, where `products` has not |
 //! | `add` | adds products of pairs of levels, below 128, with activations, times 16 scales |
 //! | `corrected_parts`, `add_scaled` | as `corrected` and `products`, of parts of 32 with a scale each |
 //! | `sixteen_scales`, `two_scales` | 16 scales, and one of them in the low half of a vector beside the next one in the high half |
-//! | `fifth_bits`, `where_bit` | 16 for each bit of the low halves of two words, and of the high ones; a number in the bytes that have a bit |
-//! | `add_terms` | adds the columns of `[LANES, blocks]` terms to the sums of rows, from the first to the last |
+//! | `fifth_bits` | 16 for each bit of the low halves of two words, and of the high ones |
+//! | `where_bit` | a number in the bytes that have a bit |
 
 use super::avx2::dot::{load_16, load_32};
 use crate::block::{IQ4_XS, Q2_K, Q3_K};
@@ -200,7 +200,6 @@ macro_rules! row_kernels {
                 _ => false,
             }
         }
-
 
         /// Low and high halves of the levels of two blocks, with their fifth bits.
         #[inline]

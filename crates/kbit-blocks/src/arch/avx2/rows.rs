@@ -1,4 +1,5 @@
-//! Products of rows with one activation: see [`rows`](crate::arch::rows).
+//! Products of rows with one activation, as [`rows`](crate::arch::rows) has them, eight rows side by side, so that their sums need not be
+//! brought together; the next eight are asked for in the order of memory meanwhile.
 //!
 //! Products of bytes are added in pairs that saturate at 16 bits. Small levels are multiplied with their offset, so that a sum of two pairs
 //! fits, and what it adds is taken off at the end; large ones get their sign back, and one factor gives its own to the other.
@@ -12,7 +13,7 @@ use crate::{fp4, iq4};
 use kbit_types::{GgmlType, IntegerLayout, PackedActivation};
 use std::arch::x86_64::*;
 
-/// Rows whose terms are added up side by side.
+/// Rows side by side.
 const LANES: usize = 8;
 /// The largest offset of levels that stay small: with it they end at 31.
 const SMALL: u8 = 16;
