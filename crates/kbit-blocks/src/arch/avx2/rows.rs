@@ -132,8 +132,6 @@ fn sums_of_eight(v: [__m256i; LANES]) -> __m256i {
 struct EightRows<W> {
     first: *const u8,
     stride: usize,
-    /// Bytes of which each step asks for as many.
-    ahead: usize,
     of: std::marker::PhantomData<W>,
 }
 
@@ -145,7 +143,7 @@ impl<W: bytemuck::Pod> EightRows<W> {
         assert!(row + LANES <= source.rows && last <= source.bytes.len(), "eight rows");
         const { assert!(align_of::<W>() == 1) };
         let first = source.bytes[start..].as_ptr();
-        Self { first, stride: source.row_bytes, ahead: LANES * size_of::<W>(), of: std::marker::PhantomData }
+        Self { first, stride: source.row_bytes, of: std::marker::PhantomData }
     }
 
     /// Block `block` of each row.
@@ -162,8 +160,9 @@ impl<W: bytemuck::Pod> EightRows<W> {
     /// Rows lie side by side, but are read in their order if the next ones are asked for meanwhile: as many bytes as a step reads.
     #[inline(always)]
     fn ask_for_more(&self, block: usize) {
-        let next = self.first.wrapping_add(LANES * self.stride + block * self.ahead);
-        for line in (0..self.ahead).step_by(64) {
+        let step = LANES * size_of::<W>();
+        let next = self.first.wrapping_add(LANES * self.stride + block * step);
+        for line in (0..step).step_by(64) {
             // SAFETY: a hint, wherever it points.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast()) };
         }

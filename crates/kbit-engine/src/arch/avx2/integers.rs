@@ -103,17 +103,14 @@ unsafe fn tile<const M: usize, const U: usize, const K: usize, const T: u8>(
     if add {
         for (m, sum) in sums.iter_mut().enumerate() {
             let out = &product.out().row_mut(token + m)[lane..lane + lanes];
+            let mut row = [0.0; LANES];
+            // Most rows are whole vectors, which need no call to copy.
+            match out.first_chunk() {
+                Some(out) => row = *out,
+                None => row[..lanes].copy_from_slice(out),
+            }
             // SAFETY: the row has as many floats as a vector has.
-            *sum = unsafe {
-                match out.first_chunk::<LANES>() {
-                    Some(row) => _mm256_loadu_ps(row.as_ptr()),
-                    None => {
-                        let mut row = [0.0; LANES];
-                        row[..lanes].copy_from_slice(out);
-                        _mm256_loadu_ps(row.as_ptr())
-                    }
-                }
-            };
+            *sum = unsafe { _mm256_loadu_ps(row.as_ptr()) };
         }
     }
     // SAFETY: for every block, part and unit there are PANEL numbers of `w`, of which `lane` and the seven behind it are among the
@@ -215,7 +212,6 @@ unsafe fn tile<const M: usize, const U: usize, const K: usize, const T: u8>(
         // SAFETY: the row has as many floats as a vector has.
         unsafe { _mm256_storeu_ps(row.as_mut_ptr(), *sum) };
         let out = &mut product.out().row_mut(token + m)[lane..lane + lanes];
-        // Most rows are whole vectors, which need no call to copy.
         match out.first_chunk_mut() {
             Some(out) => *out = row,
             None => out.copy_from_slice(&row[..lanes]),

@@ -5,7 +5,7 @@
 //! the same eight places of a cache.
 
 use super::Avx2;
-use super::tile::{first, second};
+use super::tile::{first, second, transposed};
 use crate::packed::{BLOCK, Line, Units};
 use std::arch::x86_64::*;
 
@@ -47,14 +47,7 @@ unsafe fn columns(first: *const u8, stride: usize) -> [__m256i; 4] {
             *line = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high);
         }
     }
-    let low = [_mm256_unpacklo_epi32(lines[0], lines[1]), _mm256_unpacklo_epi32(lines[2], lines[3])];
-    let high = [_mm256_unpackhi_epi32(lines[0], lines[1]), _mm256_unpackhi_epi32(lines[2], lines[3])];
-    [
-        _mm256_unpacklo_epi64(low[0], low[1]),
-        _mm256_unpackhi_epi64(low[0], low[1]),
-        _mm256_unpacklo_epi64(high[0], high[1]),
-        _mm256_unpackhi_epi64(high[0], high[1]),
-    ]
+    transposed(lines)
 }
 
 /// A function of `$groups` times eight rows. `$floats` are those of a unit of eight rows, in the order in which they are multiplied, and
@@ -93,9 +86,9 @@ macro_rules! lines {
                         }
                         for quarter in 0..4 {
                             for (group, sum) in sums.iter_mut().enumerate() {
-                                let unit = (block + step_of_lines * CACHE_LINE + 4 * quarter)
-                                    .wrapping_sub(group * CACHE_LINE);
-                                if step_of_lines < group || unit >= whole {
+                                let Some(line) = step_of_lines.checked_sub(group) else { continue };
+                                let unit = block + line * CACHE_LINE + 4 * quarter;
+                                if unit >= whole {
                                     continue;
                                 }
                                 let at = first.wrapping_add(group * LANES * stride + 4 * unit);

@@ -40,6 +40,20 @@ impl Avx2 {
     }
 }
 
+/// Columns of four units, of rows that stand in the halves of four vectors: row `i` and row `4 + i` in vector `i`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn transposed(lines: [__m256i; 4]) -> [__m256i; 4] {
+    let low = [_mm256_unpacklo_epi32(lines[0], lines[1]), _mm256_unpacklo_epi32(lines[2], lines[3])];
+    let high = [_mm256_unpackhi_epi32(lines[0], lines[1]), _mm256_unpackhi_epi32(lines[2], lines[3])];
+    [
+        _mm256_unpacklo_epi64(low[0], low[1]),
+        _mm256_unpackhi_epi64(low[0], low[1]),
+        _mm256_unpacklo_epi64(high[0], high[1]),
+        _mm256_unpackhi_epi64(high[0], high[1]),
+    ]
+}
+
 /// 8 rows at a time: four units of each are loaded as half a vector, and halves are transposed.
 #[target_feature(enable = "avx2,fma")]
 fn interleave(from: Units<'_>, width: usize, to: &mut [u32]) {
@@ -57,15 +71,7 @@ fn interleave(from: Units<'_>, width: usize, to: &mut [u32]) {
             let lines: [__m256i; 4] = std::array::from_fn(|i| {
                 _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(half(i)), half(4 + i))
             });
-            let low = [_mm256_unpacklo_epi32(lines[0], lines[1]), _mm256_unpacklo_epi32(lines[2], lines[3])];
-            let high = [_mm256_unpackhi_epi32(lines[0], lines[1]), _mm256_unpackhi_epi32(lines[2], lines[3])];
-            let columns = [
-                _mm256_unpacklo_epi64(low[0], low[1]),
-                _mm256_unpackhi_epi64(low[0], low[1]),
-                _mm256_unpacklo_epi64(high[0], high[1]),
-                _mm256_unpackhi_epi64(high[0], high[1]),
-            ];
-            for (column, lanes_of) in columns.into_iter().enumerate() {
+            for (column, lanes_of) in transposed(lines).into_iter().enumerate() {
                 let to = &mut to[(unit + column) * width + group..][..lanes];
                 let mut all = [0; LANES];
                 // SAFETY: both have 8 lanes.
@@ -85,13 +91,15 @@ fn interleave(from: Units<'_>, width: usize, to: &mut [u32]) {
 
 /// Floats of the activations of a pass of bf16: of each unit the second ones, then the first ones. What is written last of a vector is
 /// written again, or lies in the last one.
-type Wide = [MaybeUninit<f32>; 2 * BLOCK * 4 + LANES];
+type Wide = [MaybeUninit<f32>; 2 * BLOCK * PASS_OF_BF16 + LANES];
+/// Activations of a pass of bf16.
+const PASS_OF_BF16: usize = 4;
 
 /// A function that computes a tile, `$pass` activations at a time, and the one for a fixed number of activations that it calls: `$float`s are
 /// the floats of a unit, in the order in which they are multiplied. Sums, weights and an activation have to fit into 16 registers.
 /// `$floats` finds the floats of activations: where they begin, and how far it is from one to the next.
 macro_rules! tiles {
-    ($tiles:ident, $tile:ident, $pass:literal, $floats:ident: $($float:ident)*) => {
+    ($tiles:ident, $tile:ident, $pass:expr, $floats:ident: $($float:ident)*) => {
         #[target_feature(enable = "avx2,fma")]
         fn $tiles(tile: &mut Tile<'_, '_>) {
             let (tokens, rows) = (tile.out().rows(), tile.out().cols());
@@ -165,7 +173,7 @@ macro_rules! tiles {
 }
 
 tiles! { tiles_f32, tile_f32, 6, in_place: only }
-tiles! { tiles_bf16, tile_bf16, 4, widened: second first }
+tiles! { tiles_bf16, tile_bf16, PASS_OF_BF16, widened: second first }
 
 /// Activations `token..token + count` of a tile of floats.
 fn in_place(tile: &mut Tile<'_, '_>, token: usize, _: usize, _: &mut Wide) -> (*const f32, usize) {
