@@ -10,6 +10,9 @@ use std::arch::x86_64::*;
 
 /// Numbers of a vector.
 const HALF: usize = LANES / 2;
+/// 16 bits in the upper half of 32 are so many times as much. A power of two: sums of products are exact multiples, too, and finite for
+/// activations up to 1e28.
+pub(super) const WIDENED: f32 = 65536.0;
 
 /// Proof that the CPU has AVX2 and FMA.
 #[derive(Clone, Copy, Debug)]
@@ -121,75 +124,132 @@ fn step<const BITS: u32, const FROM_BITS: u32>(step: Step<'_>) {
     }
 }
 
-/// How the values of 16 weights come out of their bytes.
-#[derive(Clone, Copy)]
-struct Reader {
-    /// For each even and each odd weight, the three bytes that hold its window, in the lower and in the upper three of four.
-    bytes: [__m256i; 2],
-    /// How far the windows have to be moved, down and up, to the lower and the upper 16 bits of 32.
-    shifts: [__m256i; 2],
-    multiplier: __m256i,
-    factors: [__m256i; 3],
-    unit: usize,
+/// Calls the function that is compiled for the bits of two weights.
+macro_rules! of_pair {
+    ($code:expr, $function:ident($($argument:expr),*)) => {
+        match $code.pair() {
+            4 => $function::<4>($($argument),*),
+            5 => $function::<5>($($argument),*),
+            6 => $function::<6>($($argument),*),
+            7 => $function::<7>($($argument),*),
+            _ => $function::<8>($($argument),*),
+        }
+    };
 }
 
-impl Reader {
-    #[inline]
+/// How the values of 16 weights come out of their bytes, `PAIR` bits for two weights.
+///
+/// A pair of windows fits into 32 bits. The pairs of a vector lie in such an order that the lower halves of its two lanes hold the first
+/// eight weights.
+#[derive(Clone, Copy)]
+struct Reader<const PAIR: usize> {
+    /// The four bytes that hold a pair.
+    bytes: __m256i,
+    /// How far they have to be moved down.
+    shifts: __m256i,
+    multiplier: __m256i,
+    factors: [__m256i; 3],
+}
+
+impl<const PAIR: usize> Reader<PAIR> {
+    /// Not inlined: what compilers make of known places of bytes is slower than to load them twice.
+    #[inline(never)]
     #[target_feature(enable = "avx2,fma")]
     fn new(code: Code) -> Self {
-        // Bytes of which the uppermost bit is set become zero.
-        let lower = |byte: u8| u32::from_le_bytes([byte, byte + 1, byte + 2, 0x80]);
-        let upper = |byte: u8| u32::from_le_bytes([0x80, byte, byte + 1, byte + 2]);
-        let byte = |weight: usize| (code.start(weight) / 8) as u8;
-        let bit = |weight: usize| (code.start(weight) % 8) as u32;
-        let [even, odd] =
-            [std::array::from_fn(|i| lower(byte(2 * i))), std::array::from_fn(|i| upper(byte(2 * i + 1)))];
-        let [down, up] = [std::array::from_fn(|i| bit(2 * i)), std::array::from_fn(|i| 8 - bit(2 * i + 1))];
+        let (mut bytes, mut shifts) = ([0; HALF], [0; HALF]);
+        for (lane, pair) in [0, 1, 4, 5, 2, 3, 6, 7].into_iter().enumerate() {
+            let start = code.start(2 * pair);
+            let first = (start / 8) as u8;
+            bytes[lane] = u32::from_le_bytes([first, first + 1, first + 2, first + 3]);
+            shifts[lane] = (start % 8) as u32;
+        }
         Self {
-            bytes: [load_integers(&even), load_integers(&odd)],
-            shifts: [load_integers(&down), load_integers(&up)],
+            bytes: load_integers(&bytes),
+            shifts: load_integers(&shifts),
             multiplier: _mm256_set1_epi16(code.multiplier().cast_signed()),
             factors: code.factors().map(|factor| _mm256_set1_epi16(factor)),
-            unit: code.unit_bytes(),
         }
     }
 
-    /// Values of 16 weights, as [`Code::value`] has them; their windows start at byte `at`.
+    /// The windows that start there, times the multiplier.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    fn read(&self, bytes: &[u8; READ], at: usize) -> [__m256; 2] {
-        let mut here = [0u8; 16];
-        here.copy_from_slice(&bytes[at..at + 16]);
+    fn phases(&self, bytes: &[u8]) -> __m256i {
+        let here = &bytes[..16];
         // SAFETY: reads the 16 bytes of `here`; the instruction needs no alignment.
         let here = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(here.as_ptr().cast()) });
-        let even = _mm256_srlv_epi32(_mm256_shuffle_epi8(here, self.bytes[0]), self.shifts[0]);
-        let odd = _mm256_sllv_epi32(_mm256_shuffle_epi8(here, self.bytes[1]), self.shifts[1]);
-        let t = _mm256_mullo_epi16(_mm256_blend_epi16::<0xaa>(even, odd), self.multiplier);
-        let square = _mm256_mulhrs_epi16(t, t);
-        let fourth = _mm256_mulhrs_epi16(square, square);
-        let eighth = _mm256_mulhrs_epi16(fourth, fourth);
-        let sixteenth = _mm256_mulhrs_epi16(eighth, eighth);
-        let power = _mm256_mulhrs_epi16(sixteenth, sixteenth);
-        let sum = _mm256_add_epi16(self.factors[0], _mm256_mulhrs_epi16(self.factors[1], fourth));
-        let sum = _mm256_add_epi16(sum, _mm256_mulhrs_epi16(self.factors[2], power));
-        let values = _mm256_mulhrs_epi16(sum, t);
-        let (lower, upper) = (_mm256_castsi256_si128(values), _mm256_extracti128_si256::<1>(values));
-        [lower, upper].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(half)))
+        let even = _mm256_srlv_epi32(_mm256_shuffle_epi8(here, self.bytes), self.shifts);
+        let odd = match PAIR / 2 {
+            2 => _mm256_slli_epi32::<14>(even),
+            3 => _mm256_slli_epi32::<13>(even),
+            _ => _mm256_slli_epi32::<12>(even),
+        };
+        _mm256_mullo_epi16(_mm256_blend_epi16::<0xaa>(even, odd), self.multiplier)
     }
+
+    /// Values of the 32 weights of each unit, as [`Code::value`] has them, 16 after 16. Several units take hardly longer than one: each
+    /// step of the arithmetic waits for the one before.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn read<const UNITS: usize>(&self, units: [&[u8; READ]; UNITS]) -> [[__m256i; 2]; UNITS] {
+        let mut t = [[_mm256_setzero_si256(); 2]; UNITS];
+        for (unit, t) in t.iter_mut().enumerate() {
+            for (half, t) in t.iter_mut().enumerate() {
+                *t = self.phases(&units[unit][half * PAIR..]);
+            }
+        }
+        let mut power = t;
+        square(power.as_flattened_mut());
+        square(power.as_flattened_mut());
+        let mut values = power;
+        for value in values.as_flattened_mut() {
+            *value = _mm256_add_epi16(self.factors[0], _mm256_mulhrs_epi16(self.factors[1], *value));
+        }
+        for _ in 0..3 {
+            square(power.as_flattened_mut());
+        }
+        let others = t.as_flattened().iter().zip(power.as_flattened());
+        for (value, (t, power)) in values.as_flattened_mut().iter_mut().zip(others) {
+            let sum = _mm256_add_epi16(*value, _mm256_mulhrs_epi16(self.factors[2], *power));
+            *value = _mm256_mulhrs_epi16(sum, *t);
+        }
+        values
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn square(numbers: &mut [__m256i]) {
+    for x in numbers {
+        *x = _mm256_mulhrs_epi16(*x, *x);
+    }
+}
+
+/// 16 values, times [`WIDENED`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn widened(values: __m256i) -> [__m256i; 2] {
+    let zero = _mm256_setzero_si256();
+    [_mm256_unpacklo_epi16(zero, values), _mm256_unpackhi_epi16(zero, values)]
 }
 
 #[target_feature(enable = "avx2,fma")]
 fn values(code: Code, rows: &[u8], cols: usize, out: &mut [f32]) {
-    let reader = Reader::new(code);
+    of_pair!(code, values_of(code, rows, cols, out));
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn values_of<const PAIR: usize>(code: Code, rows: &[u8], cols: usize, out: &mut [f32]) {
+    let reader = Reader::<PAIR>::new(code);
     let len = code.row_bytes(cols);
     for (index, out) in out.chunks_exact_mut(cols).enumerate() {
-        let row = Row::new(&rows[index * len..], len, reader.unit);
-        for (unit, out) in out.as_chunks_mut::<HALF>().0.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            let bytes = row.unit(unit);
-            for (half, at) in [0, reader.unit / 2].into_iter().enumerate() {
-                let [lower, upper] = reader.read(bytes, at);
-                store(lower, &mut out[2 * half]);
-                store(upper, &mut out[2 * half + 1]);
+        let row = Row::new(&rows[index * len..], len, 2 * PAIR);
+        for (unit, out) in out.as_chunks_mut::<LANES>().0.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let [values] = reader.read([row.unit(unit)]);
+            for (values, out) in values.into_iter().zip(out) {
+                for (values, out) in widened(values).into_iter().zip(out.as_chunks_mut().0) {
+                    store(_mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(values)), out);
+                }
             }
         }
     }
@@ -197,22 +257,54 @@ fn values(code: Code, rows: &[u8], cols: usize, out: &mut [f32]) {
 
 #[target_feature(enable = "avx2,fma")]
 fn dot(code: Code, rows: &[u8], x: &[u8], out: &mut [f32]) {
-    let reader = Reader::new(code);
+    of_pair!(code, dot_of(code, rows, x, out));
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn dot_of<const PAIR: usize>(code: Code, rows: &[u8], x: &[u8], out: &mut [f32]) {
+    let reader = Reader::<PAIR>::new(code);
     let x = x.as_chunks::<{ 4 * HALF }>().0.as_chunks::<4>().0;
     let len = rows.len() / out.len();
     for (index, out) in out.iter_mut().enumerate() {
-        let row = Row::new(&rows[index * len..], len, reader.unit);
+        let row = Row::new(&rows[index * len..], len, 2 * PAIR);
         let mut sums = [_mm256_setzero_ps(); 4];
-        for (unit, x) in x.iter().enumerate() {
-            let bytes = row.unit(unit);
-            let lower = reader.read(bytes, 0);
-            sums[0] = _mm256_fmadd_ps(lower[0], load_bytes(&x[0]), sums[0]);
-            sums[1] = _mm256_fmadd_ps(lower[1], load_bytes(&x[1]), sums[1]);
-            let upper = reader.read(bytes, reader.unit / 2);
-            sums[2] = _mm256_fmadd_ps(upper[0], load_bytes(&x[2]), sums[2]);
-            sums[3] = _mm256_fmadd_ps(upper[1], load_bytes(&x[3]), sums[3]);
+        let pairs = row.pairs();
+        let (many, few) = x.split_at(2 * pairs.len());
+        for (bytes, x) in pairs.zip(many.as_chunks::<2>().0) {
+            let [first, second] = reader.read([at::<0>(bytes), at::<PAIR>(bytes)]);
+            add_products(&mut sums, first, &x[0]);
+            add_products(&mut sums, second, &x[1]);
         }
-        *out = total_of_four(sums);
+        let (pairs, last) = few.as_chunks::<2>();
+        for (pair, x) in pairs.iter().enumerate() {
+            let unit = many.len() + 2 * pair;
+            let [first, second] = reader.read([row.unit(unit), row.unit(unit + 1)]);
+            add_products(&mut sums, first, &x[0]);
+            add_products(&mut sums, second, &x[1]);
+        }
+        for x in last {
+            let [values] = reader.read([row.unit(many.len() + 2 * pairs.len())]);
+            add_products(&mut sums, values, x);
+        }
+        *out = total_of_four(sums) / WIDENED;
+    }
+}
+
+/// The bytes of a unit that starts at byte 2 * `HALF` of two.
+#[inline]
+fn at<const HALF: usize>(pair: &[u8; 2 * READ]) -> &[u8; READ] {
+    pair[2 * HALF..].first_chunk().unwrap_or(&[0; READ])
+}
+
+/// Adds the products of a unit, times [`WIDENED`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn add_products(sums: &mut [__m256; 4], values: [__m256i; 2], x: &[[u8; 4 * HALF]; 4]) {
+    for (half, values) in values.into_iter().enumerate() {
+        for (quarter, values) in (2 * half..).zip(widened(values)) {
+            sums[quarter] =
+                _mm256_fmadd_ps(_mm256_cvtepi32_ps(values), load_bytes(&x[quarter]), sums[quarter]);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! and stores go through references to whole vectors' worth of numbers; nothing else is unsafe.
 #![expect(unsafe_code, reason = "vector instructions, loads and stores")]
 
-use super::avx2::Avx2;
+use super::avx2::{Avx2, WIDENED};
 use super::{LANES, READ, Row, Step, portable};
 use crate::code::{Code, UNIT};
 use std::arch::x86_64::*;
@@ -134,6 +134,8 @@ fn step<const BITS: u32, const FROM_BITS: u32>(step: Step<'_>) {
 }
 
 /// How the values of a unit come out of its bytes.
+///
+/// The fours of a vector lie in such an order that the lower halves of its four lanes hold the first 16 weights.
 #[derive(Clone, Copy)]
 struct Reader {
     /// The eight bytes that hold the windows of four weights, for each four.
@@ -150,14 +152,15 @@ impl Reader {
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
     fn new(code: Code) -> Self {
         let (mut bytes, mut bits) = ([0u8; 64], [0u8; 64]);
-        for four in 0..UNIT / 4 {
+        for (lane, four) in [0, 4, 1, 5, 2, 6, 3, 7].into_iter().enumerate() {
             let first = code.start(4 * four) / 8;
             for byte in 0..8 {
-                bytes[8 * four + byte] = (first + byte) as u8;
+                bytes[8 * lane + byte] = (first + byte) as u8;
             }
-            for weight in 4 * four..4 * four + 4 {
-                let start = (code.start(weight) - 8 * first) as u8;
-                (bits[2 * weight], bits[2 * weight + 1]) = (start, start + 8);
+            for weight in 0..4 {
+                let start = (code.start(4 * four + weight) - 8 * first) as u8;
+                let number = 4 * lane + weight;
+                (bits[2 * number], bits[2 * number + 1]) = (start, start + 8);
             }
         }
         Self {
@@ -169,25 +172,51 @@ impl Reader {
         }
     }
 
-    /// Values of a unit, as [`Code::value`] has them.
+    /// Values of each unit, as [`Code::value`] has them. Several units take hardly longer than one: each step of the arithmetic waits for
+    /// the one before.
     #[inline]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-    fn read(&self, bytes: &[u8; READ]) -> [__m512; 2] {
-        // SAFETY: reads the 32 bytes of `bytes`; the instruction needs no alignment.
-        let here = _mm512_castsi256_si512(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) });
-        let windows = _mm512_multishift_epi64_epi8(self.bits, _mm512_permutexvar_epi8(self.bytes, here));
-        let t = _mm512_mullo_epi16(windows, self.multiplier);
-        let square = _mm512_mulhrs_epi16(t, t);
-        let fourth = _mm512_mulhrs_epi16(square, square);
-        let eighth = _mm512_mulhrs_epi16(fourth, fourth);
-        let sixteenth = _mm512_mulhrs_epi16(eighth, eighth);
-        let power = _mm512_mulhrs_epi16(sixteenth, sixteenth);
-        let sum = _mm512_add_epi16(self.factors[0], _mm512_mulhrs_epi16(self.factors[1], fourth));
-        let sum = _mm512_add_epi16(sum, _mm512_mulhrs_epi16(self.factors[2], power));
-        let values = _mm512_mulhrs_epi16(sum, t);
-        let (lower, upper) = (_mm512_castsi512_si256(values), _mm512_extracti64x4_epi64::<1>(values));
-        [lower, upper].map(|half| _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(half)))
+    fn read<const UNITS: usize>(&self, units: [&[u8; READ]; UNITS]) -> [__m512i; UNITS] {
+        let mut t = [_mm512_setzero_si512(); UNITS];
+        for (t, unit) in t.iter_mut().zip(units) {
+            // SAFETY: reads the 32 bytes of `unit`; the instruction needs no alignment.
+            let here = _mm512_castsi256_si512(unsafe { _mm256_loadu_si256(unit.as_ptr().cast()) });
+            let windows = _mm512_multishift_epi64_epi8(self.bits, _mm512_permutexvar_epi8(self.bytes, here));
+            *t = _mm512_mullo_epi16(windows, self.multiplier);
+        }
+        let mut power = t;
+        for _ in 0..2 {
+            square(&mut power);
+        }
+        let mut values = power;
+        for value in &mut values {
+            *value = _mm512_add_epi16(self.factors[0], _mm512_mulhrs_epi16(self.factors[1], *value));
+        }
+        for _ in 0..3 {
+            square(&mut power);
+        }
+        for (value, (t, power)) in values.iter_mut().zip(t.iter().zip(&power)) {
+            let sum = _mm512_add_epi16(*value, _mm512_mulhrs_epi16(self.factors[2], *power));
+            *value = _mm512_mulhrs_epi16(sum, *t);
+        }
+        values
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn square(numbers: &mut [__m512i]) {
+    for x in numbers {
+        *x = _mm512_mulhrs_epi16(*x, *x);
+    }
+}
+
+/// 32 values, times [`WIDENED`].
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn widened(values: __m512i) -> [__m512i; 2] {
+    let zero = _mm512_setzero_si512();
+    [_mm512_unpacklo_epi16(zero, values), _mm512_unpackhi_epi16(zero, values)]
 }
 
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
@@ -197,9 +226,10 @@ fn values(code: Code, rows: &[u8], cols: usize, out: &mut [f32]) {
     for (index, out) in out.chunks_exact_mut(cols).enumerate() {
         let row = Row::new(&rows[index * len..], len, reader.unit);
         for (unit, out) in out.as_chunks_mut::<LANES>().0.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            let [lower, upper] = reader.read(row.unit(unit));
-            store(lower, &mut out[0]);
-            store(upper, &mut out[1]);
+            let [values] = reader.read([row.unit(unit)]);
+            for (values, out) in widened(values).into_iter().zip(out) {
+                store(_mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(values)), out);
+            }
         }
     }
 }
@@ -208,16 +238,30 @@ fn values(code: Code, rows: &[u8], cols: usize, out: &mut [f32]) {
 fn dot(code: Code, rows: &[u8], x: &[u8], out: &mut [f32]) {
     let reader = Reader::new(code);
     let x = x.as_chunks::<{ 4 * LANES }>().0.as_chunks::<2>().0;
+    let (pairs, last) = x.as_chunks::<2>();
     let len = rows.len() / out.len();
     for (index, out) in out.iter_mut().enumerate() {
         let row = Row::new(&rows[index * len..], len, reader.unit);
         let mut sums = [_mm512_setzero_ps(); 2];
-        for (unit, x) in x.iter().enumerate() {
-            let [lower, upper] = reader.read(row.unit(unit));
-            sums[0] = _mm512_fmadd_ps(lower, load_bytes(&x[0]), sums[0]);
-            sums[1] = _mm512_fmadd_ps(upper, load_bytes(&x[1]), sums[1]);
+        for (pair, x) in pairs.iter().enumerate() {
+            let [first, second] = reader.read([row.unit(2 * pair), row.unit(2 * pair + 1)]);
+            add_products(&mut sums, first, &x[0]);
+            add_products(&mut sums, second, &x[1]);
         }
-        *out = total(sums);
+        for x in last {
+            let [values] = reader.read([row.unit(2 * pairs.len())]);
+            add_products(&mut sums, values, x);
+        }
+        *out = total(sums) / WIDENED;
+    }
+}
+
+/// Adds the products of a unit, times [`WIDENED`].
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn add_products(sums: &mut [__m512; 2], values: __m512i, x: &[[u8; 4 * LANES]; 2]) {
+    for ((sum, values), x) in sums.iter_mut().zip(widened(values)).zip(x) {
+        *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(values), load_bytes(x), *sum);
     }
 }
 

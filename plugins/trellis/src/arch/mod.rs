@@ -200,6 +200,17 @@ impl<'a> Row<'a> {
         Self { bytes, unit, whole, rest, start }
     }
 
+    /// The bytes of each two units that can be read where they stand, and what follows.
+    #[inline]
+    fn pairs(&self) -> impl ExactSizeIterator<Item = &'a [u8; 2 * READ]> + use<'a> {
+        let (bytes, step) = (self.bytes, 2 * self.unit);
+        let readable = (bytes.len() + step).saturating_sub(2 * READ) / step;
+        let pairs = readable.min(self.whole / 2);
+        (0..pairs).map(move |pair| {
+            bytes[pair * step..].first_chunk().unwrap_or_else(|| unreachable!("a pair of units"))
+        })
+    }
+
     /// The bytes of unit `index` and what follows.
     #[inline]
     fn unit(&self, index: usize) -> &[u8; READ] {
