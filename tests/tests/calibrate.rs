@@ -129,6 +129,20 @@ fn merged_matrices_are_those_of_all_texts() {
     assert_eq!(bytes(folder.path(), "merged.gguf").len(), bytes(folder.path(), "both.gguf").len());
     let message = kbit_fails(folder.path(), 1, &merge);
     assert!(message.contains("merged.gguf") && message.contains("exists"), "{message}");
+
+    let options = [&options[..], &["--second-moments"]].concat();
+    for (texts, out) in [(&[TEXT][..], "a2.gguf"), (&[other], "b2.gguf"), (&[TEXT, other], "both2.gguf")] {
+        let _ = gathered(folder.path(), "assets/family/s0", texts, &options, out);
+    }
+    let merge = ["calibrate", "--merge", "a2.gguf", "--merge", "b2.gguf", "-o", "merged2.gguf", "--json"];
+    let merged: Value = serde_json::from_str(&kbit_ok(folder.path(), &merge)).expect("JSON");
+    assert!(merged["moments"].as_u64() > Some(0) && merged["moments"] == merged["tensors"], "{merged}");
+    assert_eq!(bytes(folder.path(), "merged2.gguf").len(), bytes(folder.path(), "both2.gguf").len());
+    // A file without second moments takes those of the others along, and is named.
+    let merge = ["calibrate", "--merge", "a2.gguf", "--merge", "b.gguf", "-o", "merged3.gguf"];
+    let text = kbit_ok(folder.path(), &merge);
+    assert!(text.contains("b.gguf has no second moments"), "{text}");
+    assert_eq!(bytes(folder.path(), "merged3.gguf").len(), bytes(folder.path(), "both.gguf").len());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Squares are added in double precision, row by row in the order of the text, so that figures depend neither on the number of threads
 //! nor on interruptions. llama-imatrix adds them in single precision.
 
-use crate::{CalibrateError, Gathered, ImportanceMatrix};
+use crate::{CalibrateError, Gathered};
 use kbit_engine::{MatrixName, Model, Observer, Rows, Session};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -275,46 +275,6 @@ pub fn starved(gathered: &[Gathered]) -> Vec<Starved> {
         (!starved.unseen.is_empty() || !starved.rare.is_empty()).then_some(starved)
     };
     gathered.iter().filter_map(of).collect()
-}
-
-/// The sums of several files, which were gathered on the same model.
-///
-/// # Errors
-/// When a file does not tell how many tokens it saw, cannot be read, or has an entry of another size than the others.
-pub fn merge(files: &[ImportanceMatrix]) -> Result<Vec<Gathered>, CalibrateError> {
-    let mut all: BTreeMap<String, Gathered> = BTreeMap::new();
-    for file in files {
-        for (name, entry) in file.entries() {
-            let wrong = |reason: String| CalibrateError::Unmergeable {
-                path: file.path().to_owned(),
-                entry: name.to_owned(),
-                reason,
-            };
-            let Some(counts) = entry.counts() else {
-                return Err(wrong("says nothing of the tokens that it saw".to_owned()));
-            };
-            let mut sums = vec![0.0; usize::try_from(entry.values()).unwrap_or(usize::MAX)];
-            file.sums(name, 0, &mut sums)?;
-            let sums: Vec<f64> = sums.into_iter().map(f64::from).collect();
-            let Some(known) = all.get_mut(name) else {
-                let (name, counts) = (name.to_owned(), counts.to_vec());
-                all.insert(name.clone(), Gathered { name, sums, counts });
-                continue;
-            };
-            if (known.sums.len(), known.counts.len()) != (sums.len(), counts.len()) {
-                return Err(wrong(format!(
-                    "has {} sums and {} counts, in another file {} and {}",
-                    sums.len(),
-                    counts.len(),
-                    known.sums.len(),
-                    known.counts.len()
-                )));
-            }
-            known.sums.iter_mut().zip(sums).for_each(|(sum, more)| *sum += more);
-            known.counts.iter_mut().zip(counts).for_each(|(count, more)| *count += more);
-        }
-    }
-    Ok(all.into_values().collect())
 }
 
 #[cfg(test)]

@@ -28,14 +28,16 @@ mod gather;
 mod importance;
 mod legacy;
 mod matrix;
+mod merge;
 mod moments;
 mod saved;
 mod write;
 
 pub use error::CalibrateError;
-pub use gather::{GatherOptions, Gatherer, Means, Moved, Starved, merge, starved};
+pub use gather::{GatherOptions, Gatherer, Means, Moved, Starved, starved};
 pub use importance::{Coverage, EmptyExperts, Importance, OnMissing, Policy};
 pub use matrix::{Entry, FileKind, ImportanceMatrix};
+pub use merge::{common_inputs, merge, merge_moments};
 pub use moments::{MomentGatherer, Moments, SharedInput};
 pub use saved::Saved;
 pub use write::{Gathered, MomentsFile, write};

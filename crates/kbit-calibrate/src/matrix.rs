@@ -3,8 +3,8 @@
 //! Sources: llama.cpp's `imatrix.cpp` for what the files hold, its `quantize.cpp` for what is made of them: an expert that
 //! saw no token counts as 1 in every column, and every quotient is taken in single precision.
 
-use crate::CalibrateError;
 use crate::legacy;
+use crate::{CalibrateError, SharedInput};
 use kbit_formats::gguf::{Array, Gguf, TensorInfo, Value};
 use kbit_formats::hash;
 use kbit_types::GgmlType;
@@ -91,8 +91,14 @@ pub struct ImportanceMatrix {
     chunk_count: u64,
     chunk_size: Option<u64>,
     entries: BTreeMap<String, Entry>,
-    /// Second moments of the inputs of a tensor.
-    moments: BTreeMap<String, Triangles>,
+    moments: SecondMoments,
+}
+
+/// Second moments: where those of each tensor lie, and the inputs in the order of the file.
+#[derive(Debug, Default)]
+struct SecondMoments {
+    of: BTreeMap<String, Triangles>,
+    inputs: Vec<SharedInput>,
 }
 
 /// Where second moments lie.
@@ -141,7 +147,7 @@ impl ImportanceMatrix {
                 chunk_count: legacy.chunk_count,
                 chunk_size: None,
                 entries: legacy.entries,
-                moments: BTreeMap::new(),
+                moments: SecondMoments::default(),
             }
         };
         matrix.check_values()?;
@@ -318,13 +324,19 @@ impl ImportanceMatrix {
     /// Number of tensors with second moments of their inputs.
     #[must_use]
     pub fn moments_count(&self) -> usize {
-        self.moments.len()
+        self.moments.of.len()
+    }
+
+    /// The inputs that there are second moments of.
+    #[must_use]
+    pub fn moment_inputs(&self) -> &[SharedInput] {
+        &self.moments.inputs
     }
 
     /// True where there are second moments of the inputs of the tensor `name`, which has `slices` matrices of `cols` columns.
     #[must_use]
     pub fn has_moments(&self, name: &str, slices: u64, cols: u64) -> bool {
-        self.moments.get(name).is_some_and(|found| (found.slices, found.cols) == (slices, cols))
+        self.moments.of.get(name).is_some_and(|found| (found.slices, found.cols) == (slices, cols))
     }
 
     /// Second moments of the inputs of slice `slice` of the tensor `name`, `[cols][cols]`: the mean of `x x^T`.
@@ -333,32 +345,52 @@ impl ImportanceMatrix {
     /// When there are none, the slice lies past their end, one is not finite, or the file cannot be read.
     pub fn read_moments(&self, name: &str, slice: u64) -> Result<Vec<f32>, CalibrateError> {
         let wrong = |reason: String| entry_error(&self.path, name, reason);
-        let found = self.moments.get(name).filter(|found| slice < found.slices);
-        let found = found.ok_or_else(|| wrong(format!("has no second moments of slice {slice}")))?;
-        let too_large = || wrong(format!("{} columns are too many", found.cols));
-        let cols = usize::try_from(found.cols).map_err(|_| too_large())?;
+        let cols = self.moments.of.get(name).map_or(0, |found| found.cols);
+        let too_large = || wrong(format!("{cols} columns are too many"));
+        let cols = usize::try_from(cols).map_err(|_| too_large())?;
         let count = cols.checked_mul(cols).ok_or_else(too_large)?;
         let mut square: Vec<f32> = Vec::new();
         square.try_reserve_exact(count).map_err(|_| too_large())?;
         square.resize(count, 0.0);
-        let triangle = Triangles::numbers(found.cols).ok_or_else(too_large)?;
-        let mut offset = found.offset + slice * triangle * 4;
-        for row in 0..cols {
-            let own = &mut square[row * cols..][..=row];
-            self.file
-                .read_exact_at(bytemuck::cast_slice_mut(own), offset)
-                .map_err(io(&self.path, "reading"))?;
-            if let Some(col) = own.iter().position(|value| !value.is_finite()) {
-                return Err(wrong(format!("the second moment of columns {row} and {col} is {}", own[col])));
-            }
-            offset += (row as u64 + 1) * 4;
-        }
+        self.moment_rows(name, slice, |row, means| square[row * cols..][..=row].copy_from_slice(means))?;
         for row in 0..cols {
             for col in 0..row {
                 square[col * cols + row] = square[row * cols + col];
             }
         }
         Ok(square)
+    }
+
+    /// Gives rows of the lower triangle of the second moments, from the first: row `row` has `row + 1` means.
+    ///
+    /// # Errors
+    /// As for [`Self::read_moments`].
+    pub(crate) fn moment_rows(
+        &self,
+        name: &str,
+        slice: u64,
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), CalibrateError> {
+        let wrong = |reason: String| entry_error(&self.path, name, reason);
+        let found = self.moments.of.get(name).filter(|found| slice < found.slices);
+        let found = found.ok_or_else(|| wrong(format!("has no second moments of slice {slice}")))?;
+        let too_large = || wrong(format!("{} columns are too many", found.cols));
+        let cols = usize::try_from(found.cols).map_err(|_| too_large())?;
+        let triangle = Triangles::numbers(found.cols).ok_or_else(too_large)?;
+        let mut offset = found.offset + slice * triangle * 4;
+        let mut means = vec![0.0f32; cols];
+        for row in 0..cols {
+            let own = &mut means[..=row];
+            self.file
+                .read_exact_at(bytemuck::cast_slice_mut(own), offset)
+                .map_err(io(&self.path, "reading"))?;
+            if let Some(col) = own.iter().position(|value| !value.is_finite()) {
+                return Err(wrong(format!("the second moment of columns {row} and {col} is {}", own[col])));
+            }
+            each(row, own);
+            offset += (row as u64 + 1) * 4;
+        }
+        Ok(())
     }
 
     /// The stored values of slice `slice`, undivided.
@@ -423,11 +455,8 @@ fn entry(gguf: &Gguf, sums: &TensorInfo, counts: &TensorInfo) -> Result<Entry, E
     Ok(Entry { values, counts: Counts::Experts(whole), offset: sums.offset })
 }
 
-/// Second moments by tensor. Errors are the entry's name and the reason.
-fn moments(
-    gguf: &Gguf,
-    entries: &BTreeMap<String, Entry>,
-) -> Result<BTreeMap<String, Triangles>, (String, String)> {
+/// Second moments. Errors are the entry's name and the reason.
+fn moments(gguf: &Gguf, entries: &BTreeMap<String, Entry>) -> Result<SecondMoments, (String, String)> {
     let names = |key: &str| match gguf.metadata().get(key) {
         Some(Value::Array(Array::String(names))) => names.as_slice(),
         _ => &[],
@@ -437,7 +466,8 @@ fn moments(
         let reason = format!("it has {} names, {MOMENTS_OF} {}", tensors.len(), of.len());
         return Err((MOMENTS_TENSORS.to_owned(), reason));
     }
-    let mut all = BTreeMap::new();
+    let mut all = SecondMoments::default();
+    let mut places: BTreeMap<&str, usize> = BTreeMap::new();
     for (name, of) in tensors.iter().zip(of) {
         let wrong = |reason: String| Err((name.clone(), reason));
         let Some(tensor) = gguf.tensor(&format!("{of}{MOMENTS}")) else {
@@ -456,7 +486,19 @@ fn moments(
                 tensor.name, tensor.ty
             ));
         }
-        all.insert(name.clone(), Triangles { cols, slices, offset: tensor.offset });
+        let (Ok(whole_slices), Ok(whole_cols)) = (usize::try_from(slices), usize::try_from(cols)) else {
+            return wrong(format!("{slices} matrices of {cols} columns are too many"));
+        };
+        let place = *places.entry(of).or_insert(all.inputs.len());
+        match all.inputs.get_mut(place) {
+            Some(input) => input.tensors.push(name.clone()),
+            None => all.inputs.push(SharedInput {
+                tensors: vec![name.clone()],
+                slices: whole_slices,
+                cols: whole_cols,
+            }),
+        }
+        all.of.insert(name.clone(), Triangles { cols, slices, offset: tensor.offset });
     }
     Ok(all)
 }

@@ -172,6 +172,10 @@ impl MomentsFile {
     /// # Errors
     /// When sums are of other tensors than the inputs are, or the file cannot be written.
     pub fn finish(self, gathered: &[Gathered]) -> Result<(), CalibrateError> {
+        if let Some(other) = gathered.iter().find(|entry| !self.entries.contains(&entry.name)) {
+            let reason = "its inputs have no second moments, as those of the other tensors have".to_owned();
+            return Err(FormatError::Unwritable { what: other.name.clone(), reason }.into());
+        }
         for (index, name) in self.entries.iter().enumerate() {
             let entry = gathered.iter().find(|entry| entry.name == *name);
             let entry = entry.ok_or_else(|| FormatError::Unwritable {

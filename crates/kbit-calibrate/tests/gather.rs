@@ -6,7 +6,8 @@ mod common;
 
 use common::{Plain, model, random_tensors, small, tokens, with_threads};
 use kbit_calibrate::{
-    GatherOptions, Gathered, Gatherer, ImportanceMatrix, MomentGatherer, MomentsFile, Saved, merge, write,
+    GatherOptions, Gathered, Gatherer, ImportanceMatrix, MomentGatherer, Moments, MomentsFile, Saved,
+    common_inputs, merge, merge_moments, write,
 };
 use kbit_engine::{Description, Model};
 use kbit_types::Codec;
@@ -138,6 +139,60 @@ fn files_of_other_sizes_cannot_be_merged() {
     let (a, c) = (file("a.gguf", &[1.0, 2.0], &[3]), file("c.gguf", &[1.0, 2.0, 3.0], &[3]));
     let message = merge(&[a, c]).unwrap_err().to_string();
     assert!(message.contains("c.gguf") && message.contains("same model"), "{message}");
+}
+
+#[test]
+fn merged_second_moments_are_those_of_all_windows() {
+    let description = small();
+    let model = model(&description, &random_tensors(&description, 1, true));
+    let text = tokens(&description, 24 * 30, 5);
+    let windows: Vec<&[u32]> = text.chunks(24).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, windows: &[&[u32]]| {
+        let path = folder.path().join(name);
+        let gatherer = MomentGatherer::new(&model, OPTIONS).unwrap();
+        let inputs = gatherer.inputs().to_vec();
+        let file = MomentsFile::create(&path, &inputs, &["t".into()], 1, 24, false).unwrap();
+        let gathered = gatherer.gather(windows, |_| (), |moments| file.write(&moments)).unwrap();
+        file.finish(&gathered).unwrap();
+        ImportanceMatrix::open(&path).unwrap()
+    };
+    let all = file("all.gguf", &windows);
+    let parts = [file("a.gguf", &windows[..7]), file("b.gguf", &windows[7..])];
+    let inputs = common_inputs(&parts).unwrap().to_vec();
+    assert_eq!(inputs, all.moment_inputs());
+    let mut found = 0;
+    let merged = |moments: Moments<'_>| {
+        let input = &inputs[moments.input];
+        let whole = all.read_moments(&input.tensors[0], moments.slice as u64).unwrap();
+        let largest = whole.iter().fold(0f32, |largest, mean| largest.max(mean.abs()));
+        let rows = (0..input.cols).flat_map(|row| whole[row * input.cols..][..=row].iter());
+        for (mean, expected) in moments.means.iter().zip(rows) {
+            // Three roundings to single precision.
+            assert!((mean - expected).abs() < 1e-6 * largest, "{:?}: {mean}, {expected}", input.tensors);
+        }
+        found += 1;
+        Ok(())
+    };
+    merge_moments(&parts, &inputs, merged).unwrap();
+    assert_eq!(found, inputs.iter().map(|input| input.slices).sum::<usize>());
+
+    // A file without second moments, and one with those of other inputs.
+    let plain = folder.path().join("plain.gguf");
+    write(&plain, &gather(&model, OPTIONS, &windows), &["t".into()], 1, 24, false).unwrap();
+    let [a, b] = parts;
+    assert!(common_inputs(&[a, ImportanceMatrix::open(&plain).unwrap()]).unwrap().is_empty());
+    let some = folder.path().join("some.gguf");
+    let file = MomentsFile::create(&some, &inputs[1..], &["t".into()], 1, 24, false).unwrap();
+    let kept = |entry: &Gathered| inputs[1..].iter().any(|input| input.tensors.contains(&entry.name));
+    let gathered: Vec<Gathered> = gather(&model, OPTIONS, &windows);
+    let fewer: Vec<Gathered> = gathered.iter().filter(|entry| kept(entry)).cloned().collect();
+    file.finish(&fewer).unwrap();
+    let message = common_inputs(&[b, ImportanceMatrix::open(&some).unwrap()]).unwrap_err().to_string();
+    assert!(message.contains("some.gguf") && message.contains(&inputs[0].tensors[0]), "{message}");
+    let file = MomentsFile::create(&some, &inputs[1..], &["t".into()], 1, 24, true).unwrap();
+    let message = file.finish(&gathered).unwrap_err().to_string();
+    assert!(message.contains("no second moments"), "{message}");
 }
 
 #[test]

@@ -47,6 +47,8 @@ pub struct GatheringSummary {
     pub tensors: usize,
     /// Tensors with second moments of their inputs.
     pub moments: usize,
+    /// Merged files without second moments, for which those of the others were left out.
+    pub without_moments: Vec<PathBuf>,
     /// Windows in it.
     pub windows: u64,
     /// Windows that an earlier, interrupted gathering had done.
@@ -235,6 +237,7 @@ impl GatheringSummary {
             path: path.to_owned(),
             tensors: gathered.len(),
             moments: 0,
+            without_moments: Vec::new(),
             windows,
             resumed: 0,
             context,
@@ -286,13 +289,14 @@ fn source(path: &Path) -> Result<Vec<(PathBuf, Stamp)>, PipelineError> {
     Ok(files)
 }
 
-/// Writes the sums of several importance matrices as one.
+/// Writes what several importance matrices hold as one; second moments where all have some.
 ///
 /// # Errors
 /// When a file cannot be read, or they do not go together.
 pub fn merge(files: &[PathBuf], out: &Path, overwrite: bool) -> Result<GatheringSummary, PipelineError> {
     let files = files.iter().map(|path| ImportanceMatrix::open(path)).collect::<Result<Vec<_>, _>>()?;
     let gathered = kbit_calibrate::merge(&files)?;
+    let inputs = kbit_calibrate::common_inputs(&files)?;
     let mut datasets: Vec<String> = Vec::new();
     for name in files.iter().flat_map(ImportanceMatrix::datasets) {
         if !datasets.contains(name) {
@@ -301,5 +305,18 @@ pub fn merge(files: &[PathBuf], out: &Path, overwrite: bool) -> Result<Gathering
     }
     let windows = files.iter().map(ImportanceMatrix::chunk_count).sum();
     let context = files.iter().find_map(ImportanceMatrix::chunk_size).unwrap_or(0);
-    write(out, &gathered, &datasets, windows, usize::try_from(context).unwrap_or(usize::MAX), overwrite)
+    let context = usize::try_from(context).unwrap_or(usize::MAX);
+    if inputs.is_empty() {
+        let summary = write(out, &gathered, &datasets, windows, context, overwrite)?;
+        let without = files.iter().filter(|file| file.moments_count() == 0);
+        let some = files.iter().any(|file| file.moments_count() > 0);
+        let without_moments = without.filter(|_| some).map(|file| file.path().to_owned()).collect();
+        return Ok(GatheringSummary { without_moments, ..summary });
+    }
+    let (chunk_count, chunk_size) = (whole(windows), whole(context as u64));
+    let file = MomentsFile::create(out, inputs, &datasets, chunk_count, chunk_size, overwrite)?;
+    kbit_calibrate::merge_moments(&files, inputs, |moments| file.write(&moments))?;
+    file.finish(&gathered)?;
+    let moments = inputs.iter().map(|input| input.tensors.len()).sum();
+    Ok(GatheringSummary { moments, ..GatheringSummary::of(out, &gathered, windows, context) })
 }

@@ -49,6 +49,9 @@ fn words(summary: &GatheringSummary) -> String {
         summary.windows,
         summary.context
     );
+    for path in &summary.without_moments {
+        text += &format!("{} has no second moments: those of the others were left out\n", path.display());
+    }
     if let Some(moved) = &summary.moved {
         text += &format!(
             "in the second half of the windows means moved by {:.2} % (median over tensors), by {:.2} % in {}\n",
