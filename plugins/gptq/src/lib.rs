@@ -40,6 +40,7 @@ const ACT_ORDER_PARAM: Param = Param {
 struct Method {
     damping: f64,
     act_order: bool,
+    host: Host<'static>,
 }
 
 /// A matrix being encoded.
@@ -49,8 +50,9 @@ pub struct Job {
 }
 
 impl Method {
-    fn open(params: &Params) -> Result<Self, Error> {
-        Ok(Self { damping: params.float("damping")?, act_order: params.bool("act_order")? })
+    fn open(host: &Host<'_>, params: &Params) -> Result<Self, Error> {
+        let (damping, act_order) = (params.float("damping")?, params.bool("act_order")?);
+        Ok(Self { damping, act_order, host: host.to_static() })
     }
 
     fn begin(&self, shape: &Shape<'_>, aux: &Aux<'_>) -> Result<Job, Error> {
@@ -69,7 +71,7 @@ impl Method {
         } else {
             Order::natural(cols)
         };
-        let factor = Factor::new(moments, stride, &order.columns, self.damping)
+        let factor = Factor::new(&self.host, moments, stride, &order.columns, self.damping)
             .map_err(|error| error.of_tensor(tensor))?;
         Ok(Job { tensor: tensor.to_owned(), feedback: Feedback::new(factor, order) })
     }
@@ -207,7 +209,7 @@ impl Scheme for Gptq {
         let settings = format!("bits={bits},block={block},symmetric={symmetric},scale={scale}");
         let base = Scheme::open(host, &Params::parse(<Int as Levels>::INFO.params, &settings)?)?;
         let search = params.str("scale_search")? == "error";
-        Ok(Self { method: Method::open(params)?, base, bits, block, symmetric, search })
+        Ok(Self { method: Method::open(host, params)?, base, bits, block, symmetric, search })
     }
 
     fn plan(&self, shape: &Shape<'_>) -> Result<Plan, Error> {
@@ -312,10 +314,10 @@ impl<T: BlockType> Scheme for Blocks<T> {
     type Job = Job;
     type Tensor = ();
 
-    fn open(_: &Host<'_>, params: &Params) -> Result<Self, Error> {
+    fn open(host: &Host<'_>, params: &Params) -> Result<Self, Error> {
         let levels = EvenLevels::of(T::TYPE)
             .ok_or_else(|| Error::internal(format!("{} has no even levels", T::TYPE)))?;
-        Ok(Self { method: Method::open(params)?, levels, ty: std::marker::PhantomData })
+        Ok(Self { method: Method::open(host, params)?, levels, ty: std::marker::PhantomData })
     }
 
     fn plan(&self, shape: &Shape<'_>) -> Result<Plan, Error> {

@@ -8,7 +8,7 @@ use crate::arch::Kernels;
 use crate::code::{Code, DENOMINATOR};
 use crate::rotation::Rotation;
 use crate::search::Search;
-use kbit_plugin::Error;
+use kbit_plugin::{Error, Host};
 use kbit_scheme_kit::Factor;
 
 /// Rows that go through the columns together, so that factors are read once for all of them.
@@ -18,11 +18,12 @@ const STRETCH: usize = 16;
 /// Windows that a search looks ahead: survivors have a common past after that.
 const WINDOWS_AHEAD: u32 = 10;
 
-/// Factors for rotated rows, of the second moments `moments` `[cols][stride]`.
+/// Factors for rotated rows, of the second moments `moments` `[cols][stride]`, by the threads of `host`.
 ///
 /// # Errors
-/// Moments that are not finite, or not positive semidefinite.
+/// Moments that are not finite, or not positive semidefinite; cancellation.
 pub(crate) fn factor(
+    host: &Host<'_>,
     rotation: &Rotation,
     kernels: Kernels,
     (moments, stride): (&[f32], usize),
@@ -40,7 +41,7 @@ pub(crate) fn factor(
         rotated.chunks_exact_mut(cols).for_each(|row| rotation.apply(kernels, row));
     }
     let order: Vec<u32> = (0..).take(cols).collect();
-    Factor::new(&rotated, cols, &order, damping).map_err(|error| error.of_tensor(tensor))
+    Factor::new(host, &rotated, cols, &order, damping).map_err(|error| error.of_tensor(tensor))
 }
 
 fn transpose(matrix: &mut [f32], cols: usize) {

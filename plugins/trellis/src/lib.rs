@@ -264,7 +264,8 @@ impl Scheme for Trellised {
             (Some(damping), Some((moments, stride))) => {
                 let stride = usize::try_from(stride)
                     .map_err(|_| Error::internal("a stride above the address space"))?;
-                Some(feedback::factor(&rotation, self.kernels, (moments, stride), cols, damping, tensor)?)
+                let moments = (moments, stride);
+                Some(feedback::factor(&self.host, &rotation, self.kernels, moments, cols, damping, tensor)?)
             }
             _ => None,
         };
