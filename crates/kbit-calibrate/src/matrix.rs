@@ -94,32 +94,33 @@ pub struct ImportanceMatrix {
     moments: SecondMoments,
 }
 
-/// Second moments: where those of each tensor lie, and the inputs in the order of the file.
+/// Second moments.
 #[derive(Debug, Default)]
 struct SecondMoments {
-    of: BTreeMap<String, Triangles>,
+    /// In the order of the file.
     inputs: Vec<SharedInput>,
+    /// For each input, the offset of its first triangle from the start of the file.
+    offsets: Vec<u64>,
+    /// Which of the inputs a tensor has.
+    of: BTreeMap<String, usize>,
 }
 
-/// Where second moments lie.
-#[derive(Clone, Copy, Debug)]
-struct Triangles {
-    cols: u64,
-    slices: u64,
-    /// Offset of the first from the start of the file.
-    offset: u64,
+impl SecondMoments {
+    /// The input of the tensor `name`, and its offset.
+    fn of(&self, name: &str) -> Option<(&SharedInput, u64)> {
+        let input = *self.of.get(name)?;
+        Some((self.inputs.get(input)?, *self.offsets.get(input)?))
+    }
 }
 
-impl Triangles {
-    /// Numbers of one lower triangle.
-    const fn numbers(cols: u64) -> Option<u64> {
-        match cols.checked_add(1) {
-            Some(next) => match cols.checked_mul(next) {
-                Some(twice) => Some(twice / 2),
-                None => None,
-            },
+/// Numbers of the lower triangle of a matrix of so many columns.
+const fn triangle(cols: u64) -> Option<u64> {
+    match cols.checked_add(1) {
+        Some(next) => match cols.checked_mul(next) {
+            Some(twice) => Some(twice / 2),
             None => None,
-        }
+        },
+        None => None,
     }
 }
 
@@ -336,7 +337,9 @@ impl ImportanceMatrix {
     /// True where there are second moments of the inputs of the tensor `name`, which has `slices` matrices of `cols` columns.
     #[must_use]
     pub fn has_moments(&self, name: &str, slices: u64, cols: u64) -> bool {
-        self.moments.of.get(name).is_some_and(|found| (found.slices, found.cols) == (slices, cols))
+        let same =
+            |(input, _): (&SharedInput, u64)| (input.slices as u64, input.cols as u64) == (slices, cols);
+        self.moments.of(name).is_some_and(same)
     }
 
     /// Second moments of the inputs of slice `slice` of the tensor `name`, `[cols][cols]`: the mean of `x x^T`.
@@ -344,10 +347,8 @@ impl ImportanceMatrix {
     /// # Errors
     /// When there are none, the slice lies past their end, one is not finite, or the file cannot be read.
     pub fn read_moments(&self, name: &str, slice: u64) -> Result<Vec<f32>, CalibrateError> {
-        let wrong = |reason: String| entry_error(&self.path, name, reason);
-        let cols = self.moments.of.get(name).map_or(0, |found| found.cols);
-        let too_large = || wrong(format!("{cols} columns are too many"));
-        let cols = usize::try_from(cols).map_err(|_| too_large())?;
+        let cols = self.moments.of(name).map_or(0, |(input, _)| input.cols);
+        let too_large = || entry_error(&self.path, name, format!("{cols} columns are too many"));
         let count = cols.checked_mul(cols).ok_or_else(too_large)?;
         let mut square: Vec<f32> = Vec::new();
         square.try_reserve_exact(count).map_err(|_| too_large())?;
@@ -372,12 +373,10 @@ impl ImportanceMatrix {
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<(), CalibrateError> {
         let wrong = |reason: String| entry_error(&self.path, name, reason);
-        let found = self.moments.of.get(name).filter(|found| slice < found.slices);
-        let found = found.ok_or_else(|| wrong(format!("has no second moments of slice {slice}")))?;
-        let too_large = || wrong(format!("{} columns are too many", found.cols));
-        let cols = usize::try_from(found.cols).map_err(|_| too_large())?;
-        let triangle = Triangles::numbers(found.cols).ok_or_else(too_large)?;
-        let mut offset = found.offset + slice * triangle * 4;
+        let found = self.moments.of(name).filter(|(input, _)| slice < input.slices as u64);
+        let (input, first) = found.ok_or_else(|| wrong(format!("has no second moments of slice {slice}")))?;
+        let cols = input.cols;
+        let mut offset = first + slice * input.triangle() as u64 * 4;
         let mut means = vec![0.0f32; cols];
         for row in 0..cols {
             let own = &mut means[..=row];
@@ -480,25 +479,24 @@ fn moments(gguf: &Gguf, entries: &BTreeMap<String, Entry>) -> Result<SecondMomen
         };
         let values = entries.get(name.as_str()).map_or(0, Entry::values);
         let cols = values.checked_div(slices).unwrap_or(0);
-        if tensor.ty != GgmlType::F32 || cols == 0 || Triangles::numbers(cols) != Some(numbers) {
+        if tensor.ty != GgmlType::F32 || cols == 0 || triangle(cols) != Some(numbers) {
             return wrong(format!(
                 "{} is {} of {numbers} x {slices}, not the triangles of {values} columns",
                 tensor.name, tensor.ty
             ));
         }
-        let (Ok(whole_slices), Ok(whole_cols)) = (usize::try_from(slices), usize::try_from(cols)) else {
+        let (Ok(slices), Ok(cols)) = (usize::try_from(slices), usize::try_from(cols)) else {
             return wrong(format!("{slices} matrices of {cols} columns are too many"));
         };
         let place = *places.entry(of).or_insert(all.inputs.len());
         match all.inputs.get_mut(place) {
             Some(input) => input.tensors.push(name.clone()),
-            None => all.inputs.push(SharedInput {
-                tensors: vec![name.clone()],
-                slices: whole_slices,
-                cols: whole_cols,
-            }),
+            None => {
+                all.inputs.push(SharedInput { tensors: vec![name.clone()], slices, cols });
+                all.offsets.push(tensor.offset);
+            }
         }
-        all.of.insert(name.clone(), Triangles { cols, slices, offset: tensor.offset });
+        all.of.insert(name.clone(), place);
     }
     Ok(all)
 }

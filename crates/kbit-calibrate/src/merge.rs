@@ -1,6 +1,6 @@
 //! Several files of one model as one.
 
-use crate::{CalibrateError, Gathered, ImportanceMatrix, Moments, SharedInput};
+use crate::{CalibrateError, Entry, Gathered, ImportanceMatrix, Moments, SharedInput};
 use std::collections::BTreeMap;
 
 /// The sums of several files, which were gathered on the same model.
@@ -16,9 +16,7 @@ pub fn merge(files: &[ImportanceMatrix]) -> Result<Vec<Gathered>, CalibrateError
                 entry: name.to_owned(),
                 reason,
             };
-            let Some(counts) = entry.counts() else {
-                return Err(wrong("says nothing of the tokens that it saw".to_owned()));
-            };
+            let counts = counts(file, name)?;
             let mut sums = vec![0.0; usize::try_from(entry.values()).unwrap_or(usize::MAX)];
             file.sums(name, 0, &mut sums)?;
             let sums: Vec<f64> = sums.into_iter().map(f64::from).collect();
@@ -85,8 +83,12 @@ pub fn merge_moments(
     for (index, input) in inputs.iter().enumerate() {
         let tensor = &input.tensors[0];
         for slice in 0..input.slices {
-            let counts: Vec<u64> =
-                files.iter().map(|file| count(file, tensor, slice)).collect::<Result<_, _>>()?;
+            let count = |file| {
+                // Heads share one count; experts have one each.
+                let counts = counts(file, tensor)?;
+                Ok(counts.get(slice).or(counts.first()).copied().unwrap_or(0))
+            };
+            let counts: Vec<u64> = files.iter().map(count).collect::<Result<_, CalibrateError>>()?;
             let all: u64 = counts.iter().sum();
             let mut means = vec![0f64; input.triangle()];
             for (file, count) in files.iter().zip(counts).filter(|(_, count)| *count > 0) {
@@ -108,11 +110,9 @@ pub fn merge_moments(
     Ok(())
 }
 
-/// Tokens behind slice `slice` of a tensor.
-fn count(file: &ImportanceMatrix, tensor: &str, slice: usize) -> Result<u64, CalibrateError> {
-    let counts = file.entry(tensor).and_then(|entry| entry.counts());
-    let count = counts.and_then(|counts| counts.get(slice).or(counts.first()));
-    count.copied().ok_or_else(|| CalibrateError::Unmergeable {
+/// Tokens that the matrices of a tensor saw.
+fn counts<'f>(file: &'f ImportanceMatrix, tensor: &str) -> Result<&'f [u64], CalibrateError> {
+    file.entry(tensor).and_then(Entry::counts).ok_or_else(|| CalibrateError::Unmergeable {
         path: file.path().to_owned(),
         entry: tensor.to_owned(),
         reason: "says nothing of the tokens that it saw".to_owned(),

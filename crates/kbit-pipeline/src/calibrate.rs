@@ -308,9 +308,11 @@ pub fn merge(files: &[PathBuf], out: &Path, overwrite: bool) -> Result<Gathering
     let context = usize::try_from(context).unwrap_or(usize::MAX);
     if inputs.is_empty() {
         let summary = write(out, &gathered, &datasets, windows, context, overwrite)?;
-        let without = files.iter().filter(|file| file.moments_count() == 0);
-        let some = files.iter().any(|file| file.moments_count() > 0);
-        let without_moments = without.filter(|_| some).map(|file| file.path().to_owned()).collect();
+        let without = files.iter().filter(|file| file.moment_inputs().is_empty());
+        let mut without_moments: Vec<PathBuf> = without.map(|file| file.path().to_owned()).collect();
+        if without_moments.len() == files.len() {
+            without_moments.clear();
+        }
         return Ok(GatheringSummary { without_moments, ..summary });
     }
     let (chunk_count, chunk_size) = (whole(windows), whole(context as u64));
