@@ -23,7 +23,7 @@ const SHAPES: [(usize, usize, usize); 7] = [
 ];
 
 /// What weights are stored as, and what they are multiplied in.
-const KINDS: [(GgmlType, Mode); 9] = [
+const KINDS: [(GgmlType, Mode); 17] = [
     (GgmlType::F32, Mode::F32),
     (GgmlType::Q4_K, Mode::F32),
     (GgmlType::BF16, Mode::Bf16),
@@ -33,6 +33,14 @@ const KINDS: [(GgmlType, Mode); 9] = [
     (GgmlType::Q4_K, Mode::Int8),
     (GgmlType::Q6_K, Mode::Int8),
     (GgmlType::IQ4_XS, Mode::Int8),
+    (GgmlType::Q2_K, Mode::Int8),
+    (GgmlType::Q3_K, Mode::Int8),
+    (GgmlType::Q5_K, Mode::Int8),
+    (GgmlType::Q4_1, Mode::Int8),
+    (GgmlType::Q5_0, Mode::Int8),
+    (GgmlType::Q5_1, Mode::Int8),
+    (GgmlType::IQ4_NL, Mode::Int8),
+    (GgmlType::MXFP4, Mode::Int8),
 ];
 
 /// Best of several tries of `work`, in seconds.

@@ -43,7 +43,8 @@ pub(super) fn nibbles(q: __m256i) -> [__m256i; 2] {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn table(levels: &[i8; 16], offset: u8) -> __m256i {
-    _mm256_broadcastsi128_si256(load_16(&levels.map(|level| level.cast_unsigned().wrapping_add(offset))))
+    let levels = _mm_add_epi8(load_16(levels), _mm_set1_epi8(offset.cast_signed()));
+    _mm256_broadcastsi128_si256(levels)
 }
 
 /// What a table has for low and high halves.
