@@ -154,8 +154,8 @@ fn measure(
 
     let (vocab, kernels) = (reference.model.description().vocab, reference.model.kernels());
     let rows = plan.rows(reference.model);
-    let mut base = vec![0.0; rows.min(targets.len()) * vocab];
-    let mut other = base.clone();
+    let len = rows.min(targets.len()) * vocab;
+    let (mut base, mut other) = (plan.floats(len), plan.floats(len));
     let mut result = Group { reference: Vec::new(), candidates: vec![Vec::new(); candidates.len()] };
     for (index, targets) in targets.chunks(rows).enumerate() {
         let base = &mut base[..targets.len() * vocab];

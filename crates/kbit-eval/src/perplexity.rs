@@ -142,7 +142,7 @@ fn each_row<T: Send>(
 ) -> Result<(), EvalError> {
     let d = runner.model.description();
     let rows = plan.rows(runner.model);
-    let mut logits = vec![0.0; rows.min(targets.len()) * d.vocab];
+    let mut logits = plan.floats(rows.min(targets.len()) * d.vocab);
     for (index, (states, targets)) in states.chunks(rows * d.hidden).zip(targets.chunks(rows)).enumerate() {
         let logits = &mut logits[..targets.len() * d.vocab];
         runner.logits(states, logits)?;

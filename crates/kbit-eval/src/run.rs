@@ -6,7 +6,7 @@
 use crate::{EvalError, Progress, Windows};
 use kbit_engine::{EngineError, Model, Session};
 use rayon::prelude::*;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -80,13 +80,22 @@ pub(crate) struct Plan<'t> {
     pub(crate) count: usize,
     group: usize,
     threads: Threads,
+    /// True where a session is kept from one group of windows to the next.
+    keeps_sessions: bool,
+    /// Memory for logits that nobody uses now.
+    idle: Mutex<Vec<Vec<f32>>>,
 }
+
+/// Models whose sessions are all kept, at most: caches of many large ones would fill the memory.
+const KEPT: usize = 2;
 
 impl<'t> Plan<'t> {
     pub(crate) fn new(models: &[&Model], windows: &'t Windows, tokens: &'t [u32]) -> Result<Self, EvalError> {
         let count = windows.count(tokens.len())?;
         let group = models.iter().map(|model| group(model, windows)).max().unwrap_or(1);
-        Ok(Self { windows, tokens, count, group, threads: Threads::new(models) })
+        let threads = Threads::new(models);
+        let keeps_sessions = threads.apart || models.len() <= KEPT;
+        Ok(Self { windows, tokens, count, group, threads, keeps_sessions, idle: Mutex::default() })
     }
 
     /// Calls `measure` for groups of windows that go through a model together; results in order, one a group.
@@ -129,9 +138,49 @@ impl<'t> Plan<'t> {
         self.threads.each(count, measure)
     }
 
+    /// Room for `len` floats, whatever they are. It is used again: fresh pages for the logits of each group of windows take some per cent
+    /// of the time.
+    pub(crate) fn floats(&self, len: usize) -> Floats<'_> {
+        let mut floats = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        floats.resize(len, 0.0);
+        Floats { floats, idle: &self.idle }
+    }
+
     /// A runner for a model.
     pub(crate) fn runner<'m>(&self, model: &'m Model) -> Runner<'m> {
-        Runner { model, context: self.windows.context, threads: self.threads, idle: Mutex::new(Vec::new()) }
+        Runner {
+            model,
+            context: self.windows.context,
+            threads: self.threads,
+            keeps: self.keeps_sessions,
+            idle: Mutex::default(),
+        }
+    }
+}
+
+/// Floats that go back where they came from.
+pub(crate) struct Floats<'p> {
+    floats: Vec<f32>,
+    idle: &'p Mutex<Vec<Vec<f32>>>,
+}
+
+impl Deref for Floats<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.floats
+    }
+}
+
+impl DerefMut for Floats<'_> {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.floats
+    }
+}
+
+impl Drop for Floats<'_> {
+    fn drop(&mut self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.floats));
     }
 }
 
@@ -140,6 +189,7 @@ pub(crate) struct Runner<'m> {
     pub(crate) model: &'m Model,
     context: usize,
     threads: Threads,
+    keeps: bool,
     idle: Mutex<Vec<Session<'m>>>,
 }
 
@@ -161,8 +211,7 @@ impl<'m> Runner<'m> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut session = idle.unwrap_or_else(|| self.threads.session(self.model, self.context));
         let result = work(&mut session);
-        // A large model's session is let go: with many candidates, their caches would fill the memory.
-        if self.threads.apart {
+        if self.keeps {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session);
         }
         result
