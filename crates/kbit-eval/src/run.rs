@@ -83,7 +83,7 @@ pub(crate) struct Plan<'t> {
     /// True where a session is kept from one group of windows to the next.
     keeps_sessions: bool,
     /// Memory for logits that nobody uses now.
-    idle: Mutex<Vec<Vec<f32>>>,
+    idle: Idle<Vec<f32>>,
 }
 
 /// Models whose sessions are all kept, at most: caches of many large ones would fill the memory.
@@ -94,8 +94,10 @@ impl<'t> Plan<'t> {
         let count = windows.count(tokens.len())?;
         let group = models.iter().map(|model| group(model, windows)).max().unwrap_or(1);
         let threads = Threads::new(models);
-        let keeps_sessions = threads.apart || models.len() <= KEPT;
-        Ok(Self { windows, tokens, count, group, threads, keeps_sessions, idle: Mutex::default() })
+        // Streamed models are short of memory, and have few groups.
+        let keeps_sessions =
+            threads.apart || (models.len() <= KEPT && !models.iter().any(|model| model.is_streamed()));
+        Ok(Self { windows, tokens, count, group, threads, keeps_sessions, idle: Idle::default() })
     }
 
     /// Calls `measure` for groups of windows that go through a model together; results in order, one a group.
@@ -138,10 +140,10 @@ impl<'t> Plan<'t> {
         self.threads.each(count, measure)
     }
 
-    /// Room for `len` floats, whatever they are. It is used again: fresh pages for the logits of each group of windows take some per cent
-    /// of the time.
+    /// Room for `len` floats, whatever they are. It is used again, so that the system need not bring fresh pages for the logits of each
+    /// group of windows.
     pub(crate) fn floats(&self, len: usize) -> Floats<'_> {
-        let mut floats = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let mut floats = self.idle.take().unwrap_or_default();
         floats.resize(len, 0.0);
         Floats { floats, idle: &self.idle }
     }
@@ -153,15 +155,35 @@ impl<'t> Plan<'t> {
             context: self.windows.context,
             threads: self.threads,
             keeps: self.keeps_sessions,
-            idle: Mutex::default(),
+            idle: Idle::default(),
         }
+    }
+}
+
+/// Things that several threads use in turn.
+struct Idle<T>(Mutex<Vec<T>>);
+
+impl<T> Default for Idle<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> Idle<T> {
+    /// One that nobody uses now.
+    fn take(&self) -> Option<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn put(&self, thing: T) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(thing);
     }
 }
 
 /// Floats that go back where they came from.
 pub(crate) struct Floats<'p> {
     floats: Vec<f32>,
-    idle: &'p Mutex<Vec<Vec<f32>>>,
+    idle: &'p Idle<Vec<f32>>,
 }
 
 impl Deref for Floats<'_> {
@@ -180,7 +202,7 @@ impl DerefMut for Floats<'_> {
 
 impl Drop for Floats<'_> {
     fn drop(&mut self) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.floats));
+        self.idle.put(std::mem::take(&mut self.floats));
     }
 }
 
@@ -190,7 +212,7 @@ pub(crate) struct Runner<'m> {
     context: usize,
     threads: Threads,
     keeps: bool,
-    idle: Mutex<Vec<Session<'m>>>,
+    idle: Idle<Session<'m>>,
 }
 
 impl<'m> Runner<'m> {
@@ -208,11 +230,10 @@ impl<'m> Runner<'m> {
     }
 
     fn with_session<T>(&self, work: impl FnOnce(&mut Session<'m>) -> T) -> T {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut session = idle.unwrap_or_else(|| self.threads.session(self.model, self.context));
+        let mut session = self.idle.take().unwrap_or_else(|| self.threads.session(self.model, self.context));
         let result = work(&mut session);
         if self.keeps {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+            self.idle.put(session);
         }
         result
     }

@@ -39,12 +39,18 @@ pub(super) fn nibbles(q: __m256i) -> [__m256i; 2] {
     [_mm256_and_si256(q, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask)]
 }
 
-/// A table of 16 bytes in both halves.
+/// Levels plus `offset`, by a vector operation: some kernels do this for every block.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn shifted(levels: &[i8; 16], offset: u8) -> __m128i {
+    _mm_add_epi8(load_16(levels), _mm_set1_epi8(offset.cast_signed()))
+}
+
+/// Levels plus `offset`, in both halves.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn table(levels: &[i8; 16], offset: u8) -> __m256i {
-    let levels = _mm_add_epi8(load_16(levels), _mm_set1_epi8(offset.cast_signed()));
-    _mm256_broadcastsi128_si256(levels)
+    _mm256_broadcastsi128_si256(shifted(levels, offset))
 }
 
 /// What a table has for low and high halves.

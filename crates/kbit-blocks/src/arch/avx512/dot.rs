@@ -4,9 +4,10 @@
 //! is taken off beforehand, once for four rows.
 
 use crate::arch::avx2::dot::{
-    array_4, halves, in_turn, load_16, load_32, minimums, nibbles, scales_first, scales_of_iq4_xs, sums,
-    sums_of_32, totals,
+    array_4, halves, in_turn, load_32, minimums, nibbles, scales_first, scales_of_iq4_xs, sums, sums_of_32,
+    totals,
 };
+use crate::arch::rows::table;
 use crate::block::{IQ4_NL, IQ4_XS, MXFP4, Q4_0, Q4_K, Q8_0, Q8_K};
 use crate::dot::{Operands, one, products, scales_and_minimums};
 use crate::fp4::{LEVELS, half_e8m0};
@@ -76,7 +77,7 @@ pub(super) fn dot_q4_0(operands: Operands<'_, '_>) {
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 pub(super) fn dot_mxfp4(operands: Operands<'_, '_>) {
     let four = |rows: Rows<'_, MXFP4>, y: &[Q8_0]| {
-        let table = _mm256_broadcastsi128_si256(load_16(&LEVELS.map(|level| level + 12)));
+        let table = table(&LEVELS, 12);
         let codes = |x: &MXFP4| _mm256_shuffle_epi8(table, both(nibbles(&x.q)));
         let scales = |x: [&MXFP4; 4]| {
             let [a, b, c, d] = x.map(|x| half_e8m0(x.e));
@@ -90,19 +91,12 @@ pub(super) fn dot_mxfp4(operands: Operands<'_, '_>) {
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 pub(super) fn dot_iq4_nl(operands: Operands<'_, '_>) {
     let four = |rows: Rows<'_, IQ4_NL>, y: &[Q8_0]| {
-        let table = uneven();
+        let table = table(&iq4::LEVELS, 128);
         let codes = |x: &IQ4_NL| _mm256_shuffle_epi8(table, both(nibbles(&x.q)));
         let scales = |x: [&IQ4_NL; 4]| halves(x.map(|x| x.d));
         four_of_32::<_, 128>(rows, y, codes, scales, |sums, x, y| scales_first(sums, x, y))
     };
     products(operands, four, one::<IQ4_NL>);
-}
-
-/// The levels of IQ4, 128 higher.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-fn uneven() -> __m256i {
-    _mm256_broadcastsi128_si256(load_16(&iq4::LEVELS.map(|level| level.cast_unsigned() ^ 128)))
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
@@ -113,7 +107,7 @@ pub(super) fn dot_iq4_xs(operands: Operands<'_, '_>) {
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 fn four_iq4_xs(rows: Rows<'_, IQ4_XS>, y: &[Q8_K]) -> [f32; 4] {
-    let (table, zero, shift) = (uneven(), _mm256_setzero_si256(), _mm256_set1_epi8(i8::MIN));
+    let (table, zero, shift) = (table(&iq4::LEVELS, 128), _mm256_setzero_si256(), _mm256_set1_epi8(i8::MIN));
     let mut products = _mm_setzero_ps();
     for (index, y) in y.iter().enumerate() {
         let blocks = rows.map(|row| &row[index]);

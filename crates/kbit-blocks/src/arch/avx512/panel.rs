@@ -4,6 +4,7 @@
 //! rows; what is packed in the words is taken apart only then, for all rows at once.
 
 use crate::arch::portable;
+use crate::arch::rows::shifted;
 use crate::block::{IQ4_NL, IQ4_XS, MXFP4, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0};
 use crate::panel::Source;
 use crate::{fp4, iq4};
@@ -189,9 +190,7 @@ fn fifth(words: __m512i, shift: u32) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn table(levels: &[i8; 16], offset: u8) -> __m512i {
-    let shifted = levels.map(|level| level.cast_unsigned().wrapping_add(offset));
-    // SAFETY: reads the 16 bytes.
-    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(shifted.as_ptr().cast()) })
+    _mm512_broadcast_i32x4(shifted(levels, offset))
 }
 
 #[inline]
