@@ -118,23 +118,23 @@ impl<'m> MomentGatherer<'m> {
             match progress {
                 Passed::Batch { .. } => {
                     observer.squares.finite()?;
-                    let mut add = |tensors: &[&str], slice: usize, rows: &Copied, counted: usize| {
+                    let mut add = |tensors: &[&str], slice: usize, rows: [&Copied; 2], counted: usize| {
                         let input = inputs.iter().position(|input| input.tensors == tensors);
                         let Some(input) = input.filter(|_| !tensors.is_empty()) else { return };
-                        sums.entry((input, slice)).or_insert_with(|| Sums::new(rows.cols)).add(rows, counted);
+                        sums.entry((input, slice))
+                            .or_insert_with(|| Sums::new(rows[0].cols))
+                            .add(rows, counted);
                     };
                     for Seen { matrices, rows } in observer.take_seen() {
                         let names = matrices.iter().map(|matrix| matrix.tensor.as_str());
                         let names: Vec<&str> = names.filter(|name| !attended.contains(*name)).collect();
                         let slice = matrices.first().map_or(0, |matrix| matrix.slice);
-                        add(&names, slice, &rows, rows.len());
+                        add(&names, slice, [&rows, &rows], rows.len());
                     }
                     for seen in observer.take_attended() {
-                        for weights in &seen.weights {
-                            let queries = weights.len();
-                            add(&[&seen.value], 0, &seen.gathered(weights), queries);
-                            add(&[&seen.key], 0, &seen.attended(weights), queries);
-                        }
+                        add(&[&seen.value], 0, [&seen.inputs, &seen.gathered()], seen.queries);
+                        let scores = seen.scores();
+                        add(&[&seen.key], 0, [&scores, &scores], seen.queries);
                     }
                 }
                 Passed::Block(_) => {
@@ -165,21 +165,23 @@ struct Seen {
     rows: Copied,
 }
 
-/// How the tokens of one text attend, in one layer.
+/// How the tokens of one text attend, in one layer: sums over queries and heads, `a` being the weights of one query.
 #[derive(Debug)]
 struct Attended {
     key: String,
     value: String,
     /// `[positions, cols]`.
     inputs: Copied,
-    /// For each key head `[tokens * group, positions]`, where tokens are the last of the positions.
-    weights: Vec<Copied>,
-    /// Query heads of a key head.
-    group: usize,
+    /// `[positions, positions]`, of which the lower triangle is kept: the sums of `a[s] a[t]`.
+    together: Vec<f32>,
+    /// The sums of `a[t] (1 - a[t])`.
+    variances: Vec<f64>,
+    /// How many queries, of all heads.
+    queries: usize,
 }
 
 /// `[n, cols]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Copied {
     cols: usize,
     data: Vec<f32>,
@@ -187,7 +189,9 @@ struct Copied {
 
 impl Copied {
     fn of(rows: Rows<'_>) -> Self {
-        Self { cols: rows.cols(), data: (0..rows.rows()).flat_map(|row| rows.row(row)).copied().collect() }
+        let mut data = Vec::with_capacity(rows.rows() * rows.cols());
+        (0..rows.rows()).for_each(|row| data.extend_from_slice(rows.row(row)));
+        Self { cols: rows.cols(), data }
     }
 
     /// Number of rows.
@@ -197,41 +201,73 @@ impl Copied {
 }
 
 impl Attended {
-    /// What heads gather of the inputs: the weighted sums, a row for each query.
-    fn gathered(&self, weights: &Copied) -> Copied {
-        let (cols, positions) = (self.inputs.cols, weights.cols);
-        let earlier = positions - weights.len() / self.group;
+    fn new(key: &MatrixName, value: &MatrixName, inputs: Rows<'_>) -> Self {
+        let positions = inputs.rows();
+        Self {
+            key: key.tensor.clone(),
+            value: value.tensor.clone(),
+            inputs: Copied::of(inputs),
+            together: vec![0.0; positions * positions],
+            variances: vec![0.0; positions],
+            queries: 0,
+        }
+    }
+
+    /// Adds the queries of one key head: `weights` `[tokens, group * positions]`, where tokens are the last of the positions.
+    fn add(&mut self, weights: Rows<'_>) {
+        let positions = self.variances.len();
+        let Copied { cols, data } = Copied::of(weights);
+        let (tokens, group) = (weights.rows(), cols / positions.max(1));
+        for row in data.chunks_exact(positions.max(1)) {
+            for (sum, weight) in self.variances.iter_mut().zip(row) {
+                *sum += f64::from(weight * (1.0 - weight));
+            }
+        }
+        self.queries += tokens * group;
+        // `[tokens, group * positions]` is `[tokens * group, positions]`.
+        let weights = MatRef::from_row_major_slice(&data, tokens * group, positions);
+        let bands = self.together.par_chunks_mut(BAND * positions.max(1));
+        bands.enumerate().for_each(|(index, out)| {
+            let (first, rows) = (index * BAND, out.len() / positions);
+            // No earlier query attends to the band.
+            let before = (first + tokens).saturating_sub(positions) * group;
+            let weights = weights.subrows(before, tokens * group - before);
+            let out = MatMut::from_row_major_slice_mut(out, rows, positions);
+            let (own, up_to) = (weights.subcols(first, rows), weights.subcols(0, first + rows));
+            matmul(out.subcols_mut(0, first + rows), Accum::Add, own.transpose(), up_to, 1.0, Par::Seq);
+        });
+    }
+
+    /// What all queries gather of the inputs, handed back to the positions that they gathered it from: the products of these rows with the
+    /// inputs are those of what the heads gather with itself. `[positions, cols]`.
+    fn gathered(&self) -> Copied {
+        let (cols, positions) = (self.inputs.cols, self.variances.len());
         let inputs = MatRef::from_row_major_slice(&self.inputs.data, positions, cols);
-        let mut data = vec![0.0; weights.len() * cols];
-        let band = BAND * self.group;
-        let bands = data.par_chunks_mut(band * cols).zip(weights.data.par_chunks(band * positions));
-        bands.enumerate().for_each(|(index, (out, weights))| {
-            let rows = weights.len() / positions;
-            // No query of the band attends to later ones.
-            let reach = (earlier + (index + 1) * BAND).min(positions);
-            let weights = MatRef::from_row_major_slice(weights, rows, positions).subcols(0, reach);
+        let lower = MatRef::from_row_major_slice(&self.together, positions, positions);
+        let mut data = vec![0.0; self.inputs.data.len()];
+        let bands = data.par_chunks_mut(BAND * cols.max(1));
+        bands.enumerate().for_each(|(index, out)| {
+            let (first, rows) = (index * BAND, out.len() / cols);
+            let both = Mat::from_fn(rows, positions, |row, col| {
+                let row = first + row;
+                lower[(row.max(col), row.min(col))]
+            });
             let out = MatMut::from_row_major_slice_mut(out, rows, cols);
-            matmul(out, Accum::Replace, weights, inputs.subrows(0, reach), 1.0, Par::Seq);
+            matmul(out, Accum::Replace, both.as_ref(), inputs, 1.0, Par::Seq);
         });
         Copied { cols, data }
     }
 
-    /// Inputs by the square root of what the variances of scores under the weights make of them.
+    /// Inputs by the square root of what the variances of scores under the weights make of them. `[positions, cols]`.
     #[expect(clippy::cast_possible_truncation, reason = "rounded to f32 once")]
-    fn attended(&self, weights: &Copied) -> Copied {
-        let mut counts = vec![0f64; weights.cols];
-        for row in weights.data.chunks_exact(weights.cols) {
-            for (count, weight) in counts.iter_mut().zip(row) {
-                *count += f64::from(weight * (1.0 - weight));
-            }
+    fn scores(&self) -> Copied {
+        let mut scaled = self.inputs.clone();
+        for (row, variance) in scaled.data.chunks_exact_mut(scaled.cols.max(1)).zip(&self.variances) {
+            // A weight may be the rounding of 1 too large.
+            let factor = variance.max(0.0).sqrt() as f32;
+            row.iter_mut().for_each(|x| *x *= factor);
         }
-        let rows = self.inputs.data.chunks_exact(self.inputs.cols).zip(&counts);
-        // A weight may be the rounding of 1 too large.
-        let scaled = rows.flat_map(|(row, count)| {
-            let factor = count.max(0.0).sqrt() as f32;
-            row.iter().map(move |x| factor * x)
-        });
-        Copied { cols: self.inputs.cols, data: scaled.collect() }
+        scaled
     }
 }
 
@@ -267,22 +303,15 @@ impl Observer for Inputs {
         let Attention { kv_head, key, value, inputs, weights } = *attention;
         let mut attended = lock(&self.attended);
         if kv_head == 0 {
-            attended.push(Attended {
-                key: key.tensor.clone(),
-                value: value.tensor.clone(),
-                inputs: Copied::of(inputs),
-                weights: Vec::new(),
-                group: weights.cols() / inputs.rows().max(1),
-            });
+            attended.push(Attended::new(key, value, inputs));
         }
         if let Some(text) = attended.last_mut() {
-            // `[tokens, group * positions]` is `[tokens * group, positions]`.
-            text.weights.push(Copied { cols: inputs.rows(), ..Copied::of(weights) });
+            text.add(weights);
         }
     }
 }
 
-/// Rows of the triangle that are a task.
+/// Rows of a product that are a task.
 const BAND: usize = 64;
 
 /// The lower triangle of sums of `x x^T`, and of how many tokens or queries they are.
@@ -303,11 +332,12 @@ impl Sums {
         Self { cols, triangle: vec![0.0; start_of(cols)], counted: 0 }
     }
 
-    /// Adds the products of `rows`, in parallel bands, to a mean of so many more.
-    fn add(&mut self, rows: &Copied, counted: usize) {
-        let (cols, count) = (self.cols, rows.len());
+    /// Adds the sum of the products of a row of the one with its own of the other, in parallel bands, to a mean of so many more. The sum is
+    /// symmetric.
+    fn add(&mut self, rows: [&Copied; 2], counted: usize) {
+        let cols = self.cols;
         self.counted += counted as u64;
-        let x = MatRef::from_row_major_slice(&rows.data, count, cols);
+        let [x, y] = rows.map(|rows| MatRef::from_row_major_slice(&rows.data, rows.len(), cols));
         let mut rest = self.triangle.as_mut_slice();
         let mut bands = Vec::with_capacity(cols.div_ceil(BAND));
         for first in (0..cols).step_by(BAND) {
@@ -317,7 +347,7 @@ impl Sums {
         }
         // Long ones first, so that no thread ends long after the others.
         bands.reverse();
-        bands.into_par_iter().with_max_len(1).for_each(|(first, own)| add_band(x, first, own));
+        bands.into_par_iter().with_max_len(1).for_each(|(first, own)| add_band(x, y, first, own));
     }
 
     /// The means; zeros where nothing was seen.
@@ -332,11 +362,11 @@ impl Sums {
     }
 }
 
-/// Adds the products of the columns from `first` on with those up to their own. `out`: their rows of the triangle.
-fn add_band(x: MatRef<'_, f32>, first: usize, out: &mut [f64]) {
+/// Adds the products of the columns of `y` from `first` on with those of `x` up to their own. `out`: their rows of the triangle.
+fn add_band(x: MatRef<'_, f32>, y: MatRef<'_, f32>, first: usize, out: &mut [f64]) {
     let end = (first + BAND).min(x.ncols());
     let mut products = Mat::<f32>::zeros(end, end - first);
-    let (all, own) = (x.subcols(0, end).transpose(), x.subcols(first, end - first));
+    let (all, own) = (x.subcols(0, end).transpose(), y.subcols(first, end - first));
     matmul(products.as_mut(), Accum::Replace, all, own, 1.0, Par::Seq);
     let mut rest = out;
     for (column, row) in (first..end).enumerate() {
@@ -364,7 +394,8 @@ mod tests {
             // In two batches.
             let half = count / 2 * cols;
             for data in [&data[..half], &data[half..]] {
-                sums.add(&Copied { cols, data: data.to_vec() }, data.len() / cols);
+                let rows = Copied { cols, data: data.to_vec() };
+                sums.add([&rows, &rows], rows.len());
             }
             assert_eq!(sums.counted, count as u64);
             let means = sums.means();
@@ -395,26 +426,35 @@ mod tests {
             let sum: f32 = row.iter().sum();
             weights.extend(row.iter().map(|weight| weight / sum));
         }
-        let weights = Copied { cols: positions, data: weights };
-        let inputs = Copied { cols, data: numbers(positions * cols) };
-        let seen = Attended { key: String::new(), value: String::new(), inputs, weights: Vec::new(), group };
-        let (gathered, attended) = (seen.gathered(&weights), seen.attended(&weights));
-        let weight = |query: usize, t: usize| f64::from(weights.data[query * positions + t]);
-        let x = |t: usize, col: usize| f64::from(seen.inputs.data[t * cols + col]);
-        for col in 0..cols {
-            for query in 0..tokens * group {
-                let expected: f64 = (0..positions).map(|t| weight(query, t) * x(t, col)).sum();
-                // 75 products below 1, each rounded to 2^-24.
-                assert!(
-                    (f64::from(gathered.data[query * cols + col]) - expected).abs() < 1e-5,
-                    "{query}, {col}"
-                );
+        let inputs = numbers(positions * cols);
+        let name = MatrixName { tensor: String::new(), slice: 0, slices: 1 };
+        let mut seen = Attended::new(&name, &name, Rows::new(&inputs, positions, cols, cols));
+        // Two key heads that attend alike.
+        for _ in 0..2 {
+            seen.add(Rows::new(&weights, tokens, group * positions, group * positions));
+        }
+        let queries = tokens * group;
+        assert_eq!(seen.queries, 2 * queries);
+        let mut sums = Sums::new(cols);
+        sums.add([&seen.inputs, &seen.gathered()], 2 * queries);
+        let (means, scores) = (sums.means(), seen.scores());
+        let weight = |query: usize, t: usize| f64::from(weights[query * positions + t]);
+        let x = |t: usize, col: usize| f64::from(inputs[t * cols + col]);
+        let gathered =
+            |query: usize, col: usize| -> f64 { (0..positions).map(|t| weight(query, t) * x(t, col)).sum() };
+        for a in 0..cols {
+            for b in 0..=a {
+                let products = (0..queries).map(|query| gathered(query, a) * gathered(query, b));
+                let expected = products.sum::<f64>() / queries as f64;
+                // Means of products below 1 whose factors are sums of some hundred numbers, each rounded to 2^-24.
+                let found = f64::from(means[start_of(a) + b]);
+                assert!((found - expected).abs() < 1e-5, "{a}, {b}: {found}, {expected}");
             }
             for t in 0..positions {
                 let variance: f64 =
-                    (0..tokens * group).map(|query| weight(query, t) * (1.0 - weight(query, t))).sum();
-                let found = f64::from(attended.data[t * cols + col]);
-                assert!((found - variance.sqrt() * x(t, col)).abs() < 1e-5, "{t}, {col}");
+                    (0..queries).map(|query| 2.0 * weight(query, t) * (1.0 - weight(query, t))).sum();
+                let found = f64::from(scores.data[t * cols + a]);
+                assert!((found - variance.sqrt() * x(t, a)).abs() < 1e-5, "{t}, {a}");
             }
         }
     }
@@ -425,8 +465,12 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let mut sums = Sums::new(150);
-                sums.add(&Copied { cols: 150, data: numbers(150 * 300) }, 300);
-                sums.triangle
+                let rows = Copied { cols: 150, data: numbers(150 * 300) };
+                sums.add([&rows, &rows], 300);
+                let name = MatrixName { tensor: String::new(), slice: 0, slices: 1 };
+                let mut seen = Attended::new(&name, &name, Rows::new(&rows.data, 300, 150, 150));
+                seen.add(Rows::new(&numbers(200 * 600), 200, 600, 600));
+                (sums.triangle, seen.gathered().data)
             })
         };
         let one = run(1);

@@ -43,6 +43,8 @@ pub(crate) struct Heads<'m> {
     pub(crate) sinks: Option<&'m [f32]>,
     /// How keys and values are kept.
     pub(crate) cache: CacheTypes,
+    /// Number of positions whose weights are wanted in place of what they gather: there are no values then.
+    pub(crate) weights_of: Option<usize>,
 }
 
 impl Heads<'_> {
@@ -51,19 +53,25 @@ impl Heads<'_> {
         self.heads / self.kv_heads
     }
 
-    /// One key head with its query heads, and values of another width in single precision.
-    pub(crate) fn only(&self, kv_head: usize, value_dim: usize) -> Self {
+    /// One key head with its query heads, for the weights of so many positions.
+    pub(crate) fn weights_of(&self, kv_head: usize, positions: usize) -> Self {
         let group = self.group();
         let own = kv_head * group..(kv_head + 1) * group;
         Self {
             heads: group,
             kv_heads: 1,
-            value_dim,
+            value_dim: 0,
             slopes: self.slopes.map(|slopes| &slopes[own.clone()]),
             sinks: self.sinks.map(|sinks| &sinks[own.clone()]),
             cache: CacheTypes { values: CacheType::F32, ..self.cache },
+            weights_of: Some(positions),
             ..*self
         }
+    }
+
+    /// Width of what comes out of a query head.
+    fn out_dim(&self) -> usize {
+        self.weights_of.unwrap_or(self.value_dim)
     }
 
     /// How the keys of one head are kept.
@@ -144,8 +152,8 @@ impl LayerCache {
         Ok(())
     }
 
-    /// Stores keys `[n, kv_heads * head_dim]` and values `[n, kv_heads * value_dim]` of positions from `position` on. `layer` is for
-    /// errors alone.
+    /// Stores keys `[n, kv_heads * head_dim]` and values `[n, kv_heads * value_dim]`, where there are any, of positions from `position` on.
+    /// `layer` is for errors alone.
     pub(crate) fn store(
         &mut self,
         compute: &Compute,
@@ -195,6 +203,9 @@ impl LayerCache {
                 })
             };
             part("key", &d.keys(), &mut block.keys, keys)?;
+            if d.weights_of.is_some() {
+                return Ok(());
+            }
             part("value", &d.values(), &mut block.values, values)
         })
     }
@@ -210,7 +221,7 @@ pub(crate) struct SoftmaxStep<'s> {
     pub(crate) totals: &'s mut [f32],
     /// Room for a number of each row.
     pub(crate) factors: &'s mut [f32],
-    /// The weighted values `[rows, value_dim]`.
+    /// The weighted values `[rows, out_dim]`.
     pub(crate) sums: RowsMut<'s>,
 }
 
@@ -221,11 +232,11 @@ struct Task<'o> {
     row: usize,
     first_head: usize,
     heads: usize,
-    /// `[tokens, heads * group * value_dim]`.
+    /// `[tokens, heads * group * out_dim]`.
     out: RowsMut<'o>,
 }
 
-/// Attention of all queries of a batch: `queries` `[n, heads * head_dim]`, `out` `[n, heads * value_dim]`, rows in the
+/// Attention of all queries of a batch: `queries` `[n, heads * head_dim]`, `out` `[n, heads * out_dim]`, rows in the
 /// order of the spans. `caches` are those of the sequences; they hold the keys and values of the batch already.
 pub(crate) fn attend(
     compute: &Compute,
@@ -236,7 +247,7 @@ pub(crate) fn attend(
     caches: &[&LayerCache],
 ) -> Result<(), EngineError> {
     let threads = compute.threads();
-    let width = d.group() * d.value_dim;
+    let width = d.group() * d.out_dim();
     // With few tokens the heads are shared out too.
     let by_head = threads > 1 && queries.rows() < 2 * threads;
     let mut tasks = Vec::new();
@@ -280,13 +291,13 @@ impl Task<'_> {
         cache: &LayerCache,
     ) -> Result<(), EngineError> {
         let (group, kernels) = (d.group(), compute.kernels);
-        let (head_dim, value_dim) = (d.head_dim, d.value_dim);
+        let (head_dim, out_dim) = (d.head_dim, d.out_dim());
         let Span { position, len: tokens, .. } = self.span;
         let rows = tokens * group;
         let end = position + tokens;
         let start_of = |position: usize| d.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let first_block = start_of(position) / BLOCK;
-        let (query_stride, sum_stride) = (padded(head_dim), padded(value_dim));
+        let (query_stride, sum_stride) = (padded(head_dim), padded(out_dim));
         // Of blocks that have to be widened.
         let wide = |form: Form| if form.ty == CacheType::F32 { 0 } else { form.len() };
         let (key_size, value_size) = (wide(d.keys()), wide(d.values()));
@@ -361,20 +372,26 @@ impl Task<'_> {
                         maxima,
                         totals,
                         factors,
-                        sums: RowsMut::new(sums, rows, value_dim, sum_stride),
+                        sums: RowsMut::new(sums, rows, out_dim, sum_stride),
                     });
-                    let values = Rows::new(values, count, value_dim, value_dim);
                     let probabilities = Rows::new(scores, rows, count, SCORES);
-                    kernels.combine(
-                        probabilities,
-                        values,
-                        RowsMut::new(sums, rows, value_dim, sum_stride),
-                        true,
-                    );
+                    let mut sums = RowsMut::new(sums, rows, out_dim, sum_stride);
+                    if d.weights_of.is_some() {
+                        for row in 0..rows {
+                            sums.row_mut(row)[base..][..count].copy_from_slice(probabilities.row(row));
+                        }
+                    } else {
+                        kernels.combine(
+                            probabilities,
+                            Rows::new(values, count, out_dim, out_dim),
+                            sums,
+                            true,
+                        );
+                    }
                 }
                 for (row, (sum, total)) in sums.chunks_exact(sum_stride).zip(totals.iter()).enumerate() {
                     let out = self.out.row_mut(row / group);
-                    let out = &mut out[(head * group + row % group) * value_dim..][..value_dim];
+                    let out = &mut out[(head * group + row % group) * out_dim..][..out_dim];
                     for (out, sum) in out.iter_mut().zip(sum) {
                         *out = sum / total;
                     }

@@ -368,6 +368,7 @@ impl Model {
             slopes: self.slopes.as_deref().filter(|_| matches!(block.position, Position::Alibi { .. })),
             sinks: layer.sinks.as_deref(),
             cache: self.cache,
+            weights_of: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Showing an observer how tokens attend.
 //!
-//! Attention keeps scores for a block of positions at a time and never the weights of all. They come out where the values are the rows
-//! of an identity matrix: the same code then gathers, of each position, its weight.
+//! Attention keeps scores for a block of positions at a time and never the weights of all. The same code gathers those where it is told to:
+//! as if the values were the rows of an identity matrix.
 
 use super::{BlockPass, Projection, Sequence, Span};
 use crate::EngineError;
@@ -50,25 +50,18 @@ impl BlockPass<'_> {
         let Self { compute, index, layer, cache, .. } = *self;
         let Projection::Separate { key, value, .. } = &layer.projection else { return Ok(()) };
         let (cols, key_width) = (key.weight.cols(), heads.kv_heads * heads.head_dim);
-        let (mut identity, mut weights) = (Matrix::default(), Matrix::default());
+        let mut weights = Matrix::default();
         let mut row = 0;
         for span in on {
             let positions = span.position + span.len;
             let Some(shown) = sequences[span.sequence].shown.get(cache) else { continue };
             let inputs = Rows::new(&shown.inputs, positions, cols, cols);
             let keys = Rows::new(&shown.keys, positions, key_width, key_width);
-            identity.resize(positions, positions)?;
-            let mut ones = identity.rows_mut();
-            for position in 0..positions {
-                let one = ones.row_mut(position);
-                one.fill(0.0);
-                one[position] = 1.0;
-            }
             for kv_head in 0..heads.kv_heads {
-                let only = heads.only(kv_head, positions);
+                let only = heads.weights_of(kv_head, positions);
                 let mut layer_cache = LayerCache::default();
                 let keys = keys.window(0, positions, kv_head * heads.head_dim, heads.head_dim);
-                layer_cache.store(compute, &only, index, 0, keys, identity.rows())?;
+                layer_cache.store(compute, &only, index, 0, keys, Rows::new(&[], positions, 0, 0))?;
                 weights.resize(span.len, only.heads * positions)?;
                 let width = only.heads * heads.head_dim;
                 let queries = queries.window(row, span.len, kv_head * width, width);
