@@ -31,6 +31,7 @@ mod matrix;
 mod merge;
 mod moments;
 mod saved;
+mod shrink;
 mod write;
 
 pub use error::CalibrateError;

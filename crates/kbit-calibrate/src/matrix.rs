@@ -4,6 +4,7 @@
 //! saw no token counts as 1 in every column, and every quotient is taken in single precision.
 
 use crate::legacy;
+use crate::shrink::shrink;
 use crate::{CalibrateError, SharedInput};
 use kbit_formats::gguf::{Array, Gguf, TensorInfo, Value};
 use kbit_formats::hash;
@@ -360,6 +361,19 @@ impl ImportanceMatrix {
             }
         }
         Ok(square)
+    }
+
+    /// The best estimate of second moments, `[cols][cols]`: those of [`Self::read_moments`], but for unlike columns taken towards zero by the
+    /// share that chance has in them, which is large where tokens were few for so many columns.
+    ///
+    /// # Errors
+    /// As for [`Self::read_moments`].
+    pub fn estimate_moments(&self, name: &str, slice: u64) -> Result<Vec<f32>, CalibrateError> {
+        let mut moments = self.read_moments(name, slice)?;
+        let cols = self.moments.of(name).map_or(0, |(input, _)| input.cols);
+        let tokens = self.entry(name).and_then(|entry| entry.count_of(slice * cols as u64)).unwrap_or(0);
+        shrink(&mut moments, cols, tokens);
+        Ok(moments)
     }
 
     /// Gives rows of the lower triangle of the second moments, from the first: row `row` has `row + 1` means.

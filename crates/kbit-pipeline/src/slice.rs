@@ -114,7 +114,7 @@ impl SliceSource<'_> {
         if !importance.matrix.has_moments(&name, shape.slices, shape.cols) {
             return Ok(None);
         }
-        Ok(Some(importance.matrix.read_moments(&name, self.info.slice)?))
+        Ok(Some(importance.matrix.estimate_moments(&name, self.info.slice)?))
     }
 
     /// For each column, the deviation of the weights that produce it, where the plan gives it to the scheme.
