@@ -84,10 +84,10 @@ mod tests {
             let mut found = moments(cols, tokens, common);
             let share = share_of_chance(&found, cols, samples);
             assert!(within.contains(&share), "{common}: {share}");
-            let (before, squares) = (error(&found, cols, common), found.clone());
+            let (error_before, unshrunk) = (error(&found, cols, common), found.clone());
             shrink(&mut found, cols, samples);
-            assert!(error(&found, cols, common) <= 1.01 * before, "{common}: nearer to the truth");
-            for (at, (after, before)) in found.iter().zip(&squares).enumerate() {
+            assert!(error(&found, cols, common) <= 1.01 * error_before, "{common}: nearer to the truth");
+            for (at, (after, before)) in found.iter().zip(&unshrunk).enumerate() {
                 let kept = if at / cols == at % cols { 1.0 } else { (1.0 - share) as f32 };
                 assert!(*after == before * kept);
             }
