@@ -235,11 +235,30 @@ fn read_bandwidth_of(bytes: usize) -> Result<f64, EngineError> {
     Ok(best)
 }
 
+/// Words in a cache line, and between what is read and what is asked for.
+const LINE: usize = 8;
+const AHEAD: usize = 512;
+
+/// Asks for memory, as kernels do: some CPUs read half as fast without.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "a hint, wherever it points")]
+fn ask_for(word: *const u64) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: every CPU has the instruction, and it reads nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(word.cast()) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn ask_for(_word: *const u64) {}
+
 /// In independent lanes, so that the compiler vectorises it and loads do not wait for sums.
 fn add_up(words: &[u64]) -> u64 {
     let mut lanes = [0u64; 32];
     let mut chunks = words.chunks_exact(lanes.len());
     for chunk in &mut chunks {
+        for line in chunk.chunks(LINE) {
+            ask_for(line.as_ptr().wrapping_add(AHEAD));
+        }
         for (lane, word) in lanes.iter_mut().zip(chunk) {
             *lane = lane.wrapping_add(*word);
         }

@@ -34,6 +34,23 @@ fn in_pairs(levels: &[[u32; 8]; 8]) -> Eight {
     })
 }
 
+/// How many bytes behind what is read memory is asked for: into the second-level cache, and from there into the first. By itself the CPU
+/// looks ahead less, and not past the end of a page.
+const AHEAD: [usize; 2] = [4096, 1024];
+
+/// Asks for what is to be read after `blocks`.
+#[inline(always)]
+fn ask_for_more<W>(blocks: &[W]) {
+    let [far, near] = AHEAD.map(|bytes| blocks.as_ptr().cast::<i8>().wrapping_add(bytes));
+    for line in (0..size_of_val(blocks)).step_by(64) {
+        // SAFETY: hints, wherever they point.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(far.wrapping_add(line));
+            _mm_prefetch::<_MM_HINT_T0>(near.wrapping_add(line));
+        }
+    }
+}
+
 /// Where each eight of `blocks` blocks begins.
 fn eights(blocks: usize) -> impl Iterator<Item = usize> {
     (0..blocks.div_ceil(8)).map(move |eight| (8 * eight).min(blocks - 8))
@@ -88,7 +105,9 @@ macro_rules! rows_of_32 {
                     for (lane, terms) in terms.iter_mut().enumerate() {
                         let weights = &source.row::<$block>(row + lane)[first..first + blocks];
                         for (x, start) in packed.iter().zip(eights(blocks)) {
-                            let $eight = eight(weights, start).each_ref();
+                            let $eight = eight(weights, start);
+                            ask_for_more($eight);
+                            let $eight = $eight.each_ref();
                             let mut sums = [_mm256_setzero_si256(); 4];
                             for (i, (sum, x)) in sums.iter_mut().zip(x).enumerate() {
                                 let ($a, $b) = ($eight[i], $eight[i + 4]);
@@ -146,6 +165,7 @@ macro_rules! rows_of_256 {
             for (row, out) in out.iter_mut().enumerate() {
                 let mut total = 0f32;
                 for ($at, $b) in source.row::<$block>(row).iter().enumerate() {
+                    ask_for_more(std::slice::from_ref($b));
                     let y = $x.scales[$at];
                     let product = sum($product) as f32 * (half($b.d) * y);
                     $(let product = product - sum_of_four($minimums) as f32 * (half($b.dmin) * y);)?
