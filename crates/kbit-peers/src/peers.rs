@@ -141,6 +141,8 @@ impl Peers {
         let ninja = self.build_tool("ninja")?;
         let build = self.folder.join("build");
         say(&format!("building llama.cpp in {} (some minutes)", build.display()));
+        let tiles = self.folder.join("tiles.h");
+        fs::write(&tiles, include_str!("tiles.h")).map_err(in_context(tiles.display()))?;
         // GGML_NATIVE concerns the CPU backend alone; ggml-base, with the reference encoders, is plain C for the target.
         // Flags of the environment would reach it: they are cleared.
         run(without_flags(Command::new(&cmake).arg("-S").arg(source).arg("-B").arg(&build))
@@ -149,6 +151,7 @@ impl Peers {
             .args(["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"])
             // So that a failed assertion inside of ggml can be reported as one.
             .arg("-DCMAKE_C_FLAGS=-fexceptions")
+            .arg(format!("-DCMAKE_CXX_FLAGS=-include \"{}\"", tiles.display()))
             .args(["-DGGML_NATIVE=ON", "-DGGML_CCACHE=OFF"])
             .args(["-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF"])
             .args(["-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF"]))?;
