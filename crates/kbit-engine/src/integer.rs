@@ -5,11 +5,11 @@
 use crate::EngineError;
 use crate::buffer::{Rows, Window};
 use crate::compute::Compute;
-use crate::packed::{INTEGER_TOKENS, IntegerBatch, IntegerCols, IntegerProduct, IntegerRows, PANEL, Units};
+use crate::packed::{IntegerBatch, IntegerCols, IntegerProduct, IntegerRows, PANEL, Units, lay_out_in_runs};
 use kbit_types::{IntegerActivations, IntegerBlocks, IntegerPanel, PackedActivation};
 
-/// Groups of [`INTEGER_TOKENS`] activations that one task packs.
-const BAND: usize = 4;
+/// Activations that one task packs, at least: whole groups.
+const BAND: usize = 24;
 
 /// Cuts a buffer into pieces of these lengths, from its start on.
 fn cut<const N: usize>(buffer: &mut [f32], lens: [usize; N]) -> [&mut [f32]; N] {
@@ -65,7 +65,7 @@ pub(crate) fn multiply(
     })
 }
 
-/// Rounds and packs activations, [`INTEGER_TOKENS`] rows after as many: first the levels of all, then their scales, and so on.
+/// Rounds and packs activations, group after group: first the levels of all, then their scales, and so on.
 pub(crate) fn pack(
     compute: &Compute,
     weights: &dyn IntegerBlocks,
@@ -76,26 +76,28 @@ pub(crate) fn pack(
     let [levels, scales, corrections, sums] = cut(packed, cols.activation().map(|len| len * x.rows()));
     let layout = cols.layout();
     let [units, scales_of_row, _, pairs] = cols.activation();
-    let group = cols.activation().map(|len| len * INTEGER_TOKENS);
-    let band = group.map(|len| len * BAND);
+    let groups = compute.kernels.integer_groups(layout);
+    let group = cols.activation().map(|len| len * groups.tokens);
+    let groups_of_band = BAND.div_ceil(groups.tokens);
+    let band = group.map(|len| len * groups_of_band);
     let bands = bytemuck::cast_slice_mut::<f32, u32>(levels)
         .chunks_mut(band[0])
         .zip(scales.chunks_mut(band[1]))
         .zip(bytemuck::cast_slice_mut::<f32, i32>(corrections).chunks_mut(band[2]))
         .zip(bytemuck::cast_slice_mut::<f32, u32>(sums).chunks_mut(band[3]));
     compute.for_each(bands, |index, (((levels, scales), corrections), sums)| {
-        compute.with_scratch(INTEGER_TOKENS * units + scales_of_row + pairs, |scratch| {
+        compute.with_scratch(groups.tokens * units + scales_of_row + pairs, |scratch| {
             let [rounded, row_scales, part_sums] =
-                cut(scratch, [INTEGER_TOKENS * units, scales_of_row, pairs]);
+                cut(scratch, [groups.tokens * units, scales_of_row, pairs]);
             let part_sums = &mut bytemuck::cast_slice_mut::<f32, i16>(part_sums)[..cols.parts()];
-            let groups = levels
+            let packed = levels
                 .chunks_mut(group[0])
                 .zip(scales.chunks_mut(group[1]))
                 .zip(corrections.chunks_mut(group[2]))
                 .zip(sums.chunks_mut(group[3]));
-            for (group, (((levels, scales), corrections), sums)) in groups.enumerate() {
-                let first = (index * BAND + group) * INTEGER_TOKENS;
-                let count = INTEGER_TOKENS.min(x.rows() - first);
+            for (group, (((levels, scales), corrections), sums)) in packed.enumerate() {
+                let first = (index * groups_of_band + group) * groups.tokens;
+                let count = groups.tokens.min(x.rows() - first);
                 let rounded = &mut bytemuck::cast_slice_mut::<f32, i8>(rounded)[..count * x.cols()];
                 for (token, rounded) in rounded.chunks_exact_mut(x.cols()).enumerate() {
                     weights.round(
@@ -113,8 +115,12 @@ pub(crate) fn pack(
                         *pair = if part % 2 == 0 { half } else { *pair | half << 16 };
                     }
                 }
-                let rows = Units::new(bytemuck::cast_slice(rounded), count, x.cols(), x.cols());
-                compute.kernels.interleave(rows, count, levels);
+                if groups.run == 1 {
+                    let rows = Units::new(bytemuck::cast_slice(rounded), count, x.cols(), x.cols());
+                    compute.kernels.interleave(rows, count, levels);
+                    continue;
+                }
+                lay_out_in_runs(rounded, x.cols(), 4 * groups.run, bytemuck::cast_slice_mut(levels));
             }
             Ok(())
         })
@@ -145,7 +151,8 @@ fn multiply_panel(
         )?;
         let w = IntegerRows { levels, scales, part_scales, minimum_scales, minimums };
         let (tokens, width) = (out.rows(), out.cols());
-        let x = IntegerBatch { packed, all: cols, before };
+        let groups = compute.kernels.integer_groups(cols.layout());
+        let x = IntegerBatch { packed, groups, all: cols, before };
         let out = out.tile(0, tokens, 0, width);
         compute.kernels.multiply_integers(&mut IntegerProduct::new(piece, x, w, out, start > 0));
         start = end;

@@ -5,8 +5,9 @@ use crate::arch::portable::Portable;
 use crate::arch::{avx2::Avx2, avx512::Avx512};
 use crate::buffer::{Aligned, Rows, RowsMut};
 use crate::cache::SoftmaxStep;
-use crate::packed::{IntegerProduct, Line, Tile, Units};
+use crate::packed::{Groups, IntegerProduct, Line, PanelProduct, Tile, Units};
 use crate::stored::{CacheType, Form, TooLarge};
+use kbit_types::IntegerLayout;
 
 /// Instruction sets that have kernels of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,11 +18,13 @@ pub enum InstructionSet {
     Avx2,
     /// AVX-512F.
     Avx512,
+    /// AVX-512, and AMX for products of bf16 and of some integers.
+    Amx,
 }
 
 impl InstructionSet {
     /// All, from the plainest to the fastest.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Amx];
 }
 
 impl std::fmt::Display for InstructionSet {
@@ -30,6 +33,7 @@ impl std::fmt::Display for InstructionSet {
             Self::Portable => "portable",
             Self::Avx2 => "AVX2",
             Self::Avx512 => "AVX-512",
+            Self::Amx => "AMX",
         })
     }
 }
@@ -37,8 +41,8 @@ impl std::fmt::Display for InstructionSet {
 /// The kernels for one instruction set that this CPU has.
 ///
 /// Every result depends on its operands alone: sums run in an order that neither the number of rows nor their place
-/// in a batch changes. CPUs with fused multiply-add give equal bits with every instruction set; the portable kernels
-/// of other builds differ from them in the last bits.
+/// in a batch changes. CPUs with fused multiply-add give equal bits with every instruction set, but for products of bf16 with AMX; the
+/// portable kernels of other builds differ from them in the last bits.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernels(Set);
 
@@ -80,6 +84,10 @@ impl Kernels {
             InstructionSet::Avx2 => Avx2::new().map(|proof| Self(Set::Avx2(proof))),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => Avx512::new().map(|proof| Self(Set::Avx512(proof))),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Amx => {
+                Avx512::new().and_then(Avx512::with_amx).map(|proof| Self(Set::Avx512(proof)))
+            }
             #[cfg(not(target_arch = "x86_64"))]
             _ => None,
         }
@@ -92,6 +100,8 @@ impl Kernels {
             Set::Portable(_) => InstructionSet::Portable,
             #[cfg(target_arch = "x86_64")]
             Set::Avx2(_) => InstructionSet::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(kernels) if kernels.has_amx() => InstructionSet::Amx,
             #[cfg(target_arch = "x86_64")]
             Set::Avx512(_) => InstructionSet::Avx512,
         }
@@ -125,6 +135,25 @@ impl Kernels {
         with!(self.tile_bf16(tile));
     }
 
+    /// How activations of bf16 are to be packed: for [`Kernels::tile_bf16`], or otherwise for [`Kernels::multiply_bf16`].
+    pub(crate) fn bf16_groups(&self) -> Groups {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(kernels) => kernels.bf16_groups(),
+            _ => Groups::FLOATS,
+        }
+    }
+
+    /// Products of a panel of bf16 with all activations, where [`Kernels::bf16_groups`] asks for it: those of each 32 columns are
+    /// added up on their own, those of even columns and of odd ones apart. [`Kernels::line`] gives the same.
+    pub(crate) fn multiply_bf16(&self, product: &mut PanelProduct<'_, '_>) {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(kernels) => kernels.multiply_bf16(product),
+            _ => unreachable!("{self:?} has tiles of bf16"),
+        }
+    }
+
     /// Products of rows with one activation `x` (see [`Line`]), as tiles of blocks of units give them; false, and `out` is as it was, where
     /// there is no faster way than tiles. Subnormal weights of bf16 count as zero.
     pub(crate) fn line(&self, line: Line, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
@@ -137,6 +166,18 @@ impl Kernels {
             Set::Avx2(kernels) => kernels.line(line, weights, x, out),
             #[cfg(target_arch = "x86_64")]
             Set::Avx512(kernels) => kernels.line(line, weights, x, out),
+        }
+    }
+
+    /// How [`Kernels::multiply_integers`] wants activations for weights of that layout.
+    pub(crate) fn integer_groups(&self, layout: IntegerLayout) -> Groups {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(kernels) => kernels.integer_groups(layout),
+            _ => {
+                let _ = layout;
+                Groups::INTEGERS
+            }
         }
     }
 

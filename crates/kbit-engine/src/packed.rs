@@ -5,7 +5,7 @@
 //! is an output, and nothing has to be added up across lanes. Activations are packed alike, [`TOKENS`] rows at a time, and broadcast.
 
 use crate::buffer::Window;
-use kbit_types::IntegerLayout;
+use kbit_types::{IntegerLayout, Terms};
 
 /// Rows of weights in a panel: two vectors of 16 lanes, or four of 8.
 pub(crate) const PANEL: usize = 32;
@@ -13,6 +13,37 @@ pub(crate) const PANEL: usize = 32;
 pub(crate) const TOKENS: usize = 12;
 /// Units that are summed before the sum is added to the output: a panel of as many is 32 KiB.
 pub(crate) const BLOCK: usize = 256;
+
+/// How kernels want activations: some of them at a time, and of each some neighbouring units one after another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Groups {
+    /// Activations in a group.
+    pub(crate) tokens: usize,
+    /// Units of an activation that lie side by side. An activation is filled up with zeros to a multiple of as many.
+    pub(crate) run: usize,
+}
+
+impl Groups {
+    /// For vectors of floats, broadcast from as many activations as a full tile has.
+    pub(crate) const FLOATS: Self = Self { tokens: TOKENS, run: 1 };
+    /// For vectors of integers: sums of integers and of floats need two registers an output, or three.
+    pub(crate) const INTEGERS: Self = Self { tokens: 6, run: 1 };
+
+    /// Units of an activation of `units`, filled up.
+    pub(crate) fn filled(self, units: usize) -> usize {
+        units.next_multiple_of(self.run)
+    }
+}
+
+/// Lays rows of `width` numbers out in runs: the first `run` of each row, one row after another, then the next ones.
+pub(crate) fn lay_out_in_runs<T: Copy>(rows: &[T], width: usize, run: usize, out: &mut [T]) {
+    let count = rows.len() / width.max(1);
+    for (step, out) in out.chunks_exact_mut((count * run).max(1)).enumerate() {
+        for (out, row) in out.chunks_exact_mut(run).zip(rows.chunks_exact(width)) {
+            out.copy_from_slice(&row[step * run..][..run]);
+        }
+    }
+}
 
 /// Rows of units, not packed: `rows` rows of `bytes` bytes, `stride` bytes from one to the next. The last unit of a row is filled up
 /// with zeros.
@@ -129,8 +160,60 @@ impl<'a, 'o> Tile<'a, 'o> {
     }
 }
 
-/// Activations in a full tile of integers: sums of integers and of floats need two registers an output, or three.
-pub(crate) const INTEGER_TOKENS: usize = 6;
+/// Products of a panel with all activations, over some units, whole runs of the activations' [`Groups`].
+pub(crate) struct PanelProduct<'a, 'o> {
+    groups: Groups,
+    x: &'a [u32],
+    all_units: usize,
+    first_unit: usize,
+    w: &'a [u32],
+    out: Window<'o>,
+}
+
+impl<'a, 'o> PanelProduct<'a, 'o> {
+    /// `x` are all activations, group after group, each `[all_units / run, count, run]`; `w` `[units, PANEL]`, those from `first_unit` on;
+    /// `out` `[tokens, rows]`. Sums are added to `out`, but for those of the first units, which are written there.
+    pub(crate) fn new(
+        groups: Groups,
+        x: &'a [u32],
+        first_unit: usize,
+        w: &'a [u32],
+        out: Window<'o>,
+    ) -> Self {
+        let all_units = x.len() / out.rows();
+        assert_eq!(x.len(), all_units * out.rows(), "units of an activation");
+        assert!((1..=PANEL).contains(&out.cols()), "rows of a panel");
+        let units = w.len() / PANEL;
+        assert!(w.len() == units * PANEL && first_unit + units <= all_units, "units of the weights");
+        assert!([all_units, first_unit, units].iter().all(|units| units.is_multiple_of(groups.run)), "runs");
+        Self { groups, x, all_units, first_unit, w, out }
+    }
+
+    /// `[units / run, count, run]` of `count` activations from `first` on, which are a group.
+    pub(crate) fn x(&self, first: usize, count: usize) -> &'a [u32] {
+        debug_assert!(first.is_multiple_of(self.groups.tokens) && count <= self.groups.tokens, "a group");
+        &self.x[first * self.all_units + self.first_unit * count..][..self.units() * count]
+    }
+
+    /// `[units, PANEL]`.
+    pub(crate) fn w(&self) -> &'a [u32] {
+        self.w
+    }
+
+    pub(crate) fn units(&self) -> usize {
+        self.w.len() / PANEL
+    }
+
+    pub(crate) fn add(&self) -> bool {
+        self.first_unit > 0
+    }
+
+    /// `[tokens, rows]`.
+    pub(crate) fn out(&mut self) -> &mut Window<'o> {
+        &mut self.out
+    }
+}
+
 /// Columns of a panel of integers that are unpacked at a time, at most: 32 KiB of levels.
 pub(crate) const INTEGER_COLS: usize = 1024;
 
@@ -156,12 +239,20 @@ impl IntegerCols {
 
     /// True where activations are packed alike, if their levels and scales are the same.
     pub(crate) fn same_activations(&self, other: Self) -> bool {
-        let of = |cols: &Self| (cols.units, cols.layout.block, cols.layout.part, cols.layout.offset);
+        let of = |cols: &Self| {
+            let layout = cols.layout;
+            let whole = layout.terms == Terms::ScalesOfActivationParts;
+            (cols.units, layout.block, layout.part, layout.offset, whole)
+        };
         of(self) == of(&other)
     }
 
     pub(crate) fn blocks(&self) -> usize {
         self.blocks
+    }
+
+    pub(crate) fn units(&self) -> usize {
+        self.units
     }
 
     pub(crate) fn parts(&self) -> usize {
@@ -194,11 +285,11 @@ impl IntegerCols {
     }
 }
 
-/// Activations as integers, up to [`INTEGER_TOKENS`] of them.
+/// Activations as integers, a group of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IntegerTokens<'a> {
     pub(crate) count: usize,
-    /// `[cols / 4, count]`: four levels.
+    /// `[cols / 4 / run, count, run]`: four levels.
     pub(crate) levels: &'a [u32],
     /// `[cols / block, activation_scales, count]`.
     pub(crate) scales: &'a [f32],
@@ -209,10 +300,11 @@ pub(crate) struct IntegerTokens<'a> {
 }
 
 /// All activations as integers, and some columns of them: first the levels of all, then their scales, corrections and sums; each of
-/// them [`INTEGER_TOKENS`] rows after as many, as [`IntegerTokens`] has them.
+/// them group after group, as [`IntegerTokens`] has them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IntegerBatch<'a> {
     pub(crate) packed: [&'a [f32]; 4],
+    pub(crate) groups: Groups,
     /// The columns that there are, and those before the ones that are meant.
     pub(crate) all: IntegerCols,
     pub(crate) before: IntegerCols,
@@ -276,7 +368,12 @@ impl<'a, 'o> IntegerProduct<'a, 'o> {
     /// The activations from `first` on, where a group begins: as many as there are in a tile.
     #[inline]
     pub(crate) fn x(&self, first: usize) -> IntegerTokens<'a> {
-        self.x.tokens(self.cols, first, INTEGER_TOKENS.min(self.out.rows() - first))
+        self.x.tokens(self.cols, first, self.x.groups.tokens.min(self.out.rows() - first))
+    }
+
+    /// How the activations are packed.
+    pub(crate) fn groups(&self) -> Groups {
+        self.x.groups
     }
 
     pub(crate) fn w(&self) -> IntegerRows<'a> {

@@ -11,7 +11,9 @@ use crate::error::Shape;
 use crate::integer;
 use crate::mode::{Mode, Rounding};
 use crate::observe::MatrixName;
-use crate::packed::{BLOCK, IntegerCols, Line, PANEL, TOKENS, Tile, Units};
+use crate::packed::{
+    BLOCK, Groups, IntegerCols, Line, PANEL, PanelProduct, TOKENS, Tile, Units, lay_out_in_runs,
+};
 use crate::{EngineError, Kernels};
 use kbit_types::Codec;
 use std::sync::Arc;
@@ -104,8 +106,9 @@ impl Weight {
         multiply_all(compute, x, [(self, out)])
     }
 
-    /// How it multiplies in a mode.
-    fn operand(&self, mode: Mode) -> Operand {
+    /// How it multiplies in the mode of `compute`.
+    fn operand(&self, compute: &Compute) -> Operand {
+        let mode = compute.mode;
         if mode == Mode::Int8
             && let Some(integers) = self.codec.integers()
         {
@@ -127,7 +130,7 @@ impl Weight {
             Mode::Int8 => (Format::F32, Some(Rounding::EIGHT)),
             Mode::Activations(rounding) => (Format::F32, Some(rounding)),
         };
-        Operand::Floats { format, rounding }
+        Operand::Floats { format, rounding, groups: format.groups(compute.kernels) }
     }
 
     /// Packs activations for an operand of this weight.
@@ -148,8 +151,8 @@ impl Weight {
                     Ok(fused.pack(x.row(token), packed)?)
                 })
             }
-            (Operand::Floats { format, rounding }, ..) => {
-                pack_activations(compute, x, format, rounding, bytemuck::cast_slice_mut(packed))
+            (Operand::Floats { format, rounding, groups }, ..) => {
+                pack_activations(compute, x, format, rounding, groups, bytemuck::cast_slice_mut(packed))
             }
             (other, ..) => unreachable!("{other:?} is not of {self:?}"),
         }
@@ -184,16 +187,16 @@ impl Weight {
                     Ok(())
                 })
             }
-            (Operand::Floats { format, .. }, ..) => {
+            (Operand::Floats { format, groups, .. }, ..) => {
                 if out.rows() == 1
                     && let Some((line, rows)) = self.stored(format, first, count)
                     && compute.kernels.line(line, rows, bytemuck::cast_slice(packed), out.row_mut(0))
                 {
                     return Ok(());
                 }
-                let units = format.units(self.cols);
+                let units = format.block(format.units(self.cols), groups);
                 self.with_units(compute, first, count, format, |weights| {
-                    compute.with_scratch(BLOCK.min(units) * PANEL, |panel| {
+                    compute.with_scratch(units * PANEL, |panel| {
                         multiply_tiles(
                             compute.kernels,
                             format,
@@ -332,6 +335,7 @@ enum Operand {
     Floats {
         format: Format,
         rounding: Option<Rounding>,
+        groups: Groups,
     },
 }
 
@@ -341,7 +345,7 @@ impl Operand {
         match self {
             Self::Integers { cols, .. } => cols.activation().iter().sum(),
             Self::Fused { bytes, .. } => bytes.div_ceil(4),
-            Self::Floats { format, .. } => format.units(cols),
+            Self::Floats { format, groups, .. } => groups.filled(format.units(cols)),
         }
     }
 
@@ -387,7 +391,7 @@ pub(crate) fn multiply_all<'w, 'o, const N: usize>(
         if weight.rows == 0 {
             continue;
         }
-        let operand = weight.operand(compute.mode);
+        let operand = weight.operand(compute);
         let shared = packings.iter().position(|packing| packing.1.shares(operand)).unwrap_or_else(|| {
             packings.push((weight, operand));
             packings.len() - 1
@@ -432,22 +436,41 @@ impl Format {
             Self::Bf16 => cols.div_ceil(2),
         }
     }
+
+    /// Units of a panel that are multiplied at a time.
+    fn block(self, units: usize, groups: Groups) -> usize {
+        if groups.run == 1 {
+            return BLOCK.min(units);
+        }
+        // Sums leave the tiles after each block, but the order of theirs does not depend on it.
+        let blocks = units.div_ceil(2 * BLOCK).max(1);
+        groups.filled(units.div_ceil(blocks))
+    }
+
+    /// How kernels want activations of the format.
+    fn groups(self, kernels: Kernels) -> Groups {
+        match self {
+            Self::F32 => Groups::FLOATS,
+            Self::Bf16 => kernels.bf16_groups(),
+        }
+    }
 }
 
-/// Packs activations, rounded where that is wanted: `TOKENS` rows after `TOKENS` rows, each time `[units, tokens]`.
+/// Packs activations, rounded where that is wanted: group after group, each time `[units / run, tokens, run]`.
 fn pack_activations(
     compute: &Compute,
     x: Rows<'_>,
     format: Format,
     rounding: Option<Rounding>,
+    groups: Groups,
     packed: &mut [u32],
 ) -> Result<(), EngineError> {
-    let (cols, units) = (x.cols(), format.units(x.cols()));
+    let (cols, units) = (x.cols(), groups.filled(format.units(x.cols())));
     if units == 0 {
         return Ok(());
     }
-    compute.for_each(packed.chunks_mut(TOKENS * units), |group, packed| {
-        let (first, count) = (group * TOKENS, packed.len() / units);
+    compute.for_each(packed.chunks_mut(groups.tokens * units), |group, packed| {
+        let (first, count) = (group * groups.tokens, packed.len() / units);
         let rows = x.band(first, count);
         if format == Format::F32 && rounding.is_none() {
             let units = Units::new(bytemuck::cast_slice(rows.data()), count, 4 * cols, 4 * rows.stride());
@@ -464,9 +487,14 @@ fn pack_activations(
                 match format {
                     Format::F32 => rounded.copy_from_slice(row),
                     Format::Bf16 => {
+                        rounded[cols / 2..].fill(0.0);
                         compute.kernels.round_bf16(row, &mut bytemuck::cast_slice_mut(rounded)[..cols]);
                     }
                 }
+            }
+            if groups.run > 1 {
+                lay_out_in_runs(bytemuck::cast_slice(rounded), units, groups.run, packed);
+                return Ok(());
             }
             let bytes = if format == Format::F32 { 4 } else { 2 };
             let units = Units::new(bytemuck::cast_slice(rounded), count, bytes * cols, 4 * units);
@@ -486,6 +514,8 @@ fn multiply_tiles(
     out: &mut Window<'_>,
 ) {
     let (tokens, units) = (out.rows(), weights.len());
+    let groups = format.groups(kernels);
+    let most = format.block(units, groups);
     if units == 0 {
         (0..tokens).for_each(|token| out.row_mut(token).fill(0.0));
         return;
@@ -498,13 +528,21 @@ fn multiply_tiles(
     }
     for row in (0..weights.rows()).step_by(PANEL) {
         let rows = PANEL.min(weights.rows() - row);
-        for unit in (0..units).step_by(BLOCK) {
-            let block = BLOCK.min(units - unit);
-            let panel = &mut panel[..block * PANEL];
-            kernels.interleave(weights.window(row, rows, unit, block), PANEL, panel);
+        for unit in (0..units).step_by(most) {
+            let block = most.min(units - unit);
+            let panel = &mut panel[..groups.filled(block) * PANEL];
+            let (weights_of_block, rest) = panel.split_at_mut(block * PANEL);
+            kernels.interleave(weights.window(row, rows, unit, block), PANEL, weights_of_block);
             if format == Format::Bf16 {
-                kernels.normalize_bf16(panel);
+                kernels.normalize_bf16(weights_of_block);
             }
+            if groups.run > 1 {
+                rest.fill(0);
+                let out = out.tile(0, tokens, row, rows);
+                kernels.multiply_bf16(&mut PanelProduct::new(groups, packed, unit, panel, out));
+                continue;
+            }
+            let panel = weights_of_block;
             for token in (0..tokens).step_by(TOKENS) {
                 let count = TOKENS.min(tokens - token);
                 let x = &packed[token * units + unit * count..][..block * count];

@@ -83,6 +83,43 @@ fn one_token_of_floats_is_multiplied_as_many_are() {
 }
 
 #[test]
+fn amx_adds_up_bf16_of_even_and_odd_columns_apart() {
+    let Some(kernels) = Kernels::of(InstructionSet::Amx) else {
+        println!("skipped: this CPU has no AMX, or the system does not lend it");
+        return;
+    };
+    for (tokens, rows, cols) in
+        [(1, 1, 1), (1, 17, 33), (2, 15, 64), (16, 16, 31), (17, 32, 96), (33, 33, 545), (70, 49, 1100)]
+    {
+        let round = |x: &f32| half::bf16::from_f32(*x).to_f32();
+        let (x, w) = (noise(tokens * cols, 1), noise(rows * cols, 2));
+        let bytes: Vec<u8> = w.iter().flat_map(|w| half::bf16::from_f32(*w).to_le_bytes()).collect();
+        let codec: Arc<dyn Codec> =
+            Arc::new(BlockCodec::new("w", GgmlType::BF16, rows as u64, cols as u64, bytes).unwrap());
+        let mut expected = Vec::new();
+        for token in 0..tokens {
+            let x: Vec<f32> = x[token * cols..][..cols].iter().map(round).collect();
+            for row in 0..rows {
+                let w: Vec<f32> = w[row * cols..][..cols].iter().map(round).collect();
+                let steps = x.chunks(32).zip(w.chunks(32)).map(|(x, w)| {
+                    let of = |first: usize| {
+                        let pairs = x.iter().zip(w).skip(first).step_by(2);
+                        pairs.fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum))
+                    };
+                    of(0) + of(1)
+                });
+                expected.push(steps.fold(0.0, |sum, step| sum + step));
+            }
+        }
+        let all = product(&codec, Mode::Bf16, kernels, &x);
+        assert_eq!(bits(&all), bits(&expected), "{tokens} x {rows} x {cols}");
+        let each: Vec<f32> =
+            (0..tokens).flat_map(|i| product(&codec, Mode::Bf16, kernels, &x[i * cols..][..cols])).collect();
+        assert_eq!(bits(&each), bits(&expected), "{tokens} x {rows} x {cols}, one by one");
+    }
+}
+
+#[test]
 fn subnormal_bf16_count_as_zero() {
     let (rows, cols) = (35, 52);
     let numbers: Vec<u16> = (0..rows * cols)
@@ -116,14 +153,18 @@ fn instruction_sets_agree() {
     for (name, codec) in matrices(rows, cols) {
         for mode in MODES {
             let mode: Mode = mode.parse().unwrap();
-            let best = product(&codec, mode, Kernels::best(), &x);
+            // AMX adds up products of bf16 in an order of its own.
+            let of_bf16 = mode == Mode::Bf16 || (mode == Mode::Int8 && codec.as_bf16().is_some());
+            let without = InstructionSet::ALL.into_iter().rev().filter(|set| *set < InstructionSet::Amx);
+            let best = of_bf16.then(|| without.filter_map(Kernels::of).next()).flatten();
+            let best = product(&codec, mode, best.unwrap_or_else(Kernels::best), &x);
             for set in InstructionSet::ALL {
                 let Some(kernels) = Kernels::of(set) else { continue };
                 let other = product(&codec, mode, kernels, &x);
-                if set > InstructionSet::Portable
+                let like_others = set > InstructionSet::Portable
                     || fused
-                    || (mode == Mode::Int8 && codec.integers().is_some())
-                {
+                    || (mode == Mode::Int8 && codec.integers().is_some());
+                if like_others && !(of_bf16 && set == InstructionSet::Amx) {
                     assert_eq!(bits(&best), bits(&other), "{name} {mode} {set}");
                 }
                 for (best, other) in best.iter().zip(&other) {

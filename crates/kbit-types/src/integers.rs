@@ -125,7 +125,8 @@ pub struct IntegerPanel<'p> {
     pub levels: &'p mut [u32],
     /// `[cols / block, ROWS]`.
     pub scales: &'p mut [f32],
-    /// `[cols / part, ROWS]`; empty where parts have no scales.
+    /// `[cols / part, ROWS]`; empty where parts have no scales. Levels less their offset, times the scale of their part, have 14 bits with
+    /// their sign.
     pub part_scales: &'p mut [i32],
     /// `[cols / block, ROWS]`; empty where there are none.
     pub minimum_scales: &'p mut [f32],

@@ -6,6 +6,7 @@
 //! those shapes, and the last, incomplete vector of a row is read and written through a mask.
 #![expect(unsafe_code, reason = "vector intrinsics read and write through pointers")]
 
+use super::amx::Amx;
 use super::avx2::Avx2;
 use super::generic::{self, Fused, LANES};
 use super::shared_kernels;
@@ -23,6 +24,8 @@ pub(crate) struct Avx512 {
     bf16: bool,
     /// True where it has AVX512-VNNI, too.
     vnni: bool,
+    /// Where it has AMX, too, and that is to be used.
+    amx: Option<Amx>,
 }
 
 shared_kernels!(Avx512, "avx512f,avx512vl,avx512dq,avx2,fma", Fused);
@@ -37,7 +40,16 @@ impl Avx512 {
         (std::arch::is_x86_feature_detected!("avx512f")
             && std::arch::is_x86_feature_detected!("avx512vl")
             && std::arch::is_x86_feature_detected!("avx512dq"))
-        .then_some(Self { avx2, bf16, vnni })
+        .then_some(Self { avx2, bf16, vnni, amx: None })
+    }
+
+    /// The same with AMX, if the CPU and the system have it.
+    pub(crate) fn with_amx(self) -> Option<Self> {
+        Amx::new(self.vnni).map(|amx| Self { amx: Some(amx), ..self })
+    }
+
+    pub(crate) fn has_amx(self) -> bool {
+        self.amx.is_some()
     }
 
     /// Multiply-adds at full speed; returns how many, and a number that depends on all of them.
@@ -48,7 +60,7 @@ impl Avx512 {
 
     /// True where products of bf16 have instructions of their own, which take subnormal numbers for zero.
     pub(crate) fn drops_subnormal_bf16(self) -> bool {
-        self.bf16
+        self.bf16 || self.amx.is_some()
     }
 
     /// See [`Kernels::combine`](crate::Kernels::combine).
@@ -60,7 +72,7 @@ impl Avx512 {
 }
 
 /// Mask of the first `count` lanes.
-fn first(count: usize) -> __mmask16 {
+pub(super) fn first(count: usize) -> __mmask16 {
     if count >= LANES { !0 } else { (1 << count) - 1 }
 }
 

@@ -5,7 +5,7 @@
 //! 16 partial sums; so all CPUs with fused multiply-add get equal bits, whatever the width of their vectors.
 
 use crate::cache::SoftmaxStep;
-use crate::packed::{INTEGER_TOKENS, IntegerProduct, PANEL, Units};
+use crate::packed::{Groups, IntegerProduct, PANEL, Units};
 use kbit_types::Terms;
 
 /// Partial sums of every reduction; lane `i` sums the elements with index `i` modulo 16, in order.
@@ -96,8 +96,9 @@ pub(crate) fn multiply_integers(product: &mut IntegerProduct<'_, '_>) {
     let (units, parts) = (layout.part / 4, layout.block / layout.part);
     let each = layout.activation_scales();
     let row = |index: usize| index * PANEL..(index + 1) * PANEL;
+    let of_group = Groups::INTEGERS.tokens;
     for index in 0..all {
-        let (first, token) = (index / INTEGER_TOKENS * INTEGER_TOKENS, index % INTEGER_TOKENS);
+        let (first, token) = (index / of_group * of_group, index % of_group);
         let x = product.x(first);
         let tokens = x.count;
         let mut sums = [0.0; PANEL];

@@ -9,7 +9,7 @@
 
 use super::Avx2;
 use crate::arch::generic;
-use crate::packed::{INTEGER_TOKENS, IntegerProduct, IntegerTokens, PANEL};
+use crate::packed::{Groups, IntegerProduct, IntegerTokens, PANEL};
 use kbit_types::{IntegerLayout, Terms};
 use std::arch::x86_64::*;
 
@@ -49,7 +49,7 @@ fn signed(layout: IntegerLayout) -> bool {
 fn multiply(product: &mut IntegerProduct<'_, '_>) {
     macro_rules! of {
         ($vectors:literal, $units:literal, $together:literal, $terms:ident: $($count:literal)*) => {
-            for first in (0..product.out().rows()).step_by(INTEGER_TOKENS) {
+            for first in (0..product.out().rows()).step_by(Groups::INTEGERS.tokens) {
                 let x = product.x(first);
                 for lane in (0..product.out().cols()).step_by($vectors * LANES) {
                     match x.count {

@@ -4,14 +4,23 @@
 //! beforehand.
 
 use super::{Avx2, Avx512, LANES, first as lanes};
-use crate::packed::{INTEGER_TOKENS, IntegerProduct, IntegerTokens, PANEL};
-use kbit_types::Terms;
+use crate::packed::{Groups, IntegerProduct, IntegerTokens, PANEL};
+use kbit_types::{IntegerLayout, Terms};
 use std::arch::x86_64::*;
 
 impl Avx512 {
+    /// See [`Kernels::integer_groups`](crate::Kernels::integer_groups).
+    pub(crate) fn integer_groups(self, layout: IntegerLayout) -> Groups {
+        self.amx.and_then(|amx| amx.integer_groups(layout)).unwrap_or(Groups::INTEGERS)
+    }
+
     /// See [`Kernels::multiply_integers`](crate::Kernels::multiply_integers).
     pub(crate) fn multiply_integers(self, product: &mut IntegerProduct<'_, '_>) {
-        if self.vnni {
+        if let Some(amx) = self.amx
+            && product.groups() != Groups::INTEGERS
+        {
+            amx.multiply_integers(product);
+        } else if self.vnni {
             // SAFETY: the CPU has the features.
             unsafe { multiply(product, self.avx2) }
         } else {
@@ -27,7 +36,7 @@ type Pairs<T, const M: usize> = [[T; 2]; M];
 fn multiply(product: &mut IntegerProduct<'_, '_>, avx2: Avx2) {
     macro_rules! of {
         ($units:literal, $terms:ident: $($count:literal)*) => {
-            for first in (0..product.out().rows()).step_by(INTEGER_TOKENS) {
+            for first in (0..product.out().rows()).step_by(Groups::INTEGERS.tokens) {
                 let x = product.x(first);
                 match x.count {
                     // SAFETY: there are as many activations, of this layout, and `x` has all of their numbers.

@@ -4,8 +4,9 @@
 //! 12 broadcasts to 24 multiply-adds.
 
 use super::{Avx512, first};
+use crate::arch::amx::Amx;
 use crate::arch::generic;
-use crate::packed::{BLOCK, Line, PANEL, Tile, Units};
+use crate::packed::{BLOCK, Groups, Line, PANEL, PanelProduct, Tile, Units};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -35,8 +36,22 @@ impl Avx512 {
         }
     }
 
+    /// See [`Kernels::bf16_groups`](crate::Kernels::bf16_groups).
+    pub(crate) fn bf16_groups(self) -> Groups {
+        self.amx.map_or(Groups::FLOATS, |_| Amx::BF16_GROUPS)
+    }
+
+    /// See [`Kernels::multiply_bf16`](crate::Kernels::multiply_bf16).
+    pub(crate) fn multiply_bf16(self, product: &mut PanelProduct<'_, '_>) {
+        self.amx.expect("who asks for groups has AMX").multiply_bf16(product);
+    }
+
     /// See [`Kernels::line`](crate::Kernels::line).
     pub(crate) fn line(self, line: Line, weights: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
+        if let (Line::Bf16, Some(amx)) = (line, self.amx) {
+            amx.line_bf16(weights, x, out);
+            return true;
+        }
         if weights.rows() < LANES {
             return false;
         }
@@ -53,7 +68,9 @@ impl Avx512 {
 
     /// As [`Avx512::busy_bf16`], of 8-bit integers.
     pub(crate) fn busy_int8(self, rounds: u64, factor: f32) -> (u64, f32) {
-        if self.vnni {
+        if let Some(amx) = self.amx {
+            amx.busy_int8(rounds, factor)
+        } else if self.vnni {
             // SAFETY: the CPU has the features.
             (rounds * 24 * 4 * LANES as u64, unsafe { busy_int8(rounds, factor) })
         } else {
@@ -64,7 +81,9 @@ impl Avx512 {
     /// Multiply-adds of pairs of bf16 at full speed; returns how many, and a number that depends on all of them. Without such
     /// instructions, as with AVX2.
     pub(crate) fn busy_bf16(self, rounds: u64, factor: f32) -> (u64, f32) {
-        if self.bf16 {
+        if let Some(amx) = self.amx {
+            amx.busy_bf16(rounds, factor)
+        } else if self.bf16 {
             // SAFETY: the CPU has the features.
             (rounds * 24 * 2 * LANES as u64, unsafe { busy_bf16(rounds, factor) })
         } else {
