@@ -1,7 +1,7 @@
 //! AMX: registers of 16 rows of 64 bytes, and one instruction that multiplies two of them.
 //!
-//! Such a *tile* holds 16 activations, or 16 rows of weights, or the products of both. Of Rust it knows nothing: all that
-//! touches tiles is assembly, in blocks that leave nothing in them but what [`Shapes`] has set.
+//! Such a *tile* holds 16 activations, or 16 rows of weights, or the products of both. Rust knows nothing of tiles: all that
+//! touches them is assembly, each block from empty tiles to stored ones; only their [`Shapes`] are set before.
 //!
 //! Invariants of the `unsafe` code: an [`Amx`] exists only where the CPU has AMX and AVX-512 and Linux lets the process use
 //! the registers of the former, which other systems are not asked for; tiles are loaded and stored only where their shapes,
@@ -18,8 +18,9 @@ mod integers;
 pub(crate) const TILE: usize = 16;
 /// Activations that are multiplied at a time: two tiles.
 pub(crate) const AMX_TOKENS: usize = 2 * TILE;
-/// Bytes of a tile's row.
+/// Bytes of a tile's row, and units.
 const ROW: usize = 64;
+const ROW_UNITS: usize = ROW / 4;
 
 /// Proof that the CPU has AMX for bytes and bf16, that Linux lets this process use it, and of
 /// [`Avx512`](super::avx512::Avx512) with VNNI.
@@ -41,8 +42,8 @@ macro_rules! busy {
         impl Amx {
             /// See [`Kernels::busy`](crate::Kernels::busy).
             pub(crate) fn $name(self, rounds: u64, factor: f32) -> (u64, f32) {
-                let operand = Lines([[factor; ROW / 4]; TILE]);
-                let mut sums = Lines([[0_f32; ROW / 4]; TILE]);
+                let operand = Lines([[factor; ROW_UNITS]; TILE]);
+                let mut sums = Lines([[0_f32; ROW_UNITS]; TILE]);
                 let mut tiles = Tiles::new(self);
                 tiles.set(AMX_TOKENS, 2 * TILE);
                 if rounds > 0 {

@@ -4,13 +4,10 @@
 //! then that to the sum so far. Numbers that are subnormal count as zero. No vector instruction does the same at any speed, so these
 //! products are the only ones that differ (in the last bits) from those of other instruction sets.
 
-use super::{AMX_TOKENS, Amx, Lines, ROW, TILE, Tiles};
+use super::{AMX_TOKENS, Amx, Lines, ROW, ROW_UNITS, TILE, Tiles};
 use crate::packed::{Groups, PANEL, PanelProduct, Units};
 use std::arch::asm;
 use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-
-/// Units in a row of a tile.
-const ROW_UNITS: usize = ROW / 4;
 
 impl Amx {
     /// How it wants activations of bf16 to be packed.

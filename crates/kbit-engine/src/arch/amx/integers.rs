@@ -5,7 +5,7 @@
 //! those of all other kernels. Blocks of 32 with a scale in floats gain nothing: their sums would leave the tiles as often as vectors of
 //! sums are full.
 
-use super::{AMX_TOKENS, Amx, Lines, ROW, TILE, Tiles};
+use super::{AMX_TOKENS, Amx, Lines, ROW, ROW_UNITS, TILE, Tiles};
 use crate::arch::avx512::first as lanes_below;
 use crate::packed::{Groups, INTEGER_COLS, IntegerProduct, IntegerRows, PANEL};
 use kbit_types::{IntegerLayout, Terms};
@@ -15,8 +15,6 @@ use std::mem::MaybeUninit;
 
 /// Units of a block that has parts.
 const BLOCK_UNITS: usize = 64;
-/// Units in a row of a tile.
-const ROW_UNITS: usize = ROW / 4;
 /// Units of a panel that are multiplied at a time, at most.
 const UNITS: usize = INTEGER_COLS / 4;
 /// Activations whose sums are kept together, where caches are near.
