@@ -5,7 +5,7 @@
 //! is an output, and nothing has to be added up across lanes. Activations are packed alike, [`TOKENS`] rows at a time, and broadcast.
 
 use crate::buffer::Window;
-use kbit_types::{IntegerLayout, Terms};
+use kbit_types::IntegerLayout;
 
 /// Rows of weights in a panel: two vectors of 16 lanes, or four of 8.
 pub(crate) const PANEL: usize = 32;
@@ -237,13 +237,9 @@ impl IntegerCols {
         self.layout
     }
 
-    /// True where activations are packed alike, if their levels and scales are the same.
+    /// True where activations are packed alike, if their levels and scales are the same, and their [`Groups`].
     pub(crate) fn same_activations(&self, other: Self) -> bool {
-        let of = |cols: &Self| {
-            let layout = cols.layout;
-            let whole = layout.terms == Terms::ScalesOfActivationParts;
-            (cols.units, layout.block, layout.part, layout.offset, whole)
-        };
+        let of = |cols: &Self| (cols.units, cols.layout.block, cols.layout.part, cols.layout.offset);
         of(self) == of(&other)
     }
 

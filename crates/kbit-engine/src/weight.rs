@@ -112,9 +112,11 @@ impl Weight {
         if mode == Mode::Int8
             && let Some(integers) = self.codec.integers()
         {
+            let layout = integers.layout();
             return Operand::Integers {
-                cols: IntegerCols::new(integers.layout(), self.cols),
+                cols: IntegerCols::new(layout, self.cols),
                 key: integers.activation_key(),
+                groups: compute.kernels.integer_groups(layout),
             };
         }
         if let Some(fused) = self.codec.fused()
@@ -326,6 +328,7 @@ enum Operand {
     Integers {
         cols: IntegerCols,
         key: u64,
+        groups: Groups,
     },
     /// By the codec's own product, with activations of so many bytes and this key.
     Fused {
@@ -352,9 +355,10 @@ impl Operand {
     /// True where activations that are packed for one are those for the other.
     fn shares(self, other: Self) -> bool {
         match (self, other) {
-            (Self::Integers { cols: a, key: b }, Self::Integers { cols: c, key: d }) => {
-                b == d && a.same_activations(c)
-            }
+            (
+                Self::Integers { cols: a, key: b, groups: c },
+                Self::Integers { cols: d, key: e, groups: f },
+            ) => (b, c) == (e, f) && a.same_activations(d),
             _ => self == other,
         }
     }
