@@ -680,7 +680,7 @@ mod tests {
         let mut seen = 0;
         for (ty, layout, _) in LAYOUTS {
             for (count, cols) in
-                [(8, 256), (11, 512), (16, 256), (19, 768), (32, 2304), (30, 4352), (17, 288)]
+                [(8, 256), (11, 512), (16, 256), (67, 768), (50, 2304), (30, 4352), (17, 288)]
             {
                 if cols % layout.block != 0 {
                     continue;

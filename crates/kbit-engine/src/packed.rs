@@ -100,6 +100,12 @@ impl<'a> Units<'a> {
         }
     }
 
+    /// `rows` rows from `first` on, of every `apart` rows one.
+    pub(crate) fn spread(&self, first: usize, apart: usize, rows: usize) -> Self {
+        assert!(first + rows.saturating_sub(1) * apart < self.rows, "rows outside of the rows");
+        Self::new(&self.data[first * self.stride..], rows, self.bytes, self.stride * apart)
+    }
+
     /// Rows `first..first + rows` of units `unit..unit + units`.
     pub(crate) fn window(&self, first: usize, rows: usize, unit: usize, units: usize) -> Self {
         assert!(first + rows <= self.rows && unit + units <= self.len(), "units outside of the rows");

@@ -8,9 +8,11 @@ mod dtype;
 mod ggml;
 mod integers;
 mod shape;
+mod streams;
 
 pub use codec::{ActivationKind, Codec, CodecError, FusedDot};
 pub use dtype::{Dtype, NarrowError, WidenError};
 pub use ggml::GgmlType;
 pub use integers::{IntegerActivations, IntegerBlocks, IntegerLayout, IntegerPanel, PackedActivation, Terms};
 pub use shape::MatrixShape;
+pub use streams::streams;

@@ -9,27 +9,25 @@
 //! |---|---|
 //! | `LANES` | the fewest rows that there are kernels for |
 //! | `rows_of_32!`, `rows_of_256!` | kernels of a type of blocks: the order of rows and blocks, and the sums of terms |
-//! | `large` | what offset levels have that are up to 255 with it |
-//! | `products` | sums of products of the halves of levels, an offset included, with those of activations |
-//! | `corrected` | takes off what the offset adds, where `products` has not |
+//! | `each!` | something of each of a few blocks of 32: as many as have 16 bytes each in a vector |
+//! | `gathered` | 16 bytes of each of them |
+//! | `low_and_high` | low and high halves of bytes |
+//! | `with_offset_128`, `large` | what large levels are given as an offset: 128, or what offset there is up to 255 with it |
+//! | `wide_table`, `looked_up` | a table of 16 levels, and what it has for low and high halves |
+//! | `with_fifth_bits` | adds a fifth bit to low and high halves |
+//! | `corrected` | takes off what the offset adds to products, where it has not been yet |
 //! | `add` | adds products of pairs of levels, below 128, with activations, times 16 scales |
-//! | `corrected_parts`, `add_scaled` | as `corrected` and `products`, of parts of 32 with a scale each |
+//! | `corrected_parts`, `add_scaled` | as `corrected`, and products, of parts of 32 with a scale each |
 //! | `sixteen_scales`, `two_scales` | 16 scales, and one of them in the low half of a vector beside the next one in the high half |
-//! | `fifth_bits` | 16 for each bit of the low halves of two words, and of the high ones |
 //! | `where_bit` | a number in the bytes that have a bit |
 
 use super::avx2::dot::{load_16, load_32};
 use crate::block::{IQ4_XS, Q2_K, Q3_K};
 use crate::dot::scales_and_minimums;
+use crate::panel::Source;
 use kbit_types::PackedActivation;
 use std::arch::x86_64::*;
-
-/// Two times 16 bytes.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn both<A: bytemuck::Pod>(first: &A, second: &A) -> __m256i {
-    _mm256_set_m128i(load_16(second), load_16(first))
-}
+use std::ops::Range;
 
 /// Low and high halves of bytes.
 #[inline]
@@ -51,13 +49,6 @@ pub(super) fn shifted(levels: &[i8; 16], offset: u8) -> __m128i {
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn table(levels: &[i8; 16], offset: u8) -> __m256i {
     _mm256_broadcastsi128_si256(shifted(levels, offset))
-}
-
-/// What a table has for low and high halves.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn looked_up(table: __m256i, [low, high]: [__m256i; 2]) -> [__m256i; 2] {
-    [_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(table, high)]
 }
 
 /// Sums of the halves of four vectors: four of low halves, four of high ones.
@@ -159,6 +150,41 @@ pub(super) fn minimums_of(scales: &[u8; 12], x: &PackedActivation<'_>, at: usize
     _mm_madd_epi16(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(minimums)), load_16(&x.sums.as_chunks::<4>().0[at]))
 }
 
+/// Rows of blocks, the same number of rows apart.
+///
+/// Invariant: from each of `count` places, the first of which is `first` and each of which is `stride` bytes behind the one before, the
+/// blocks of a range may be read.
+pub(super) struct RowsApart<W> {
+    pub(super) first: *const u8,
+    pub(super) stride: usize,
+    of: std::marker::PhantomData<W>,
+}
+
+impl<W: bytemuck::Pod> RowsApart<W> {
+    /// Blocks `blocks` of `count` rows, `apart` rows from one to the next.
+    #[inline(always)]
+    pub(super) fn new(
+        source: Source<'_>,
+        row: usize,
+        apart: usize,
+        count: usize,
+        blocks: Range<usize>,
+    ) -> Self {
+        let start = row * source.row_bytes + (source.first + blocks.start) * size_of::<W>();
+        let stride = apart * source.row_bytes;
+        let last = start + (count - 1) * stride + blocks.len() * size_of::<W>();
+        assert!(blocks.end <= source.blocks && last <= source.bytes.len(), "{count} rows of {blocks:?}");
+        const { assert!(align_of::<W>() == 1) };
+        Self { first: source.bytes[start..].as_ptr(), stride, of: std::marker::PhantomData }
+    }
+
+    /// Where block `block` of the first row is, counted from the first of the range. It needs no alignment, and any bytes are one.
+    #[inline(always)]
+    pub(super) fn at(&self, block: usize) -> *const W {
+        self.first.wrapping_add(block * size_of::<W>()).cast()
+    }
+}
+
 /// A field of eight blocks, in half precision, as floats.
 macro_rules! halves {
     ($blocks:expr, $field:ident) => {{
@@ -206,14 +232,6 @@ macro_rules! row_kernels {
                 GgmlType::IQ4_XS => rows_of_iq4_xs(source, x, out),
                 _ => false,
             }
-        }
-
-        /// Low and high halves of the levels of two blocks, with their fifth bits.
-        #[inline]
-        #[target_feature(enable = $features)]
-        fn with_fifth_bits([low, high]: [__m256i; 2], first: &[u8; 4], second: &[u8; 4]) -> [__m256i; 2] {
-            let fifth = fifth_bits(u32::from_le_bytes(*first), u32::from_le_bytes(*second));
-            [_mm256_or_si256(low, fifth[0]), _mm256_or_si256(high, fifth[1])]
         }
 
         /// The term of blocks with minimums, whose activations have their scaled sum.
@@ -329,50 +347,49 @@ macro_rules! row_kernels {
 
         rows_of_32! {
             $features, rows_of_q8_0 of Q8_0, (),
-            |a, b, _table| {
-                let (a, b) = (a.q.as_chunks::<16>().0, b.q.as_chunks::<16>().0);
-                let offset = _mm256_set1_epi8(large(128).cast_signed());
-                [_mm256_xor_si256(both(&a[0], &b[0]), offset), _mm256_xor_si256(both(&a[1], &b[1]), offset)]
+            |few, _table| {
+                let half = |half: usize| gathered(each!(few, |block| &block.q.as_chunks::<16>().0[half]));
+                with_offset_128([half(0), half(1)])
             },
             |eight| halves!(eight, d),
             |sum, w, y| _mm256_mul_ps(sum, _mm256_mul_ps(w, y[0]))
         }
         rows_of_32! {
             $features, rows_of_q4_0 of Q4_0, (),
-            |a, b, _table| nibbles(both(&a.q, &b.q)),
+            |few, _table| low_and_high(gathered(each!(few, |block| &block.q))),
             |eight| halves!(eight, d),
             |sum, w, y| _mm256_mul_ps(_mm256_mul_ps(sum, w), y[0])
         }
         rows_of_32! {
             $features, rows_of_q5_0 of Q5_0, (),
-            |a, b, _table| with_fifth_bits(nibbles(both(&a.q, &b.q)), &a.high, &b.high),
+            |few, _table| with_fifth_bits(low_and_high(gathered(each!(few, |block| &block.q))), each!(few, |block| &block.high)),
             |eight| halves!(eight, d),
             |sum, w, y| _mm256_mul_ps(sum, _mm256_mul_ps(w, y[0]))
         }
         rows_of_32! {
             $features, rows_of_q4_1 of Q4_1, (),
-            |a, b, _table| nibbles(both(&a.q, &b.q)),
+            |few, _table| low_and_high(gathered(each!(few, |block| &block.q))),
             |eight| [halves!(eight, d), halves!(eight, m)],
             |sum, w, y| with_minimum(sum, w, y)
         }
         rows_of_32! {
             $features, rows_of_q5_1 of Q5_1, (),
-            |a, b, _table| with_fifth_bits(nibbles(both(&a.q, &b.q)), &a.high, &b.high),
+            |few, _table| with_fifth_bits(low_and_high(gathered(each!(few, |block| &block.q))), each!(few, |block| &block.high)),
             |eight| [halves!(eight, d), halves!(eight, m)],
             |sum, w, y| with_minimum(sum, w, y)
         }
         rows_of_32! {
-            $features, rows_of_iq4_nl of IQ4_NL, table(&iq4::LEVELS, large(127)),
-            |a, b, table| looked_up(table, nibbles(both(&a.q, &b.q))),
+            $features, rows_of_iq4_nl of IQ4_NL, wide_table(&iq4::LEVELS, large(127)),
+            |few, table| looked_up(table, low_and_high(gathered(each!(few, |block| &block.q)))),
             |eight| halves!(eight, d),
             |sum, w, y| _mm256_mul_ps(sum, _mm256_mul_ps(w, y[0]))
         }
         rows_of_32! {
-            $features, rows_of_mxfp4 of MXFP4, table(&fp4::LEVELS, 12),
-            |a, b, table| looked_up(table, nibbles(both(&a.q, &b.q))),
+            $features, rows_of_mxfp4 of MXFP4, wide_table(&fp4::LEVELS, 12),
+            |few, table| looked_up(table, low_and_high(gathered(each!(few, |block| &block.q)))),
             |eight| {
                 let mut e = [0.0; 8];
-                for (e, block) in e.iter_mut().zip(&eight) {
+                for (e, block) in e.iter_mut().zip(eight) {
                     *e = fp4::half_e8m0(block.e);
                 }
                 _mm256_setr_ps(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7])

@@ -23,7 +23,7 @@ const SMALL: u8 = 16;
 macro_rules! rows_of_32 {
     (
         $features:literal, $rows:ident of $block:ident, $table:expr,
-        |$a:ident, $b:ident, $t:ident| $levels:expr,
+        |$few:ident, $t:ident| $levels:expr,
         |$eight:ident| $scales:expr,
         |$sum:ident, $w:ident, $y:ident| $term:expr
     ) => {
@@ -50,7 +50,7 @@ macro_rules! rows_of_32 {
                     ];
                     let mut sums = [_mm256_setzero_si256(); 4];
                     for (i, sum) in sums.iter_mut().enumerate() {
-                        let ($a, $b) = ($eight[i], $eight[i + 4]);
+                        let $few = [$eight[i], $eight[i + 4]];
                         *sum = products::<OFFSET>($levels, x);
                     }
                     let sum = corrected::<OFFSET>(sums_of_halves(sums), _mm256_set1_epi32(*correction));
@@ -126,24 +126,13 @@ fn sums_of_eight(v: [__m256i; LANES]) -> __m256i {
     _mm256_add_epi32(low, _mm256_permute2x128_si256::<0x31>(first, second))
 }
 
-/// Eight rows of blocks.
-///
-/// Invariant: `blocks` blocks may be read from each of `first`, `first + stride` .. `first + 7 * stride`.
-struct EightRows<W> {
-    first: *const u8,
-    stride: usize,
-    of: std::marker::PhantomData<W>,
-}
+/// Eight rows of blocks, side by side.
+struct EightRows<W>(RowsApart<W>);
 
 impl<W: bytemuck::Pod> EightRows<W> {
     #[inline(always)]
     fn new(source: Source<'_>, row: usize) -> Self {
-        let start = row * source.row_bytes + source.first * size_of::<W>();
-        let last = start + (LANES - 1) * source.row_bytes + source.blocks * size_of::<W>();
-        assert!(row + LANES <= source.rows && last <= source.bytes.len(), "eight rows");
-        const { assert!(align_of::<W>() == 1) };
-        let first = source.bytes[start..].as_ptr();
-        Self { first, stride: source.row_bytes, of: std::marker::PhantomData }
+        Self(RowsApart::new(source, row, 1, LANES, 0..source.blocks))
     }
 
     /// Block `block` of each row.
@@ -152,16 +141,16 @@ impl<W: bytemuck::Pod> EightRows<W> {
     /// There are as many blocks in a row.
     #[inline(always)]
     unsafe fn blocks(&self, block: usize) -> [&W; LANES] {
-        let at = self.first.wrapping_add(block * size_of::<W>());
-        // SAFETY: by the invariant, the block lies inside of the row; it needs no alignment, and any bytes are one.
-        std::array::from_fn(|row| unsafe { &*at.wrapping_add(row * self.stride).cast::<W>() })
+        let at = self.0.at(block);
+        // SAFETY: by the invariant, the block lies inside of the row.
+        std::array::from_fn(|row| unsafe { &*at.wrapping_byte_add(row * self.0.stride) })
     }
 
     /// Rows lie side by side, but are read in their order if the next ones are asked for meanwhile: as many bytes as a step reads.
     #[inline(always)]
     fn ask_for_more(&self, block: usize) {
         let step = LANES * size_of::<W>();
-        let next = self.first.wrapping_add(LANES * self.stride + block * step);
+        let next = self.0.first.wrapping_add(LANES * self.0.stride + block * step);
         for line in (0..step).step_by(64) {
             // SAFETY: a hint, wherever it points.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast()) };
@@ -172,6 +161,18 @@ impl<W: bytemuck::Pod> EightRows<W> {
 /// Large levels keep their sign.
 const fn large(_offset: u8) -> u8 {
     0
+}
+
+/// Something of each of two blocks.
+macro_rules! each {
+    ($few:ident, |$block:ident| $something:expr) => {{
+        let [a, b] = $few;
+        [each!(a as $block, $something), each!(b as $block, $something)]
+    }};
+    ($one:ident as $block:ident, $something:expr) => {{
+        let $block = $one;
+        $something
+    }};
 }
 
 row_kernels!("avx2,f16c");
@@ -239,17 +240,39 @@ features! {
         _mm256_shuffle_epi8(scales[part / 8], _mm256_set_m128i(place(part + 1), place(part)))
     }
 
-    fn fifth_bits(first: u32, second: u32) -> [__m256i; 2] {
-        let words = _mm256_set_m128i(_mm_set1_epi32(second.cast_signed()), _mm_set1_epi32(first.cast_signed()));
+    fn gathered<A: bytemuck::Pod>([first, second]: [&A; 2]) -> __m256i {
+        _mm256_set_m128i(load_16(second), load_16(first))
+    }
+
+    fn low_and_high(q: __m256i) -> [__m256i; 2] {
+        nibbles(q)
+    }
+
+    fn with_offset_128(levels: [__m256i; 2]) -> [__m256i; 2] {
+        const { assert!(large(128) == 0) };
+        levels
+    }
+
+    fn wide_table(levels: &[i8; 16], offset: u8) -> __m256i {
+        table(levels, offset)
+    }
+
+    fn looked_up(table: __m256i, [low, high]: [__m256i; 2]) -> [__m256i; 2] {
+        [_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(table, high)]
+    }
+
+    fn with_fifth_bits([low, high]: [__m256i; 2], [first, second]: [&[u8; 4]; 2]) -> [__m256i; 2] {
+        let word = |bits: &[u8; 4]| _mm_set1_epi32(i32::from_le_bytes(*bits));
+        let words = _mm256_set_m128i(word(second), word(first));
         // Each byte gets the byte of its word that its bit is in.
         let places = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0, 0x0101_0101_0101_0101);
-        let low = _mm256_shuffle_epi8(words, places);
-        let high = _mm256_shuffle_epi8(words, _mm256_add_epi8(places, _mm256_set1_epi8(2)));
         let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
-        let low = _mm256_cmpeq_epi8(_mm256_and_si256(low, bit), bit);
-        let high = _mm256_cmpeq_epi8(_mm256_and_si256(high, bit), bit);
-        let fifth = _mm256_set1_epi8(16);
-        [_mm256_and_si256(low, fifth), _mm256_and_si256(high, fifth)]
+        let fifth = |places| {
+            let bits = _mm256_and_si256(_mm256_shuffle_epi8(words, places), bit);
+            _mm256_and_si256(_mm256_cmpeq_epi8(bits, bit), _mm256_set1_epi8(16))
+        };
+        let high_places = _mm256_add_epi8(places, _mm256_set1_epi8(2));
+        [_mm256_or_si256(low, fifth(places)), _mm256_or_si256(high, fifth(high_places))]
     }
 
     fn where_bit(bytes: __m256i, bit: usize, number: i8) -> __m256i {

@@ -1,5 +1,5 @@
-//! Products of rows with one activation, as [`rows`](crate::arch::rows) has them, row after row: memory is read in the order in which it
-//! lies, which is twice as fast as 16 rows side by side, since that order is what the CPU fetches ahead.
+//! Products of rows with one activation, as [`rows`](crate::arch::rows) has them, of rows that lie far apart ([`streams`]), a few blocks of
+//! each at a time: memory is read in several places, in each in the order in which it lies, and asked for before.
 
 use super::panel::{Sixteen, words};
 use crate::arch::avx2::dot::{load_16, load_32};
@@ -8,7 +8,7 @@ use crate::block::{Half, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5
 use crate::dot::scales_and_minimums;
 use crate::panel::{Integers, Source};
 use crate::{fp4, iq4};
-use kbit_types::{GgmlType, IntegerLayout, PackedActivation};
+use kbit_types::{GgmlType, IntegerLayout, PackedActivation, streams};
 use std::arch::x86_64::*;
 
 /// Rows whose terms are added up side by side.
@@ -19,41 +19,34 @@ const PIECE: usize = 64;
 /// Eights of blocks in a piece. The last of them may have some in common with the one before.
 const EIGHTS: usize = PIECE / 8;
 
-/// Levels of eight blocks of activations as weights are read: the first halves of blocks `i` and `i + 4`, and the second ones, for each `i`.
-type Eight = [[[u32; 8]; 2]; 4];
+/// Levels of eight blocks of activations as weights are read: the first halves of four blocks, the second ones; then those of the others.
+type Eight = [[[u32; 16]; 2]; 2];
 
-fn in_pairs(levels: &[[u32; 8]; 8]) -> Eight {
-    std::array::from_fn(|i| {
-        let (first, second) = (levels[i].as_chunks::<4>().0, levels[i + 4].as_chunks::<4>().0);
-        [0, 1].map(|half| {
-            let mut both = [0; 8];
-            both[..4].copy_from_slice(&first[half]);
-            both[4..].copy_from_slice(&second[half]);
-            both
-        })
-    })
+fn in_fours(levels: &[[u32; 8]; 8]) -> Eight {
+    [0, 4].map(|four| [0, 4].map(|half| std::array::from_fn(|word| levels[four + word / 4][half + word % 4])))
 }
 
-/// How many bytes behind what is read memory is asked for: into the second-level cache, and from there into the first. By itself the CPU
-/// looks ahead less, and not past the end of a page.
-const AHEAD: [usize; 2] = [4096, 1024];
+/// Rows of super-blocks that are read side by side.
+const SIDE_BY_SIDE: usize = 4;
 
-/// Asks for what is to be read after `blocks`.
+/// How many bytes behind what is read of a row memory is asked for.
+const AHEAD: usize = 512;
+/// As [`AHEAD`], into the second-level cache, where few rows are read side by side.
+const FAR_AHEAD: usize = 2048;
+
+/// Asks for what is to be read after `blocks`, of one of `SIDE_BY_SIDE` rows.
 #[inline(always)]
-fn ask_for_more<W>(blocks: &[W]) {
-    let [far, near] = AHEAD.map(|bytes| blocks.as_ptr().cast::<i8>().wrapping_add(bytes));
+fn ask_for_more<const SIDE_BY_SIDE: usize, W>(blocks: &[W]) {
+    let here = blocks.as_ptr().cast::<i8>();
     for line in (0..size_of_val(blocks)).step_by(64) {
         // SAFETY: hints, wherever they point.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(far.wrapping_add(line));
-            _mm_prefetch::<_MM_HINT_T0>(near.wrapping_add(line));
+            _mm_prefetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD + line));
+            if SIDE_BY_SIDE < LANES {
+                _mm_prefetch::<_MM_HINT_T1>(here.wrapping_add(FAR_AHEAD + line));
+            }
         }
     }
-}
-
-/// Where each eight of `blocks` blocks begins.
-fn eights(blocks: usize) -> impl Iterator<Item = usize> {
-    (0..blocks.div_ceil(8)).map(move |eight| (8 * eight).min(blocks - 8))
 }
 
 /// The eight from `start` on.
@@ -67,7 +60,7 @@ fn eight<T>(from: &[T], start: usize) -> &[T; 8] {
 macro_rules! rows_of_32 {
     (
         $features:literal, $rows:ident of $block:ident, $table:expr,
-        |$a:ident, $b:ident, $t:ident| $levels:expr,
+        |$few:ident, $t:ident| $levels:expr,
         |$eight:ident| $scales:expr,
         |$sum:ident, $w:ident, $y:ident| $term:expr
     ) => {
@@ -96,37 +89,43 @@ macro_rules! rows_of_32 {
                         scales[block] = *scale;
                     }
                 }
-                for (packed, start) in packed.iter_mut().zip(eights(blocks)) {
-                    *packed = in_pairs(eight(levels, start));
+                let eights = blocks.div_ceil(8);
+                let mut starts = [0; EIGHTS];
+                for (eight_of, (packed, start)) in packed.iter_mut().zip(&mut starts).enumerate().take(eights)
+                {
+                    *start = (8 * eight_of).min(blocks - 8);
+                    *packed = in_fours(eight(levels, *start));
                 }
-                for row in (0..source.rows).step_by(LANES) {
-                    // The last rows may have some in common with those before, which are done.
-                    let (row, done) = (row.min(source.rows - LANES), row.saturating_sub(source.rows - LANES));
-                    for (lane, terms) in terms.iter_mut().enumerate() {
-                        let weights = &source.row::<$block>(row + lane)[first..first + blocks];
-                        for (x, start) in packed.iter().zip(eights(blocks)) {
-                            let $eight = eight(weights, start);
-                            ask_for_more($eight);
-                            let $eight = $eight.each_ref();
-                            let mut sums = [_mm256_setzero_si256(); 4];
-                            for (i, (sum, x)) in sums.iter_mut().zip(x).enumerate() {
-                                let ($a, $b) = ($eight[i], $eight[i + 4]);
-                                *sum = products::<OFFSET>($levels, [load_32(&x[0]), load_32(&x[1])]);
-                            }
-                            let sum =
-                                corrected::<OFFSET>(sums_of_halves(sums), load_32(eight(corrections, start)));
-                            let $y = [
-                                _mm256_castsi256_ps(load_32(eight(&scales[0], start))),
-                                _mm256_castsi256_ps(load_32(eight(&scales[1], start))),
-                            ];
+                for (row, apart) in streams(source.rows, LANES) {
+                    let rows = RowsApart::<$block>::new(source, row, apart, LANES, first..first + blocks);
+                    for (x, &start) in packed.iter().zip(&starts).take(eights) {
+                        let $y = [
+                            _mm256_castsi256_ps(load_32(eight(&scales[0], start))),
+                            _mm256_castsi256_ps(load_32(eight(&scales[1], start))),
+                        ];
+                        let corrections = load_32(eight(corrections, start));
+                        let mut at = rows.at(start);
+                        for terms in &mut terms {
+                            // SAFETY: there are as many rows, and blocks.
+                            let $eight: &[$block; 8] = unsafe { &*at.cast() };
+                            at = at.wrapping_byte_add(rows.stride);
+                            ask_for_more::<LANES, _>($eight);
+                            let $few = [&$eight[0], &$eight[1], &$eight[2], &$eight[3]];
+                            let first = products_of_four($levels, load_64(&x[0][0]), load_64(&x[0][1]));
+                            let $few = [&$eight[4], &$eight[5], &$eight[6], &$eight[7]];
+                            let second = products_of_four($levels, load_64(&x[1][0]), load_64(&x[1][1]));
+                            let sums = [first, second];
+                            let sum = corrected::<OFFSET>(sums_of_fours(sums), corrections);
                             let ($sum, $w) = (_mm256_cvtepi32_ps(sum), $scales);
                             let terms: &mut [f32] = &mut terms[start..start + 8];
                             // SAFETY: writes eight floats.
                             unsafe { _mm256_storeu_ps(terms.as_mut_ptr(), $term) };
                         }
                     }
-                    let out = (&mut out[row..row + LANES]).try_into().expect("a number a lane");
-                    add_terms(&terms, blocks, out, first > 0, done);
+                    let out = &mut out[row..];
+                    // The last rows may have been in another group, and are done.
+                    let done = if out.len() == LANES { source.rows.wrapping_neg() % LANES } else { 0 };
+                    add_terms(&terms, blocks, out, apart, first > 0, done);
                 }
             }
             true
@@ -162,16 +161,24 @@ macro_rules! rows_of_256 {
     ) => {
         #[target_feature(enable = $features)]
         fn $rows(source: Source<'_>, $x: PackedActivation<'_>, out: &mut [f32]) -> bool {
-            for (row, out) in out.iter_mut().enumerate() {
-                let mut total = 0f32;
-                for ($at, $b) in source.row::<$block>(row).iter().enumerate() {
-                    ask_for_more(std::slice::from_ref($b));
-                    let y = $x.scales[$at];
-                    let product = sum($product) as f32 * (half($b.d) * y);
-                    $(let product = product - sum_of_four($minimums) as f32 * (half($b.dmin) * y);)?
-                    total += product;
+            for (first, apart) in streams(source.rows, SIDE_BY_SIDE) {
+                let rows = RowsApart::<$block>::new(source, first, apart, SIDE_BY_SIDE, 0..source.blocks);
+                let mut totals = [0_f32; SIDE_BY_SIDE];
+                for ($at, y) in $x.scales.iter().enumerate().take(source.blocks) {
+                    let mut block = rows.at($at);
+                    for total in &mut totals {
+                        // SAFETY: there are as many rows, and blocks.
+                        let $b = unsafe { &*block };
+                        block = block.wrapping_byte_add(rows.stride);
+                        ask_for_more::<SIDE_BY_SIDE, _>(std::slice::from_ref($b));
+                        let product = sum($product) as f32 * (half($b.d) * y);
+                        $(let product = product - sum_of_four($minimums) as f32 * (half($b.dmin) * y);)?
+                        *total += product;
+                    }
                 }
-                *out = total;
+                for (out, total) in out[first..].iter_mut().step_by(apart).zip(totals) {
+                    *out = total;
+                }
             }
             true
         }
@@ -180,6 +187,23 @@ macro_rules! rows_of_256 {
 
 const fn large(offset: u8) -> u8 {
     offset
+}
+
+/// Something of each of four blocks. A macro, since closures are not compiled into functions of other features.
+macro_rules! each {
+    ($few:ident, |$block:ident| $something:expr) => {{
+        let [a, b, c, d] = $few;
+        [
+            each!(a as $block, $something),
+            each!(b as $block, $something),
+            each!(c as $block, $something),
+            each!(d as $block, $something),
+        ]
+    }};
+    ($one:ident as $block:ident, $something:expr) => {{
+        let $block = $one;
+        $something
+    }};
 }
 
 row_kernels!("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi");
@@ -195,11 +219,6 @@ macro_rules! features {
 }
 
 features! {
-    fn products<const OFFSET: u8>(levels: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
-        let low = _mm256_dpbusd_epi32(_mm256_setzero_si256(), levels[0], x[0]);
-        _mm256_dpbusd_epi32(low, levels[1], x[1])
-    }
-
     fn corrected<const OFFSET: u8>(sums: __m256i, corrections: __m256i) -> __m256i {
         _mm256_add_epi32(sums, corrections)
     }
@@ -228,11 +247,60 @@ features! {
         _mm256_permutexvar_epi16(_mm256_set_m128i(high, low), *scales)
     }
 
-    fn fifth_bits(first: u32, second: u32) -> [__m256i; 2] {
-        [
-            _mm256_maskz_set1_epi8(first & 0xffff | second << 16, 16),
-            _mm256_maskz_set1_epi8(first >> 16 | second & 0xffff_0000, 16),
-        ]
+    fn gathered<A: bytemuck::Pod>(four: [&A; 4]) -> __m512i {
+        let v = _mm512_castsi128_si512(load_16(four[0]));
+        let v = _mm512_inserti32x4::<1>(v, load_16(four[1]));
+        let v = _mm512_inserti32x4::<2>(v, load_16(four[2]));
+        _mm512_inserti32x4::<3>(v, load_16(four[3]))
+    }
+
+    fn low_and_high(q: __m512i) -> [__m512i; 2] {
+        let mask = _mm512_set1_epi8(15);
+        [_mm512_and_si512(q, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(q), mask)]
+    }
+
+    fn with_offset_128(levels: [__m512i; 2]) -> [__m512i; 2] {
+        let offset = _mm512_set1_epi8(-128);
+        [_mm512_xor_si512(levels[0], offset), _mm512_xor_si512(levels[1], offset)]
+    }
+
+    fn wide_table(levels: &[i8; 16], offset: u8) -> __m512i {
+        _mm512_broadcast_i32x4(shifted(levels, offset))
+    }
+
+    fn looked_up(table: __m512i, [low, high]: [__m512i; 2]) -> [__m512i; 2] {
+        [_mm512_shuffle_epi8(table, low), _mm512_shuffle_epi8(table, high)]
+    }
+
+    fn with_fifth_bits([low, high]: [__m512i; 2], bits: [&[u8; 4]; 4]) -> [__m512i; 2] {
+        // The first 16 bits of each, and the others.
+        const HALVES: u64 = 0xffff_0000_ffff;
+        let word = |index: usize| u64::from(u32::from_le_bytes(*bits[index]));
+        let (first, second) = (word(0) | word(1) << 32, word(2) | word(3) << 32);
+        let four = |two: u64| (two & HALVES | (two & HALVES) >> 16) & 0xffff_ffff;
+        let fifth = |shift: u32| {
+            _mm512_maskz_set1_epi8(four(first >> shift) | four(second >> shift) << 32, 16)
+        };
+        [_mm512_or_si512(low, fifth(0)), _mm512_or_si512(high, fifth(16))]
+    }
+
+    /// Sums of fours of products of both halves of the levels of four blocks.
+    fn products_of_four(levels: [__m512i; 2], low: __m512i, high: __m512i) -> __m512i {
+        let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), levels[0], low);
+        _mm512_dpbusd_epi32(sums, levels[1], high)
+    }
+
+    /// The sum of each quarter of both vectors.
+    fn sums_of_fours([first, second]: [__m512i; 2]) -> __m256i {
+        let sums = _mm512_add_epi32(_mm512_unpacklo_epi32(first, second), _mm512_unpackhi_epi32(first, second));
+        let sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32::<0b_01_00_11_10>(sums));
+        let order = _mm512_castsi256_si512(_mm256_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13));
+        _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, sums))
+    }
+
+    fn load_64(words: &[u32; 16]) -> __m512i {
+        // SAFETY: reads 64 bytes.
+        unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
     }
 
     fn where_bit(bytes: __m256i, bit: usize, number: i8) -> __m256i {
@@ -241,12 +309,26 @@ features! {
     }
 }
 
-/// Rows of number `done..` get their sums: on top of what is in `out` if `more`. Inlined, it would take registers from the loop before it.
+/// Rows get the sums of their terms, on top of what is in `out` if `more`; the first `done` have them. Inlined, it would take registers
+/// from the loop before it.
 #[inline(never)]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-fn add_terms(terms: &[[f32; PIECE]; LANES], blocks: usize, out: &mut [f32; LANES], more: bool, done: usize) {
+fn add_terms(
+    terms: &[[f32; PIECE]; LANES],
+    blocks: usize,
+    out: &mut [f32],
+    apart: usize,
+    more: bool,
+    done: usize,
+) {
+    let mut totals = [0_f32; LANES];
+    if more {
+        for (total, out) in totals.iter_mut().zip(out.iter().step_by(apart)) {
+            *total = *out;
+        }
+    }
     // SAFETY: reads 16 floats.
-    let mut sums = if more { unsafe { _mm512_loadu_ps(out.as_ptr()) } } else { _mm512_setzero_ps() };
+    let mut sums = unsafe { _mm512_loadu_ps(totals.as_ptr()) };
     let rows = Sixteen::of_floats(terms);
     for block in (0..blocks).step_by(4) {
         let columns = words!(&rows, block * size_of::<f32>());
@@ -254,6 +336,9 @@ fn add_terms(terms: &[[f32; PIECE]; LANES], blocks: usize, out: &mut [f32; LANES
             sums = _mm512_add_ps(sums, _mm512_castsi512_ps(column));
         }
     }
-    // SAFETY: writes among 16 floats.
-    unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), !0 << done, sums) }
+    // SAFETY: writes 16 floats.
+    unsafe { _mm512_storeu_ps(totals.as_mut_ptr(), sums) };
+    for (out, total) in out.iter_mut().step_by(apart).zip(totals).skip(done) {
+        *out = total;
+    }
 }

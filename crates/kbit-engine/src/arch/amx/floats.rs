@@ -6,8 +6,12 @@
 
 use super::{AMX_TOKENS, Amx, Lines, ROW, ROW_UNITS, TILE, Tiles};
 use crate::packed::{Groups, PANEL, PanelProduct, Units};
+use kbit_types::streams;
 use std::arch::asm;
 use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+
+/// How many bytes behind what is read of a row memory is asked for.
+const AHEAD: usize = 512;
 
 impl Amx {
     /// How it wants activations of bf16 to be packed.
@@ -25,20 +29,19 @@ impl Amx {
     }
 
     /// See [`Kernels::line`](crate::Kernels::line): rows of weights are the first operand, 16 of them as they lie in memory, and the
-    /// activation `x`, filled up with zeros to whole rows of tiles, is the second. The next rows are asked for meanwhile, in the
-    /// order of memory.
+    /// activation `x`, filled up with zeros to whole rows of tiles, is the second. What is to be read of each row is asked for meanwhile.
     pub(crate) fn line_bf16(self, weights: Units<'_>, x: &[u32], out: &mut [f32]) {
-        let (bytes, stride) = (weights.bytes(), weights.stride());
+        let bytes = weights.bytes();
         let (steps, rest) = (bytes / ROW, bytes % ROW);
         assert_eq!(x.len(), bytes.div_ceil(ROW) * ROW_UNITS, "an activation as tiles want it");
         assert_eq!(out.len(), weights.rows(), "a product for each row");
         let mut tiles = Tiles::new(self);
-        for (group, out) in out.chunks_mut(TILE).enumerate() {
-            let (row, rows) = (group * TILE, out.len());
+        for (first, apart) in streams(weights.rows(), TILE) {
+            let weights = weights.spread(first, apart, TILE.min(weights.rows()));
+            let (rows, stride) = (weights.rows(), weights.stride());
             tiles.set_line(rows);
-            let start = weights.data()[row * stride..].as_ptr();
             let mut last = Lines([[0_u8; ROW]; TILE]);
-            for (last, row) in last.0.iter_mut().zip(row..row + rows) {
+            for (row, last) in last.0.iter_mut().take(rows).enumerate() {
                 last[..rest].copy_from_slice(&weights.data()[row * stride + bytes - rest..][..rest]);
             }
             let mut sums = [0_f32; TILE];
@@ -53,26 +56,29 @@ impl Amx {
                     "2:",
                     "tileloadd tmm4, [{w} + {stride}]",
                     "tileloadd tmm6, [{x} + {four}]",
+                    "lea {next}, [{w} + {ahead}]",
                     "prefetcht1 [{next}]",
-                    "prefetcht1 [{next} + 64]",
-                    "prefetcht1 [{next} + 128]",
-                    "prefetcht1 [{next} + 192]",
-                    "prefetcht1 [{next} + 256]",
-                    "prefetcht1 [{next} + 320]",
-                    "prefetcht1 [{next} + 384]",
-                    "prefetcht1 [{next} + 448]",
-                    "prefetcht1 [{next} + 512]",
-                    "prefetcht1 [{next} + 576]",
-                    "prefetcht1 [{next} + 640]",
-                    "prefetcht1 [{next} + 704]",
-                    "prefetcht1 [{next} + 768]",
-                    "prefetcht1 [{next} + 832]",
-                    "prefetcht1 [{next} + 896]",
-                    "prefetcht1 [{next} + 960]",
+                    "prefetcht1 [{next} + {stride}]",
+                    "prefetcht1 [{next} + {stride} * 2]",
+                    "prefetcht1 [{next} + {three}]",
+                    "lea {next}, [{next} + {stride} * 4]",
+                    "prefetcht1 [{next}]",
+                    "prefetcht1 [{next} + {stride}]",
+                    "prefetcht1 [{next} + {stride} * 2]",
+                    "prefetcht1 [{next} + {three}]",
+                    "lea {next}, [{next} + {stride} * 4]",
+                    "prefetcht1 [{next}]",
+                    "prefetcht1 [{next} + {stride}]",
+                    "prefetcht1 [{next} + {stride} * 2]",
+                    "prefetcht1 [{next} + {three}]",
+                    "lea {next}, [{next} + {stride} * 4]",
+                    "prefetcht1 [{next}]",
+                    "prefetcht1 [{next} + {stride}]",
+                    "prefetcht1 [{next} + {stride} * 2]",
+                    "prefetcht1 [{next} + {three}]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
                     "add {w}, 64",
                     "add {x}, 64",
-                    "add {next}, 1024",
                     "dec {left}",
                     "jnz 2b",
                     "3:",
@@ -83,13 +89,15 @@ impl Amx {
                     "tdpbf16ps tmm0, tmm4, tmm6",
                     "4:",
                     "tilestored [{out} + {four}], tmm0",
-                    w = inout(reg) start => _,
+                    w = inout(reg) weights.data().as_ptr() => _,
                     x = inout(reg) x.as_ptr() => _,
-                    next = inout(reg) start.wrapping_add(TILE * stride) => _,
+                    next = out(reg) _,
                     left = inout(reg) steps => _,
                     last = in(reg) last.0.as_ptr(),
                     rest = in(reg) rest,
                     stride = in(reg) stride,
+                    three = in(reg) 3 * stride,
+                    ahead = const AHEAD,
                     four = in(reg) 4_usize,
                     row = in(reg) ROW,
                     out = in(reg) sums.as_mut_ptr(),
@@ -97,7 +105,9 @@ impl Amx {
                     options(nostack),
                 );
             }
-            out.copy_from_slice(&sums[..rows]);
+            for (out, sum) in out[first..].iter_mut().step_by(apart).zip(&sums[..rows]) {
+                *out = *sum;
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use super::{Avx512, first};
 use crate::arch::amx::Amx;
 use crate::arch::generic;
 use crate::packed::{BLOCK, Groups, Line, PANEL, PanelProduct, Tile, Units};
+use kbit_types::streams;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -176,19 +177,24 @@ fn few(from: Units<'_>, width: usize, to: &mut [u32], whole: usize) {
     generic::interleave(from, width, to, whole);
 }
 
-/// Products of rows with one activation: as tiles give them, but each unit is multiplied where it was transposed. The last 16 rows may
-/// have some in common with those before. `$add` is the sum after one unit, which meets `$n` units of the activation.
+/// How many bytes behind what is read of a row memory is asked for. With 16 rows at a time that is enough, whatever the CPU does by
+/// itself; further ahead, what has come is driven out again.
+const AHEAD: usize = 512;
+
+/// Products of rows with one activation: as tiles give them, but each unit is multiplied where it was transposed. `$add` is the sum
+/// after one unit, which meets `$n` units of the activation.
 macro_rules! lines {
     ($line:ident, $n:literal, $features:literal, |$sum:ident, $w:ident, $x:ident| $add:expr) => {
         #[target_feature(enable = $features)]
         fn $line(from: Units<'_>, x: &[u32], out: &mut [f32]) -> bool {
-            let (rows, units, stride) = (from.rows(), from.len(), from.stride());
+            let units = from.len();
             let x = x.as_chunks::<$n>().0;
-            assert!(x.len() == units && out.len() == rows && units > 0, "size of the operands");
+            assert!(x.len() == units && out.len() == from.rows() && units > 0, "size of the operands");
             let whole = from.bytes() / 16 * 4;
-            for row in (0..rows).step_by(LANES) {
-                let row = row.min(rows - LANES);
-                let firsts = [0, 4, 8, 12].map(|four| from.data()[(row + four) * stride..].as_ptr());
+            for (first, apart) in streams(from.rows(), LANES) {
+                let from = from.spread(first, apart, LANES);
+                let stride = from.stride();
+                let firsts = [0, 4, 8, 12].map(|row| from.data()[row * stride..].as_ptr());
                 let mut total = _mm512_setzero_ps();
                 for block in (0..units).step_by(BLOCK / $n) {
                     let end = (block + BLOCK / $n).min(units);
@@ -199,10 +205,10 @@ macro_rules! lines {
                         $add
                     };
                     for unit in (block..end.min(whole)).step_by(4) {
-                        // The rows to come are asked for meanwhile: as many bytes as are read here.
-                        for line in 0..4 {
-                            let next = LANES * (stride + 4 * unit) + 64 * line;
-                            _mm_prefetch::<_MM_HINT_T1>(firsts[0].wrapping_add(next).cast());
+                        // A quarter of the rows at a time, since a line of memory is four times as long as what is read here.
+                        let ahead = unit / 4 % 4 * stride + 4 * unit + AHEAD;
+                        for first in firsts {
+                            _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(ahead).cast());
                         }
                         // SAFETY: 16 bytes from unit `unit` on lie inside each row.
                         let columns = unsafe { columns(firsts, stride, 4 * unit) };
@@ -211,16 +217,19 @@ macro_rules! lines {
                         }
                     }
                     for unit in end.min(whole).max(block)..end {
-                        let words: [u32; LANES] = std::array::from_fn(|lane| from.unit(row + lane, unit));
+                        let words: [u32; LANES] = std::array::from_fn(|lane| from.unit(lane, unit));
                         // SAFETY: 16 words.
                         let w = unsafe { _mm512_loadu_epi32(words.as_ptr().cast()) };
                         sum = step(sum, w, unit);
                     }
                     total = if block > 0 { _mm512_add_ps(total, sum) } else { sum };
                 }
-                let out = &mut out[row..row + LANES];
+                let mut sums = [0_f32; LANES];
                 // SAFETY: 16 floats.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), total) };
+                unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) };
+                for (out, sum) in out[first..].iter_mut().step_by(apart).zip(sums) {
+                    *out = sum;
+                }
             }
             true
         }
