@@ -20,8 +20,11 @@ use std::sync::Arc;
 
 /// Floats in the rows that one task decodes: 256 KiB.
 const TASK: usize = 1 << 16;
-/// Weights of a task that multiplies one token without decoding: some tens of microseconds.
-const LONG_TASK: usize = 1 << 19;
+/// Weights of a task that multiplies one token without decoding, at least: some hundred microseconds. Kernels have to wait for memory
+/// where a task begins.
+const LONG_TASK: usize = 1 << 21;
+/// Rows that kernels take side by side for one token, at most.
+const SIDE_BY_SIDE: usize = 16;
 
 /// `out = x * weight^T` in a mode, by the threads of rayon's current pool: `x` `[n, cols]`, `out` `[n, rows]`, where `codec` holds
 /// `[rows, cols]`. The product that a [`Model`](crate::Model) computes with.
@@ -219,18 +222,19 @@ impl Weight {
     /// thread. One token's work is short, so that each thread has one task, unless it is long enough that another could help out.
     fn task_rows(&self, compute: &Compute, operand: Operand, tokens: usize) -> usize {
         let threads = compute.threads();
-        let unit = if PANEL.is_multiple_of(self.group) { PANEL } else { self.group };
+        let unit = |rows: usize| if rows.is_multiple_of(self.group) { rows } else { self.group };
         let in_place = match operand {
             Operand::Integers { .. } => true,
             Operand::Fused { .. } => false,
             Operand::Floats { format, .. } => self.stored(format, 0, 0).is_some(),
         };
         if tokens == 1 && in_place {
-            let most = self.rows.div_ceil(threads).next_multiple_of(unit);
-            return (LONG_TASK / self.cols.max(1)).next_multiple_of(unit).clamp(unit, most);
+            let tasks = (self.rows * self.cols / LONG_TASK).max(1).next_multiple_of(threads);
+            return self.rows.div_ceil(tasks).next_multiple_of(unit(SIDE_BY_SIDE));
         }
         let most = if threads > 1 { self.rows.div_ceil(4 * threads) } else { self.rows };
         let wanted = (TASK / self.cols.max(1)).min(most);
+        let unit = unit(PANEL);
         (wanted / unit * unit).max(unit)
     }
 

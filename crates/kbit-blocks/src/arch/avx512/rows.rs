@@ -49,6 +49,16 @@ fn ask_for_more<const SIDE_BY_SIDE: usize, W>(blocks: &[W]) {
     }
 }
 
+/// Asks for what is read of rows before [`ask_for_more`] has an effect.
+fn ask_for_first<const SIDE_BY_SIDE: usize, W: bytemuck::Pod>(rows: &RowsApart<W>) {
+    for line in (0..AHEAD).step_by(64) {
+        for row in 0..SIDE_BY_SIDE {
+            // SAFETY: a hint, wherever it points.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(rows.first.wrapping_add(row * rows.stride + line).cast()) };
+        }
+    }
+}
+
 /// The eight from `start` on.
 #[inline(always)]
 fn eight<T>(from: &[T], start: usize) -> &[T; 8] {
@@ -98,6 +108,9 @@ macro_rules! rows_of_32 {
                 }
                 for (row, apart) in streams(source.rows, LANES) {
                     let rows = RowsApart::<$block>::new(source, row, apart, LANES, first..first + blocks);
+                    if row == 0 {
+                        ask_for_first::<LANES, _>(&rows);
+                    }
                     for (x, &start) in packed.iter().zip(&starts).take(eights) {
                         let $y = [
                             _mm256_castsi256_ps(load_32(eight(&scales[0], start))),
@@ -163,6 +176,9 @@ macro_rules! rows_of_256 {
         fn $rows(source: Source<'_>, $x: PackedActivation<'_>, out: &mut [f32]) -> bool {
             for (first, apart) in streams(source.rows, SIDE_BY_SIDE) {
                 let rows = RowsApart::<$block>::new(source, first, apart, SIDE_BY_SIDE, 0..source.blocks);
+                if first == 0 {
+                    ask_for_first::<SIDE_BY_SIDE, _>(&rows);
+                }
                 let mut totals = [0_f32; SIDE_BY_SIDE];
                 for ($at, y) in $x.scales.iter().enumerate().take(source.blocks) {
                     let mut block = rows.at($at);
@@ -176,8 +192,8 @@ macro_rules! rows_of_256 {
                         *total += product;
                     }
                 }
-                for (out, total) in out[first..].iter_mut().step_by(apart).zip(totals) {
-                    *out = total;
+                for (lane, total) in totals.iter().enumerate() {
+                    out[first + lane * apart] = *total;
                 }
             }
             true
@@ -323,8 +339,8 @@ fn add_terms(
 ) {
     let mut totals = [0_f32; LANES];
     if more {
-        for (total, out) in totals.iter_mut().zip(out.iter().step_by(apart)) {
-            *total = *out;
+        for (lane, total) in totals.iter_mut().enumerate() {
+            *total = out[lane * apart];
         }
     }
     // SAFETY: reads 16 floats.
@@ -338,7 +354,9 @@ fn add_terms(
     }
     // SAFETY: writes 16 floats.
     unsafe { _mm512_storeu_ps(totals.as_mut_ptr(), sums) };
-    for (out, total) in out.iter_mut().step_by(apart).zip(totals).skip(done) {
-        *out = total;
+    for (lane, total) in totals.iter().enumerate() {
+        if lane >= done {
+            out[lane * apart] = *total;
+        }
     }
 }

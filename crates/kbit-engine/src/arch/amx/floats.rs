@@ -105,8 +105,8 @@ impl Amx {
                     options(nostack),
                 );
             }
-            for (out, sum) in out[first..].iter_mut().step_by(apart).zip(&sums[..rows]) {
-                *out = *sum;
+            for (row, sum) in sums[..rows].iter().enumerate() {
+                out[first + row * apart] = *sum;
             }
         }
     }

@@ -227,8 +227,8 @@ macro_rules! lines {
                 let mut sums = [0_f32; LANES];
                 // SAFETY: 16 floats.
                 unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) };
-                for (out, sum) in out[first..].iter_mut().step_by(apart).zip(sums) {
-                    *out = sum;
+                for (lane, sum) in sums.iter().enumerate() {
+                    out[first + lane * apart] = *sum;
                 }
             }
             true
