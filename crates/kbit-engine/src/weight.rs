@@ -224,8 +224,7 @@ impl Weight {
         let threads = compute.threads();
         let unit = |rows: usize| if rows.is_multiple_of(self.group) { rows } else { self.group };
         let in_place = match operand {
-            Operand::Integers { .. } => true,
-            Operand::Fused { .. } => false,
+            Operand::Integers { .. } | Operand::Fused { .. } => true,
             Operand::Floats { format, .. } => self.stored(format, 0, 0).is_some(),
         };
         if tokens == 1 && in_place {
