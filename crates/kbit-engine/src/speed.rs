@@ -258,17 +258,17 @@ const STREAMS: usize = 16;
 fn add_up(words: &[u64]) -> u64 {
     let part = words.len() / STREAMS / LINE * LINE;
     let (streams, rest) = words.split_at(part * STREAMS);
-    let mut lanes = [[0u64; LINE]; 2];
+    let mut lanes = [0u64; LINE];
     for line in (0..part).step_by(LINE) {
-        for (stream, words) in streams.chunks_exact(part).enumerate() {
+        for words in streams.chunks_exact(part) {
             let words: &[u64; LINE] = words[line..].first_chunk().expect("a line");
             ask_for(words.as_ptr().wrapping_add(AHEAD));
-            for (lane, word) in lanes[stream % 2].iter_mut().zip(words) {
+            for (lane, word) in lanes.iter_mut().zip(words) {
                 *lane = lane.wrapping_add(*word);
             }
         }
     }
-    lanes.as_flattened().iter().chain(rest).fold(0, |sum, word| sum.wrapping_add(*word))
+    lanes.iter().chain(rest).fold(0, |sum, word| sum.wrapping_add(*word))
 }
 
 #[cfg(test)]
