@@ -5,7 +5,7 @@
 #![expect(clippy::print_stdout, reason = "a bench, whose ratios are its result")]
 
 use kbit_blocks::BlockCodec;
-use kbit_engine::{InstructionSet, Kernels, Mode, Rows, RowsMut, multiply};
+use kbit_engine::{InstructionSet, Kernels, Mode, Multiplier, Rows, RowsMut};
 use kbit_types::{Codec, GgmlType};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -99,11 +99,12 @@ fn main() {
                 let size = bytes.len();
                 let codec = BlockCodec::new("w", ty, rows as u64, cols as u64, bytes).expect("a matrix");
                 let codec: Arc<dyn Codec> = Arc::new(codec);
+                let weight = Multiplier::new(codec, (rows, cols), mode, kernels).expect("a matrix");
                 let mut out = vec![0.0; n * rows];
                 let seconds = pool.install(|| {
                     best(|| {
                         let (x, out) = (Rows::new(&x, n, cols, cols), RowsMut::new(&mut out, n, rows, rows));
-                        multiply(Arc::clone(&codec), mode, kernels, x, out).expect("a product");
+                        weight.multiply(x, out).expect("a product");
                     })
                 });
                 let rate = (n * rows * cols) as f64 / seconds;

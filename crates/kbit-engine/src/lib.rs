@@ -56,4 +56,4 @@ pub use observe::{Attention, MatrixName, Observer};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Passed, Session};
 pub use stored::{CacheType, CacheTypes, UnknownCacheType};
-pub use weight::multiply;
+pub use weight::Multiplier;

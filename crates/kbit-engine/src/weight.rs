@@ -26,29 +26,43 @@ const LONG_TASK: usize = 1 << 21;
 /// Rows that kernels take side by side for one token, at most.
 const SIDE_BY_SIDE: usize = 16;
 
-/// `out = x * weight^T` in a mode, by the threads of rayon's current pool: `x` `[n, cols]`, `out` `[n, rows]`, where `codec` holds
-/// `[rows, cols]`. The product that a [`Model`](crate::Model) computes with.
-///
-/// # Errors
-/// When the matrix cannot be decoded, or memory is short.
-///
-/// # Panics
-/// If the shapes disagree.
-pub fn multiply(
-    codec: Arc<dyn Codec>,
-    mode: Mode,
-    kernels: Kernels,
-    x: Rows<'_>,
-    out: RowsMut<'_>,
-) -> Result<(), EngineError> {
-    let (rows, cols) = (out.cols(), x.cols());
-    let name = MatrixName { tensor: "weight".to_owned(), slice: 0, slices: 1 };
-    let weight = Weight::new(name, codec, rows, cols)?;
-    let compute = Compute::new(kernels, mode, true);
-    let work = || weight.multiply(&compute, x, out);
-    match compute.team() {
-        Some(team) => team.gather(work),
-        None => work(),
+/// A matrix `[rows, cols]`, to be multiplied as a [`Model`](crate::Model) multiplies its own.
+#[derive(Debug)]
+pub struct Multiplier {
+    weight: Weight,
+    compute: Compute,
+}
+
+impl Multiplier {
+    /// A matrix of a number of rows and columns, which `codec` holds, in a mode.
+    ///
+    /// # Errors
+    /// When the codec holds another shape.
+    pub fn new(
+        codec: Arc<dyn Codec>,
+        (rows, cols): (usize, usize),
+        mode: Mode,
+        kernels: Kernels,
+    ) -> Result<Self, EngineError> {
+        let name = MatrixName { tensor: "weight".to_owned(), slice: 0, slices: 1 };
+        let weight = Weight::new(name, codec, rows, cols)?;
+        Ok(Self { weight, compute: Compute::new(kernels, mode, true) })
+    }
+
+    /// `out = x * weight^T`, by the threads of rayon's current pool: `x` `[n, cols]`, `out` `[n, rows]`. Memory that it takes for this is
+    /// kept for the next time.
+    ///
+    /// # Errors
+    /// When the matrix cannot be decoded, or memory is short.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn multiply(&self, x: Rows<'_>, out: RowsMut<'_>) -> Result<(), EngineError> {
+        let work = || self.weight.multiply(&self.compute, x, out);
+        match self.compute.team() {
+            Some(team) => team.gather(work),
+            None => work(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Plain, bits, noise, with_threads};
 use kbit_blocks::BlockCodec;
-use kbit_engine::{InstructionSet, Kernels, Mode, Rows, RowsMut, multiply};
+use kbit_engine::{InstructionSet, Kernels, Mode, Multiplier, Rows, RowsMut};
 use kbit_types::{ActivationKind, Codec, CodecError, FusedDot, GgmlType, MatrixShape};
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ fn product(codec: &Arc<dyn Codec>, mode: Mode, kernels: Kernels, x: &[f32]) -> V
     let tokens = x.len() / cols;
     let mut out = vec![f32::NAN; tokens * rows];
     let (x, to) = (Rows::new(x, tokens, cols, cols), RowsMut::new(&mut out, tokens, rows, rows));
-    multiply(Arc::clone(codec), mode, kernels, x, to).unwrap();
+    let weight = Multiplier::new(Arc::clone(codec), (rows, cols), mode, kernels).unwrap();
+    weight.multiply(x, to).unwrap();
     out
 }
 
