@@ -13,6 +13,17 @@ use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 /// How many bytes behind what is read of a row memory is asked for.
 const AHEAD: usize = 512;
 
+/// Asks for a line of four rows from `next` on, and goes on to the next four.
+macro_rules! ask_four_rows {
+    () => {
+        "prefetcht1 [{next}]
+         prefetcht1 [{next} + {stride}]
+         prefetcht1 [{next} + {stride} * 2]
+         prefetcht1 [{next} + {three}]
+         lea {next}, [{next} + {stride} * 4]"
+    };
+}
+
 impl Amx {
     /// How it wants activations of bf16 to be packed.
     pub(crate) const BF16_GROUPS: Groups = Groups { tokens: AMX_TOKENS, run: ROW_UNITS };
@@ -57,25 +68,10 @@ impl Amx {
                     "tileloadd tmm4, [{w} + {stride}]",
                     "tileloadd tmm6, [{x} + {four}]",
                     "lea {next}, [{w} + {ahead}]",
-                    "prefetcht1 [{next}]",
-                    "prefetcht1 [{next} + {stride}]",
-                    "prefetcht1 [{next} + {stride} * 2]",
-                    "prefetcht1 [{next} + {three}]",
-                    "lea {next}, [{next} + {stride} * 4]",
-                    "prefetcht1 [{next}]",
-                    "prefetcht1 [{next} + {stride}]",
-                    "prefetcht1 [{next} + {stride} * 2]",
-                    "prefetcht1 [{next} + {three}]",
-                    "lea {next}, [{next} + {stride} * 4]",
-                    "prefetcht1 [{next}]",
-                    "prefetcht1 [{next} + {stride}]",
-                    "prefetcht1 [{next} + {stride} * 2]",
-                    "prefetcht1 [{next} + {three}]",
-                    "lea {next}, [{next} + {stride} * 4]",
-                    "prefetcht1 [{next}]",
-                    "prefetcht1 [{next} + {stride}]",
-                    "prefetcht1 [{next} + {stride} * 2]",
-                    "prefetcht1 [{next} + {three}]",
+                    ask_four_rows!(),
+                    ask_four_rows!(),
+                    ask_four_rows!(),
+                    ask_four_rows!(),
                     "tdpbf16ps tmm0, tmm4, tmm6",
                     "add {w}, 64",
                     "add {x}, 64",
