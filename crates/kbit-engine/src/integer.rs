@@ -76,7 +76,7 @@ pub(crate) fn pack(
     let [levels, scales, corrections, sums] = cut(packed, cols.activation().map(|len| len * x.rows()));
     let layout = cols.layout();
     let [units, scales_of_row, _, pairs] = cols.activation();
-    let groups = compute.kernels.integer_groups(layout);
+    let groups = cols.groups();
     let group = cols.activation().map(|len| len * groups.tokens);
     let groups_of_band = BAND.div_ceil(groups.tokens);
     let band = group.map(|len| len * groups_of_band);
@@ -151,8 +151,7 @@ fn multiply_panel(
         )?;
         let w = IntegerRows { levels, scales, part_scales, minimum_scales, minimums };
         let (tokens, width) = (out.rows(), out.cols());
-        let groups = compute.kernels.integer_groups(cols.layout());
-        let x = IntegerBatch { packed, groups, all: cols, before };
+        let x = IntegerBatch { packed, all: cols, before };
         let out = out.tile(0, tokens, 0, width);
         compute.kernels.multiply_integers(&mut IntegerProduct::new(piece, x, w, out, start > 0));
         start = end;

@@ -223,29 +223,35 @@ impl<'a, 'o> PanelProduct<'a, 'o> {
 /// Columns of a panel of integers that are unpacked at a time, at most: 32 KiB of levels.
 pub(crate) const INTEGER_COLS: usize = 1024;
 
-/// Columns of integers, whole blocks, and how many numbers they have.
+/// Columns of integers, whole blocks, how many numbers they have, and how activations of them are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IntegerCols {
     layout: IntegerLayout,
+    groups: Groups,
     blocks: usize,
     units: usize,
     parts: usize,
 }
 
 impl IntegerCols {
-    pub(crate) fn new(layout: IntegerLayout, cols: usize) -> Self {
+    pub(crate) fn new(layout: IntegerLayout, groups: Groups, cols: usize) -> Self {
         let blocks = cols / layout.block;
         assert_eq!(blocks * layout.block, cols, "whole blocks");
-        Self { layout, blocks, units: cols / 4, parts: cols / layout.part }
+        Self { layout, groups, blocks, units: cols / 4, parts: cols / layout.part }
+    }
+
+    pub(crate) fn groups(&self) -> Groups {
+        self.groups
     }
 
     pub(crate) fn layout(&self) -> IntegerLayout {
         self.layout
     }
 
-    /// True where activations are packed alike, if their levels and scales are the same, and their [`Groups`].
+    /// True where activations are packed alike, if their levels and scales are the same.
     pub(crate) fn same_activations(&self, other: Self) -> bool {
-        let of = |cols: &Self| (cols.units, cols.layout.block, cols.layout.part, cols.layout.offset);
+        let of =
+            |cols: &Self| (cols.groups, cols.units, cols.layout.block, cols.layout.part, cols.layout.offset);
         of(self) == of(&other)
     }
 
@@ -279,10 +285,10 @@ impl IntegerCols {
     /// The same columns, in pieces of up to [`INTEGER_COLS`] that are as long as each other, but for the last: the columns before a piece,
     /// and its own.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = (Self, Self)> + Clone + use<> {
-        let (layout, cols) = (self.layout, 4 * self.units);
+        let (layout, groups, cols) = (self.layout, self.groups, 4 * self.units);
         let pieces = cols.div_ceil(INTEGER_COLS).max(1);
         let step = self.blocks.div_ceil(pieces).max(1) * layout.block;
-        let of = move |cols| Self::new(layout, cols);
+        let of = move |cols| Self::new(layout, groups, cols);
         (0..cols).step_by(step).map(move |start| (of(start), of(step.min(cols - start))))
     }
 }
@@ -306,7 +312,6 @@ pub(crate) struct IntegerTokens<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IntegerBatch<'a> {
     pub(crate) packed: [&'a [f32]; 4],
-    pub(crate) groups: Groups,
     /// The columns that there are, and those before the ones that are meant.
     pub(crate) all: IntegerCols,
     pub(crate) before: IntegerCols,
@@ -370,12 +375,7 @@ impl<'a, 'o> IntegerProduct<'a, 'o> {
     /// The activations from `first` on, where a group begins: as many as there are in a tile.
     #[inline]
     pub(crate) fn x(&self, first: usize) -> IntegerTokens<'a> {
-        self.x.tokens(self.cols, first, self.x.groups.tokens.min(self.out.rows() - first))
-    }
-
-    /// How the activations are packed.
-    pub(crate) fn groups(&self) -> Groups {
-        self.x.groups
+        self.x.tokens(self.cols, first, self.cols.groups.tokens.min(self.out.rows() - first))
     }
 
     pub(crate) fn w(&self) -> IntegerRows<'a> {

@@ -7,6 +7,7 @@
 use crate::{EngineError, Kernels, Mode, Model, Session};
 use kbit_models::description::Block;
 use kbit_models::{Description, Role};
+use kbit_types::STREAM_AHEAD;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -235,9 +236,10 @@ fn read_bandwidth_of(bytes: usize) -> Result<f64, EngineError> {
     Ok(best)
 }
 
-/// Words in a cache line, and between what is read and what is asked for.
+/// Words in a cache line.
 const LINE: usize = 8;
-const AHEAD: usize = 64;
+/// Places of memory that are read at the same time, as kernels do for one token.
+const STREAMS: usize = 16;
 
 /// Asks for memory, as kernels do: some CPUs read half as fast without.
 #[cfg(target_arch = "x86_64")]
@@ -251,9 +253,6 @@ fn ask_for(word: *const u64) {
 #[cfg(not(target_arch = "x86_64"))]
 fn ask_for(_word: *const u64) {}
 
-/// Places of memory that are read at the same time, as kernels do for one token.
-const STREAMS: usize = 16;
-
 /// In independent lanes, so that the compiler vectorises it and loads do not wait for sums.
 fn add_up(words: &[u64]) -> u64 {
     let part = words.len() / STREAMS / LINE * LINE;
@@ -262,7 +261,7 @@ fn add_up(words: &[u64]) -> u64 {
     for line in (0..part).step_by(LINE) {
         for words in streams.chunks_exact(part) {
             let words: &[u64; LINE] = words[line..].first_chunk().expect("a line");
-            ask_for(words.as_ptr().wrapping_add(AHEAD));
+            ask_for(words.as_ptr().wrapping_byte_add(STREAM_AHEAD));
             for (lane, word) in lanes.iter_mut().zip(words) {
                 *lane = lane.wrapping_add(*word);
             }

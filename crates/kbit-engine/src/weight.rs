@@ -130,10 +130,10 @@ impl Weight {
             && let Some(integers) = self.codec.integers()
         {
             let layout = integers.layout();
+            let groups = compute.kernels.integer_groups(layout);
             return Operand::Integers {
-                cols: IntegerCols::new(layout, self.cols),
+                cols: IntegerCols::new(layout, groups, self.cols),
                 key: integers.activation_key(),
-                groups: compute.kernels.integer_groups(layout),
             };
         }
         if let Some(fused) = self.codec.fused()
@@ -219,6 +219,7 @@ impl Weight {
                         multiply_tiles(
                             compute.kernels,
                             format,
+                            groups,
                             bytemuck::cast_slice(packed),
                             weights,
                             bytemuck::cast_slice_mut(panel),
@@ -345,7 +346,6 @@ enum Operand {
     Integers {
         cols: IntegerCols,
         key: u64,
-        groups: Groups,
     },
     /// By the codec's own product, with activations of so many bytes and this key.
     Fused {
@@ -372,10 +372,9 @@ impl Operand {
     /// True where activations that are packed for one are those for the other.
     fn shares(self, other: Self) -> bool {
         match (self, other) {
-            (
-                Self::Integers { cols: a, key: b, groups: c },
-                Self::Integers { cols: d, key: e, groups: f },
-            ) => (b, c) == (e, f) && a.same_activations(d),
+            (Self::Integers { cols: a, key: b }, Self::Integers { cols: c, key: d }) => {
+                b == d && a.same_activations(c)
+            }
             _ => self == other,
         }
     }
@@ -529,13 +528,13 @@ fn pack_activations(
 fn multiply_tiles(
     kernels: Kernels,
     format: Format,
+    groups: Groups,
     packed: &[u32],
     weights: Units<'_>,
     panel: &mut [u32],
     out: &mut Window<'_>,
 ) {
     let (tokens, units) = (out.rows(), weights.len());
-    let groups = format.groups(kernels);
     let most = format.block(units, groups);
     if units == 0 {
         (0..tokens).for_each(|token| out.row_mut(token).fill(0.0));

@@ -15,4 +15,4 @@ pub use dtype::{Dtype, NarrowError, WidenError};
 pub use ggml::GgmlType;
 pub use integers::{IntegerActivations, IntegerBlocks, IntegerLayout, IntegerPanel, PackedActivation, Terms};
 pub use shape::MatrixShape;
-pub use streams::streams;
+pub use streams::{STREAM_AHEAD, streams};

@@ -1,3 +1,7 @@
+/// How many bytes behind what is read of each of several [`streams`] memory is asked for. Further ahead, what has come is driven out
+/// of the nearest cache again.
+pub const STREAM_AHEAD: usize = 512;
+
 /// Groups of `side_by_side` rows, or of all if there are fewer, for products with one activation: each group's first row, and how many
 /// rows lie from one of its rows to the next.
 ///

@@ -170,6 +170,7 @@ impl<W: bytemuck::Pod> RowsApart<W> {
         count: usize,
         blocks: Range<usize>,
     ) -> Self {
+        assert!(row + (count - 1) * apart < source.rows, "{count} rows {apart} apart");
         let start = row * source.row_bytes + (source.first + blocks.start) * size_of::<W>();
         let stride = apart * source.row_bytes;
         let last = start + (count - 1) * stride + blocks.len() * size_of::<W>();

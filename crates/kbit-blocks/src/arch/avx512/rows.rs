@@ -8,7 +8,7 @@ use crate::block::{Half, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5
 use crate::dot::scales_and_minimums;
 use crate::panel::{Integers, Source};
 use crate::{fp4, iq4};
-use kbit_types::{GgmlType, IntegerLayout, PackedActivation, streams};
+use kbit_types::{GgmlType, IntegerLayout, PackedActivation, STREAM_AHEAD, streams};
 use std::arch::x86_64::*;
 
 /// Rows whose terms are added up side by side.
@@ -29,9 +29,7 @@ fn in_fours(levels: &[[u32; 8]; 8]) -> Eight {
 /// Rows of super-blocks that are read side by side.
 const SIDE_BY_SIDE: usize = 4;
 
-/// How many bytes behind what is read of a row memory is asked for.
-const AHEAD: usize = 512;
-/// As [`AHEAD`], into the second-level cache, where few rows are read side by side.
+/// As [`STREAM_AHEAD`], into the second-level cache, where few rows are read side by side.
 const FAR_AHEAD: usize = 2048;
 
 /// Asks for what is to be read after `blocks`, of one of `SIDE_BY_SIDE` rows.
@@ -41,7 +39,7 @@ fn ask_for_more<const SIDE_BY_SIDE: usize, W>(blocks: &[W]) {
     for line in (0..size_of_val(blocks)).step_by(64) {
         // SAFETY: hints, wherever they point.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD + line));
+            _mm_prefetch::<_MM_HINT_T0>(here.wrapping_add(STREAM_AHEAD + line));
             if SIDE_BY_SIDE < LANES {
                 _mm_prefetch::<_MM_HINT_T1>(here.wrapping_add(FAR_AHEAD + line));
             }
@@ -51,7 +49,7 @@ fn ask_for_more<const SIDE_BY_SIDE: usize, W>(blocks: &[W]) {
 
 /// Asks for what is read of rows before [`ask_for_more`] has an effect.
 fn ask_for_first<const SIDE_BY_SIDE: usize, W: bytemuck::Pod>(rows: &RowsApart<W>) {
-    for line in (0..AHEAD).step_by(64) {
+    for line in (0..STREAM_AHEAD).step_by(64) {
         for row in 0..SIDE_BY_SIDE {
             // SAFETY: a hint, wherever it points.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(rows.first.wrapping_add(row * rows.stride + line).cast()) };
@@ -65,7 +63,7 @@ fn eight<T>(from: &[T], start: usize) -> &[T; 8] {
     from[start..].first_chunk().expect("eight blocks")
 }
 
-/// Rows of blocks of 32 weights, eight blocks at a time: `$levels` of the first and second halves of two blocks, with the offset added, and
+/// Rows of blocks of 32 weights, eight blocks at a time: `$levels` of the first and second halves of four blocks, with the offset added, and
 /// `$scales` of eight. `$term` is what a block adds, of its sum, the scales of its weights, and those of its activations.
 macro_rules! rows_of_32 {
     (
@@ -127,8 +125,7 @@ macro_rules! rows_of_32 {
                             let first = products_of_four($levels, load_64(&x[0][0]), load_64(&x[0][1]));
                             let $few = [&$eight[4], &$eight[5], &$eight[6], &$eight[7]];
                             let second = products_of_four($levels, load_64(&x[1][0]), load_64(&x[1][1]));
-                            let sums = [first, second];
-                            let sum = corrected::<OFFSET>(sums_of_fours(sums), corrections);
+                            let sum = corrected::<OFFSET>(sums_of_fours([first, second]), corrections);
                             let ($sum, $w) = (_mm256_cvtepi32_ps(sum), $scales);
                             let terms: &mut [f32] = &mut terms[start..start + 8];
                             // SAFETY: writes eight floats.
@@ -165,7 +162,7 @@ fn sum(v: __m256i) -> i32 {
     sum_of_four(_mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v)))
 }
 
-/// Rows of super-blocks, one after the other. `$product` is the sum of a block of integers with as many activations, as lanes to be added
+/// Rows of super-blocks, side by side. `$product` is the sum of a block of integers with as many activations, as lanes to be added
 /// up, and `$minimums` that of the minimums; both know the number of the block.
 macro_rules! rows_of_256 {
     (

@@ -6,12 +6,9 @@
 
 use super::{AMX_TOKENS, Amx, Lines, ROW, ROW_UNITS, TILE, Tiles};
 use crate::packed::{Groups, PANEL, PanelProduct, Units};
-use kbit_types::streams;
+use kbit_types::{STREAM_AHEAD, streams};
 use std::arch::asm;
 use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-
-/// How many bytes behind what is read of a row memory is asked for.
-const AHEAD: usize = 512;
 
 /// Asks for a line of four rows from `next` on, and goes on to the next four.
 macro_rules! ask_four_rows {
@@ -93,7 +90,7 @@ impl Amx {
                     rest = in(reg) rest,
                     stride = in(reg) stride,
                     three = in(reg) 3 * stride,
-                    ahead = const AHEAD,
+                    ahead = const STREAM_AHEAD,
                     four = in(reg) 4_usize,
                     row = in(reg) ROW,
                     out = in(reg) sums.as_mut_ptr(),

@@ -39,7 +39,11 @@ impl Amx {
     /// See [`Kernels::multiply_integers`](crate::Kernels::multiply_integers); of blocks that [`Amx::integer_groups`] takes.
     pub(crate) fn multiply_integers(self, product: &mut IntegerProduct<'_, '_>) {
         let (layout, units) = (product.cols().layout(), product.cols().units());
-        assert_eq!(Some(product.groups()), self.integer_groups(layout), "activations as tiles want them");
+        assert_eq!(
+            Some(product.cols().groups()),
+            self.integer_groups(layout),
+            "activations as tiles want them"
+        );
         assert!(units <= UNITS, "{units} units at a time");
         // SAFETY: the CPU has the features, and the layout is that of the function.
         unsafe {

@@ -17,7 +17,7 @@ impl Avx512 {
     /// See [`Kernels::multiply_integers`](crate::Kernels::multiply_integers).
     pub(crate) fn multiply_integers(self, product: &mut IntegerProduct<'_, '_>) {
         if let Some(amx) = self.amx
-            && product.groups() != Groups::INTEGERS
+            && product.cols().groups() != Groups::INTEGERS
         {
             amx.multiply_integers(product);
         } else if self.vnni {

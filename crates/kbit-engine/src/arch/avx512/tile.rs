@@ -7,7 +7,7 @@ use super::{Avx512, first};
 use crate::arch::amx::Amx;
 use crate::arch::generic;
 use crate::packed::{BLOCK, Groups, Line, PANEL, PanelProduct, Tile, Units};
-use kbit_types::streams;
+use kbit_types::{STREAM_AHEAD, streams};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -177,10 +177,6 @@ fn few(from: Units<'_>, width: usize, to: &mut [u32], whole: usize) {
     generic::interleave(from, width, to, whole);
 }
 
-/// How many bytes behind what is read of a row memory is asked for. With 16 rows at a time that is enough, whatever the CPU does by
-/// itself; further ahead, what has come is driven out again.
-const AHEAD: usize = 512;
-
 /// Products of rows with one activation: as tiles give them, but each unit is multiplied where it was transposed. `$add` is the sum
 /// after one unit, which meets `$n` units of the activation.
 macro_rules! lines {
@@ -206,7 +202,7 @@ macro_rules! lines {
                     };
                     for unit in (block..end.min(whole)).step_by(4) {
                         // A quarter of the rows at a time, since a line of memory is four times as long as what is read here.
-                        let ahead = unit / 4 % 4 * stride + 4 * unit + AHEAD;
+                        let ahead = unit / 4 % 4 * stride + 4 * unit + STREAM_AHEAD;
                         for first in firsts {
                             _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(ahead).cast());
                         }
