@@ -31,6 +31,7 @@ mod cache;
 mod compute;
 mod error;
 mod experts;
+mod float;
 mod generation;
 mod integer;
 mod kernels;

@@ -1,25 +1,24 @@
 //! A weight matrix behind its codec, and the ways to multiply by it.
 //!
-//! Weights are decoded per use, some rows at a time, and packed into panels ([`packed`](crate::packed)); a task multiplies each panel
-//! with all activations while it is in the first-level cache. One token is multiplied with rows as they are stored, at the speed of
+//! Weights are decoded per use, some rows at a time, and packed into panels ([`packed`](crate::packed)); a task multiplies its panels
+//! with all activations while they are in the second-level cache. One token is multiplied with rows as they are stored, at the speed of
 //! memory, where there are kernels for that, whose sums are those of panels. So every output is one sum, whose order depends on
 //! nothing but the number of columns.
 
 use crate::buffer::{Rows, RowsMut, Window, padded};
 use crate::compute::Compute;
 use crate::error::Shape;
+use crate::float::{self, FloatProduct, Format};
 use crate::integer;
 use crate::mode::{Mode, Rounding};
 use crate::observe::MatrixName;
-use crate::packed::{
-    BLOCK, Groups, IntegerCols, Line, PANEL, PanelProduct, TOKENS, Tile, Units, lay_out_in_runs,
-};
+use crate::packed::{Groups, IntegerCols, Line, PANEL, TOKENS, Units};
 use crate::{EngineError, Kernels};
 use kbit_types::Codec;
 use std::sync::Arc;
 
-/// Floats in the rows that one task decodes: 256 KiB.
-const TASK: usize = 1 << 16;
+/// Floats in the rows that one task decodes, whose panels are in the second-level cache then: 512 KiB.
+const TASK: usize = 1 << 17;
 /// Weights of a task that multiplies one token without decoding, at least: some hundred microseconds. Kernels have to wait for memory
 /// where a task begins.
 const LONG_TASK: usize = 1 << 21;
@@ -171,7 +170,7 @@ impl Weight {
                 })
             }
             (Operand::Floats { format, rounding, groups }, ..) => {
-                pack_activations(compute, x, format, rounding, groups, bytemuck::cast_slice_mut(packed))
+                float::pack(compute, x, format, rounding, groups, bytemuck::cast_slice_mut(packed))
             }
             (other, ..) => unreachable!("{other:?} is not of {self:?}"),
         }
@@ -213,42 +212,43 @@ impl Weight {
                 {
                     return Ok(());
                 }
-                let units = format.block(format.units(self.cols), groups);
-                self.with_units(compute, first, count, format, |weights| {
-                    compute.with_scratch(units * PANEL, |panel| {
-                        multiply_tiles(
-                            compute.kernels,
-                            format,
-                            groups,
-                            bytemuck::cast_slice(packed),
-                            weights,
-                            bytemuck::cast_slice_mut(panel),
-                            &mut out,
-                        );
-                        Ok(())
-                    })
-                })
+                let tokens = out.rows();
+                let keeps_panels = groups.run == 1 && tokens > TOKENS;
+                let strip = if keeps_panels { count } else { self.whole_groups(PANEL) };
+                for start in (0..count).step_by(strip) {
+                    let rows = strip.min(count - start);
+                    let out = out.tile(0, tokens, start, rows);
+                    self.with_units(compute, first + start, rows, format, |weights| {
+                        let packed = bytemuck::cast_slice(packed);
+                        float::multiply(compute, &FloatProduct { format, groups, packed, weights }, out)
+                    })?;
+                }
+                Ok(())
             }
             (other, ..) => unreachable!("{other:?} is not of {self:?}"),
         }
+    }
+
+    /// This number of rows, or a group where these are not whole ones.
+    fn whole_groups(&self, rows: usize) -> usize {
+        if rows.is_multiple_of(self.group) { rows } else { self.group }
     }
 
     /// Rows of a task: whole panels where groups allow. Of a batch, as many as fill a task's scratch memory, but several tasks for each
     /// thread. One token's work is short, so that each thread has one task, unless it is long enough that another could help out.
     fn task_rows(&self, compute: &Compute, operand: Operand, tokens: usize) -> usize {
         let threads = compute.threads();
-        let unit = |rows: usize| if rows.is_multiple_of(self.group) { rows } else { self.group };
         let in_place = match operand {
             Operand::Integers { .. } | Operand::Fused { .. } => true,
             Operand::Floats { format, .. } => self.stored(format, 0, 0).is_some(),
         };
         if tokens == 1 && in_place {
             let tasks = (self.rows * self.cols / LONG_TASK).max(1).next_multiple_of(threads);
-            return self.rows.div_ceil(tasks).next_multiple_of(unit(SIDE_BY_SIDE));
+            return self.rows.div_ceil(tasks).next_multiple_of(self.whole_groups(SIDE_BY_SIDE));
         }
         let most = if threads > 1 { self.rows.div_ceil(4 * threads) } else { self.rows };
         let wanted = (TASK / self.cols.max(1)).min(most);
-        let unit = unit(PANEL);
+        let unit = self.whole_groups(PANEL);
         (wanted / unit * unit).max(unit)
     }
 
@@ -439,141 +439,6 @@ pub(crate) fn multiply_all<'w, 'o, const N: usize>(
             weight.multiply_rows(compute, operand, &packed[start..][..floats(operand)], first, out)
         })
     })
-}
-
-/// Floats that are multiplied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
-    F32,
-    Bf16,
-}
-
-impl Format {
-    /// Units of `cols` floats.
-    fn units(self, cols: usize) -> usize {
-        match self {
-            Self::F32 => cols,
-            Self::Bf16 => cols.div_ceil(2),
-        }
-    }
-
-    /// Units of a panel that are multiplied at a time.
-    fn block(self, units: usize, groups: Groups) -> usize {
-        if groups.run == 1 {
-            return BLOCK.min(units);
-        }
-        // Sums leave the tiles after each block, but the order of theirs does not depend on it.
-        let blocks = units.div_ceil(2 * BLOCK).max(1);
-        groups.filled(units.div_ceil(blocks))
-    }
-
-    /// How kernels want activations of the format.
-    fn groups(self, kernels: Kernels) -> Groups {
-        match self {
-            Self::F32 => Groups::FLOATS,
-            Self::Bf16 => kernels.bf16_groups(),
-        }
-    }
-}
-
-/// Packs activations, rounded where that is wanted: group after group, each time `[units / run, tokens, run]`.
-fn pack_activations(
-    compute: &Compute,
-    x: Rows<'_>,
-    format: Format,
-    rounding: Option<Rounding>,
-    groups: Groups,
-    packed: &mut [u32],
-) -> Result<(), EngineError> {
-    let (cols, units) = (x.cols(), groups.filled(format.units(x.cols())));
-    if units == 0 {
-        return Ok(());
-    }
-    compute.for_each(packed.chunks_mut(groups.tokens * units), |group, packed| {
-        let (first, count) = (group * groups.tokens, packed.len() / units);
-        let rows = x.band(first, count);
-        if format == Format::F32 && rounding.is_none() {
-            let units = Units::new(bytemuck::cast_slice(rows.data()), count, 4 * cols, 4 * rows.stride());
-            compute.kernels.interleave(units, count, packed);
-            return Ok(());
-        }
-        compute.with_scratch(count * units + cols, |scratch| {
-            let (rounded, row) = scratch.split_at_mut(count * units);
-            for (index, rounded) in rounded.chunks_exact_mut(units).enumerate() {
-                row.copy_from_slice(rows.row(index));
-                if let Some(rounding) = rounding {
-                    rounding.apply(row);
-                }
-                match format {
-                    Format::F32 => rounded.copy_from_slice(row),
-                    Format::Bf16 => {
-                        rounded[cols / 2..].fill(0.0);
-                        compute.kernels.round_bf16(row, &mut bytemuck::cast_slice_mut(rounded)[..cols]);
-                    }
-                }
-            }
-            if groups.run > 1 {
-                lay_out_in_runs(bytemuck::cast_slice(rounded), units, groups.run, packed);
-                return Ok(());
-            }
-            let bytes = if format == Format::F32 { 4 } else { 2 };
-            let units = Units::new(bytemuck::cast_slice(rounded), count, bytes * cols, 4 * units);
-            compute.kernels.interleave(units, count, packed);
-            Ok(())
-        })
-    })
-}
-
-/// `out = x * weights^T`: panel by panel, and of each panel block by block. `panel` is scratch memory for one block of a panel.
-fn multiply_tiles(
-    kernels: Kernels,
-    format: Format,
-    groups: Groups,
-    packed: &[u32],
-    weights: Units<'_>,
-    panel: &mut [u32],
-    out: &mut Window<'_>,
-) {
-    let (tokens, units) = (out.rows(), weights.len());
-    let most = format.block(units, groups);
-    if units == 0 {
-        (0..tokens).for_each(|token| out.row_mut(token).fill(0.0));
-        return;
-    }
-    if tokens == 1 {
-        let line = if format == Format::F32 { Line::F32 } else { Line::Bf16 };
-        if kernels.line(line, weights, packed, out.row_mut(0)) {
-            return;
-        }
-    }
-    for row in (0..weights.rows()).step_by(PANEL) {
-        let rows = PANEL.min(weights.rows() - row);
-        for unit in (0..units).step_by(most) {
-            let block = most.min(units - unit);
-            let panel = &mut panel[..groups.filled(block) * PANEL];
-            let (weights_of_block, rest) = panel.split_at_mut(block * PANEL);
-            kernels.interleave(weights.window(row, rows, unit, block), PANEL, weights_of_block);
-            if format == Format::Bf16 {
-                kernels.normalize_bf16(weights_of_block);
-            }
-            if groups.run > 1 {
-                rest.fill(0);
-                let out = out.tile(0, tokens, row, rows);
-                kernels.multiply_bf16(&mut PanelProduct::new(groups, packed, unit, panel, out));
-                continue;
-            }
-            let panel = weights_of_block;
-            for token in (0..tokens).step_by(TOKENS) {
-                let count = TOKENS.min(tokens - token);
-                let x = &packed[token * units + unit * count..][..block * count];
-                let tile = Tile::new(x, panel, block, out.tile(token, count, row, rows), unit > 0);
-                match format {
-                    Format::F32 => kernels.tile_f32(tile),
-                    Format::Bf16 => kernels.tile_bf16(tile),
-                }
-            }
-        }
-    }
 }
 
 impl std::fmt::Debug for Weight {

@@ -13,6 +13,8 @@ use std::mem::transmute;
 
 /// Lanes of a vector.
 const LANES: usize = 16;
+/// Units of a panel that are asked for ahead: panels come from the second-level cache.
+const AHEAD: usize = 16;
 
 impl Avx512 {
     /// See [`Kernels::interleave`](crate::Kernels::interleave).
@@ -129,6 +131,11 @@ fn interleave(from: Units<'_>, width: usize, to: &mut [u32]) {
     for group in (0..groups).step_by(LANES) {
         let firsts = [0, 4, 8, 12].map(|row| from.data()[(group + row) * stride..].as_ptr());
         for unit in (0..whole).step_by(4) {
+            // The next 16 rows, of which a quarter at a time, since a line of memory is four times as long as what is read here.
+            let next = (LANES + unit / 4 % 4) * stride + 4 * unit;
+            for first in firsts {
+                _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(next).cast());
+            }
             // SAFETY: 16 bytes from unit `unit` on lie inside each row.
             let columns = unsafe { columns(firsts, stride, 4 * unit) };
             for (column, words) in columns.into_iter().enumerate() {
@@ -290,6 +297,9 @@ macro_rules! tiles {
                 // SAFETY: `w` has PANEL units, and `x` has M, for each of the tile's.
                 unsafe {
                     let w = w.add(unit * PANEL);
+                    for line in [0, LANES] {
+                        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD * PANEL + line).cast());
+                    }
                     let w = [_mm512_loadu_epi32(w), _mm512_loadu_epi32(w.add(LANES))];
                     for (m, sums) in sums.iter_mut().enumerate() {
                         let $x = _mm512_set1_epi32(*x.add(unit * M + m));
