@@ -9,6 +9,11 @@ use super::{LANES, READ, Row, Step, portable};
 use crate::code::{Code, UNIT};
 use std::arch::x86_64::*;
 
+/// Rows that are multiplied side by side.
+const ABREAST: usize = 4;
+/// Bytes that are asked for ahead.
+const AHEAD: usize = 2048;
+
 /// Proof that the CPU has the features.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512 {
@@ -138,8 +143,10 @@ fn step<const BITS: u32, const FROM_BITS: u32>(step: Step<'_>) {
 /// The fours of a vector lie in such an order that the lower halves of its four lanes hold the first 16 weights.
 #[derive(Clone, Copy)]
 struct Reader {
-    /// The eight bytes that hold the windows of four weights, for each four.
+    /// The eight bytes that hold the windows of four weights, for each four: of a unit and what follows.
     bytes: __m512i,
+    /// The same of the last unit of a row, where it is the end of 16 bytes, which the first of the row follow.
+    last_bytes: __m512i,
     /// For each byte of 32 numbers of 16 bits, which bits of those 64 bits it is.
     bits: __m512i,
     multiplier: __m512i,
@@ -163,8 +170,11 @@ impl Reader {
                 (bits[2 * number], bits[2 * number + 1]) = (start, start + 8);
             }
         }
+        let bytes = load_integers(&bytes);
+        let before = _mm512_set1_epi8((16 - code.unit_bytes()) as i8);
         Self {
-            bytes: load_integers(&bytes),
+            bytes,
+            last_bytes: _mm512_add_epi8(bytes, before),
             bits: load_integers(&bits),
             multiplier: _mm512_set1_epi16(code.multiplier().cast_signed()),
             factors: code.factors().map(|factor| _mm512_set1_epi16(factor)),
@@ -177,11 +187,34 @@ impl Reader {
     #[inline]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
     fn read<const UNITS: usize>(&self, units: [&[u8; READ]; UNITS]) -> [__m512i; UNITS] {
-        let mut t = [_mm512_setzero_si512(); UNITS];
-        for (t, unit) in t.iter_mut().zip(units) {
+        let mut bytes = [_mm256_setzero_si256(); UNITS];
+        for (bytes, unit) in bytes.iter_mut().zip(units) {
             // SAFETY: reads the 32 bytes of `unit`; the instruction needs no alignment.
-            let here = _mm512_castsi256_si512(unsafe { _mm256_loadu_si256(unit.as_ptr().cast()) });
-            let windows = _mm512_multishift_epi64_epi8(self.bits, _mm512_permutexvar_epi8(self.bytes, here));
+            *bytes = unsafe { _mm256_loadu_si256(unit.as_ptr().cast()) };
+        }
+        self.values(bytes, self.bytes)
+    }
+
+    /// Values of the last unit of each row.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    fn read_last<const ROWS: usize>(&self, ends: [[&[u8; 16]; 2]; ROWS]) -> [__m512i; ROWS] {
+        let mut bytes = [_mm256_setzero_si256(); ROWS];
+        for (bytes, [last, first]) in bytes.iter_mut().zip(ends) {
+            // SAFETY: reads the 16 bytes of each; the instruction needs no alignment.
+            *bytes = unsafe { _mm256_loadu2_m128i(first.as_ptr().cast(), last.as_ptr().cast()) };
+        }
+        self.values(bytes, self.last_bytes)
+    }
+
+    /// Values of units, whose bytes are in the places `order` of `bytes`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    fn values<const UNITS: usize>(&self, bytes: [__m256i; UNITS], order: __m512i) -> [__m512i; UNITS] {
+        let mut t = [_mm512_setzero_si512(); UNITS];
+        for (t, bytes) in t.iter_mut().zip(bytes) {
+            let fours = _mm512_permutexvar_epi8(order, _mm512_castsi256_si512(bytes));
+            let windows = _mm512_multishift_epi64_epi8(self.bits, fours);
             *t = _mm512_mullo_epi16(windows, self.multiplier);
         }
         let mut power = t;
@@ -238,10 +271,16 @@ fn values(code: Code, rows: &[u8], cols: usize, out: &mut [f32]) {
 fn dot(code: Code, rows: &[u8], x: &[u8], out: &mut [f32]) {
     let reader = Reader::new(code);
     let x = x.as_chunks::<{ 4 * LANES }>().0.as_chunks::<2>().0;
-    let (pairs, last) = x.as_chunks::<2>();
     let len = rows.len() / out.len();
-    for (index, out) in out.iter_mut().enumerate() {
-        let row = Row::new(&rows[index * len..], len, reader.unit);
+    // Rows behind which enough can be read.
+    let free = if len < 16 { 0 } else { (rows.len() - READ.min(rows.len())) / len / ABREAST * ABREAST };
+    let (together, others) = out.split_at_mut(free);
+    for (index, out) in together.as_chunks_mut().0.iter_mut().enumerate() {
+        *out = dot_of_rows(&reader, &rows[index * ABREAST * len..], len, x);
+    }
+    let (pairs, last) = x.as_chunks::<2>();
+    for (index, out) in others.iter_mut().enumerate() {
+        let row = Row::new(&rows[(free + index) * len..], len, reader.unit);
         let mut sums = [_mm512_setzero_ps(); 2];
         for (pair, x) in pairs.iter().enumerate() {
             let [first, second] = reader.read([row.unit(2 * pair), row.unit(2 * pair + 1)]);
@@ -254,6 +293,35 @@ fn dot(code: Code, rows: &[u8], x: &[u8], out: &mut [f32]) {
         }
         *out = total(sums) / WIDENED;
     }
+}
+
+/// Products of rows of `len` bytes, 16 or more, at the start of `rows`, behind which as much can be read as for a unit.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+fn dot_of_rows(reader: &Reader, rows: &[u8], len: usize, x: &[[[u8; 4 * LANES]; 2]]) -> [f32; ABREAST] {
+    let mut sums = [[_mm512_setzero_ps(); 2]; ABREAST];
+    let Some((last, before)) = x.split_last() else { return [0.0; ABREAST] };
+    for (unit, x) in before.iter().enumerate() {
+        let mut units = [&[0; READ]; ABREAST];
+        for (row, bytes) in units.iter_mut().enumerate() {
+            *bytes = rows[row * len + unit * reader.unit..].first_chunk().expect("bytes of a unit");
+            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD).cast());
+        }
+        for (sums, values) in sums.iter_mut().zip(reader.read(units)) {
+            add_products(sums, values, x);
+        }
+    }
+    let mut ends = [[&[0; 16]; 2]; ABREAST];
+    for (row, ends) in ends.iter_mut().enumerate() {
+        let row = &rows[row * len..][..len];
+        *ends = [row.last_chunk().expect("16 bytes"), row.first_chunk().expect("16 bytes")];
+    }
+    for (sums, values) in sums.iter_mut().zip(reader.read_last(ends)) {
+        add_products(sums, values, last);
+    }
+    let mut out = totals(sums);
+    out.iter_mut().for_each(|sum| *sum /= WIDENED);
+    out
 }
 
 /// Adds the products of a unit, times [`WIDENED`].
@@ -314,19 +382,35 @@ fn tile(values: &[f32], x: [&[u8]; 2]) -> [f32; 8] {
             }
         }
     }
-    // As `total` does, for all at once: halves, quarters and eighths of two, four and eight vectors come together in one.
-    let [one, two] = sums.map(|rows| {
-        let rows = rows.map(|[lower, upper]| _mm512_add_ps(lower, upper));
-        let halves = |a: __m512, b: __m512| {
-            _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
-        };
-        let (a, b) = (halves(rows[0], rows[1]), halves(rows[2], rows[3]));
-        _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
-    });
+    // Eighths of both activations' sums come together in one vector.
+    let [one, two] = [quarters(sums[0]), quarters(sums[1])];
     let pairs = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(one, two), _mm512_shuffle_ps::<0xee>(one, two));
     let mut all = [0.0; LANES];
     store(_mm512_add_ps(pairs, _mm512_permute_ps::<0xb1>(pairs)), &mut all);
     std::array::from_fn(|index| all[4 * (index % 4) + 2 * (index / 4)])
+}
+
+/// The sums of four rows, as [`total`] adds them, but for the last two steps: those of a row are four neighbours.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn quarters(rows: [[__m512; 2]; 4]) -> __m512 {
+    let rows = rows.map(|[lower, upper]| _mm512_add_ps(lower, upper));
+    let halves = |a: __m512, b: __m512| {
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+    };
+    let (a, b) = (halves(rows[0], rows[1]), halves(rows[2], rows[3]));
+    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
+}
+
+/// As [`total`], of four rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn totals(rows: [[__m512; 2]; 4]) -> [f32; 4] {
+    let quarters = quarters(rows);
+    let pairs = _mm512_add_ps(quarters, _mm512_permute_ps::<0x4e>(quarters));
+    let mut all = [0.0; LANES];
+    store(_mm512_add_ps(pairs, _mm512_permute_ps::<0xb1>(pairs)), &mut all);
+    std::array::from_fn(|row| all[4 * row])
 }
 
 /// The sum of 32 sums, added in halves.

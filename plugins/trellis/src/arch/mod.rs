@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn products_are_those_of_the_values() {
         for code in codes() {
-            for (rows, cols) in [(1, 32), (5, 64), (7, 576)] {
+            for (rows, cols) in [(1, 32), (5, 64), (9, 96), (7, 576)] {
                 let bytes = noise(rows * code.row_bytes(cols));
                 let x = gaussian(cols);
                 let packed: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
