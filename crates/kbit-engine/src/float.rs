@@ -8,6 +8,9 @@ use crate::mode::Rounding;
 use crate::packed::{BLOCK, Groups, Line, PANEL, PanelProduct, TOKENS, Tile, Units, lay_out_in_runs};
 use crate::{EngineError, Kernels};
 
+/// Units of panels that wait in the second-level cache: 512 KiB.
+const WAITING: usize = 1 << 17;
+
 /// Floats that are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -118,7 +121,7 @@ pub(crate) fn multiply(
             return Ok(());
         }
     }
-    let len = PANEL * if groups.run > 1 { product.block() } else { product.panels().len() * weights.len() };
+    let len = PANEL * if groups.run > 1 { product.block() } else { product.panels_waiting() * weights.len() };
     compute.with_scratch(len, |panels| {
         let panels = &mut bytemuck::cast_slice_mut(panels)[..len];
         if groups.run > 1 {
@@ -146,6 +149,11 @@ impl FloatProduct<'_> {
     fn panels(&self) -> impl ExactSizeIterator<Item = (usize, usize)> + Clone + use<> {
         let all = self.weights.rows();
         (0..all).step_by(PANEL).map(move |row| (row, PANEL.min(all - row)))
+    }
+
+    /// Panels that are packed before they are multiplied.
+    fn panels_waiting(&self) -> usize {
+        (WAITING / (PANEL * self.weights.len())).clamp(1, self.panels().len().max(1))
     }
 
     /// Weights of a panel, from the one of number `row` on, and of some of its units.
@@ -178,24 +186,28 @@ impl FloatProduct<'_> {
         }
     }
 
-    /// All panels are packed first, and then multiplied with one tile of activations after another: these stay in the first-level cache, as
-    /// do their sums, and panels come from the second-level one, as fast as such kernels need them.
+    /// Some panels are packed first, and then multiplied with one tile of activations after another: these stay in the first-level cache,
+    /// as do their sums, and panels come from the second-level one, as fast as such kernels need them.
     fn tile_by_tile(&self, kernels: Kernels, panels: &mut [u32], out: &mut Window<'_>) {
         let (tokens, units) = (out.rows(), self.weights.len());
-        for (rows, panel) in self.panels().zip(panels.chunks_exact_mut(PANEL * units)) {
-            self.pack_panel(kernels, rows, (0, units), panel);
-        }
-        for token in (0..tokens).step_by(TOKENS) {
-            let count = TOKENS.min(tokens - token);
-            let x = &self.packed[token * units..][..count * units];
-            for ((row, rows), panel) in self.panels().zip(panels.chunks_exact(PANEL * units)) {
-                for (unit, block) in self.blocks() {
-                    let x = &x[unit * count..][..block * count];
-                    let w = &panel[unit * PANEL..][..block * PANEL];
-                    let tile = Tile::new(x, w, block, out.tile(token, count, row, rows), unit > 0);
-                    match self.format {
-                        Format::F32 => kernels.tile_f32(tile),
-                        Format::Bf16 => kernels.tile_bf16(tile),
+        let (size, waiting) = (PANEL * units, self.panels_waiting());
+        for first in (0..self.panels().len()).step_by(waiting) {
+            let some = self.panels().skip(first).take(waiting);
+            for (rows, panel) in some.clone().zip(panels.chunks_exact_mut(size)) {
+                self.pack_panel(kernels, rows, (0, units), panel);
+            }
+            for token in (0..tokens).step_by(TOKENS) {
+                let count = TOKENS.min(tokens - token);
+                let x = &self.packed[token * units..][..count * units];
+                for ((row, rows), panel) in some.clone().zip(panels.chunks_exact(size)) {
+                    for (unit, block) in self.blocks() {
+                        let x = &x[unit * count..][..block * count];
+                        let w = &panel[unit * PANEL..][..block * PANEL];
+                        let tile = Tile::new(x, w, block, out.tile(token, count, row, rows), unit > 0);
+                        match self.format {
+                            Format::F32 => kernels.tile_f32(tile),
+                            Format::Bf16 => kernels.tile_bf16(tile),
+                        }
                     }
                 }
             }

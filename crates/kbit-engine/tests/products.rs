@@ -67,6 +67,23 @@ fn a_product_depends_on_its_row_and_its_activation_alone() {
 }
 
 #[test]
+fn rows_decoded_together_have_the_products_of_rows_decoded_apart() {
+    // More of them than panels wait in the cache.
+    let (rows, cols) = (300, 768);
+    let x = noise(14 * cols, 1);
+    for mode in [Mode::F32, Mode::Bf16] {
+        for kernels in InstructionSet::ALL.into_iter().filter_map(Kernels::of) {
+            let [apart, together] = [1, 1000].map(|group| {
+                let plain = Plain { rows, cols, data: noise(rows * cols, 3), group, open: false };
+                let codec: Arc<dyn Codec> = Arc::new(plain);
+                product(&codec, mode, kernels, &x)
+            });
+            assert_eq!(bits(&apart), bits(&together), "{mode}, {kernels:?}");
+        }
+    }
+}
+
+#[test]
 fn one_token_of_floats_is_multiplied_as_many_are() {
     for (rows, cols) in [(15, 40), (16, 1), (17, 3), (23, 33), (31, 264), (40, 515), (48, 1030), (75, 48)] {
         let x = noise(2 * cols, 1);
