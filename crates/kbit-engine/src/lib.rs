@@ -22,7 +22,8 @@
 //!
 //! # Memory
 //! Activations of [`Session::BATCH`] tokens and their packed form, keys and values of the tokens so far (in blocks of 128 positions, as
-//! [`CacheTypes`] says), 512 KiB of decoded weights a thread, as much of their panels, and the logits that were asked for. A codec whose rows come in
+//! [`CacheTypes`] says), 512 KiB of decoded weights a thread (32 rows, where these are more), as much of
+//! their panels, and the logits that were asked for. A codec whose rows come in
 //! large groups (one scale for a whole matrix, say) makes what is decoded as large as one group.
 
 mod arch;
