@@ -9,7 +9,7 @@ use crate::packed::{BLOCK, Groups, Line, PANEL, PanelProduct, TOKENS, Tile, Unit
 use crate::{EngineError, Kernels};
 
 /// Units of panels that wait in the second-level cache: 512 KiB.
-const WAITING: usize = 1 << 17;
+pub(crate) const WAITING: usize = 1 << 17;
 
 /// Floats that are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +25,6 @@ impl Format {
             Self::F32 => cols,
             Self::Bf16 => cols.div_ceil(2),
         }
-    }
-
-    /// Units of a panel that are multiplied at a time.
-    fn block(self, units: usize, groups: Groups) -> usize {
-        if groups.run == 1 {
-            return BLOCK.min(units);
-        }
-        // Sums leave the tiles after each block, but the order of theirs does not depend on it.
-        let blocks = units.div_ceil(2 * BLOCK).max(1);
-        groups.filled(units.div_ceil(blocks))
     }
 
     /// How kernels want activations of the format.
@@ -136,7 +126,13 @@ pub(crate) fn multiply(
 impl FloatProduct<'_> {
     /// Units of a panel that are multiplied at a time.
     fn block(&self) -> usize {
-        self.format.block(self.weights.len(), self.groups)
+        let units = self.weights.len();
+        if self.groups.run == 1 {
+            return BLOCK.min(units);
+        }
+        // Sums leave the tiles after each block, but the order of theirs does not depend on it.
+        let blocks = units.div_ceil(2 * BLOCK).max(1);
+        self.groups.filled(units.div_ceil(blocks))
     }
 
     /// First unit, and number of units.

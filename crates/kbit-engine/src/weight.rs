@@ -17,8 +17,8 @@ use crate::{EngineError, Kernels};
 use kbit_types::Codec;
 use std::sync::Arc;
 
-/// Floats in the rows that one task decodes, whose panels are in the second-level cache then: 512 KiB.
-const TASK: usize = 1 << 17;
+/// Floats in the rows that one task decodes: as many as have panels that wait in the cache.
+const TASK: usize = float::WAITING;
 /// Weights of a task that multiplies one token without decoding, at least: some hundred microseconds. Kernels have to wait for memory
 /// where a task begins.
 const LONG_TASK: usize = 1 << 21;

@@ -273,22 +273,16 @@ fn dot(code: Code, rows: &[u8], x: &[u8], out: &mut [f32]) {
     let x = x.as_chunks::<{ 4 * LANES }>().0.as_chunks::<2>().0;
     let len = rows.len() / out.len();
     // Rows behind which enough can be read.
-    let free = if len < 16 { 0 } else { (rows.len() - READ.min(rows.len())) / len / ABREAST * ABREAST };
+    let free = if len < 16 { 0 } else { rows.len().saturating_sub(READ) / len / ABREAST * ABREAST };
     let (together, others) = out.split_at_mut(free);
     for (index, out) in together.as_chunks_mut().0.iter_mut().enumerate() {
         *out = dot_of_rows(&reader, &rows[index * ABREAST * len..], len, x);
     }
-    let (pairs, last) = x.as_chunks::<2>();
     for (index, out) in others.iter_mut().enumerate() {
         let row = Row::new(&rows[(free + index) * len..], len, reader.unit);
         let mut sums = [_mm512_setzero_ps(); 2];
-        for (pair, x) in pairs.iter().enumerate() {
-            let [first, second] = reader.read([row.unit(2 * pair), row.unit(2 * pair + 1)]);
-            add_products(&mut sums, first, &x[0]);
-            add_products(&mut sums, second, &x[1]);
-        }
-        for x in last {
-            let [values] = reader.read([row.unit(2 * pairs.len())]);
+        for (unit, x) in x.iter().enumerate() {
+            let [values] = reader.read([row.unit(unit)]);
             add_products(&mut sums, values, x);
         }
         *out = total(sums) / WIDENED;
